@@ -1,0 +1,31 @@
+"""Fixtures of all tests: tiny random models that bite, and a recording of one of them."""
+
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from workbench.capture.record import record
+from workbench.models.loading import Model
+from workbench.recording import Recording
+
+
+@pytest.fixture(scope="session")
+def moe() -> Model:
+    """A random Qwen2-MoE of three layers, the middle one dense."""
+    return tiny.moe()
+
+
+@pytest.fixture(scope="session")
+def dense() -> Model:
+    """A random dense Qwen2."""
+    return tiny.dense()
+
+
+@pytest.fixture(scope="session")
+def recording(moe: Model, tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    """The tiny MoE over a small corpus of five domains, in several parts, all fields. Read only."""
+    out: Path = tmp_path_factory.mktemp("recordings") / "shared"
+    return record(
+        moe, tiny.corpus(), out, fields=("routing", "logprob", "logits"), batch_tokens=256, shard_tokens=512
+    )

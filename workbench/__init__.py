@@ -1,0 +1,43 @@
+"""A workbench for analysing and interpreting Mixture-of-Experts language models.
+
+The engine: load a model, prove and record what its routers do over a corpus, read the recording. Public names are
+imported when they are first used, so that reading a recording needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workbench.capture.record import Progress, record
+    from workbench.corpus import Corpus, Document
+    from workbench.errors import WorkbenchError
+    from workbench.models.check import check_capture
+    from workbench.models.loading import Model, from_module, load, memory_forecast
+    from workbench.models.topology import Topology, topology
+    from workbench.recording import Recording
+
+_HOMES = {
+    "workbench.capture.record": ("Progress", "record"),
+    "workbench.corpus": ("Corpus", "Document"),
+    "workbench.errors": ("WorkbenchError",),
+    "workbench.models.check": ("check_capture",),
+    "workbench.models.loading": ("Model", "from_module", "load", "memory_forecast"),
+    "workbench.models.topology": ("Topology", "topology"),
+    "workbench.recording": ("Recording",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "load", "record", "Recording", "Corpus", "Document", "Model", "Topology", "Progress", "WorkbenchError",
+    "check_capture", "from_module", "memory_forecast", "topology",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'workbench' has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

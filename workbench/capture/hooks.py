@@ -1,0 +1,244 @@
+"""Reads and sets what a model's routers and experts see, through nnsight. The only file that knows nnsight.
+
+A model is wrapped once, at its first trace. nnsight wants sites read in the order in which they run, and that order is
+found by running the model, not by a table. One lock a model: nnsight traces of one model from two threads fail.
+
+Axes: B rows of the batch, S positions, T = B·S tokens flattened row by row (padding included), E experts, K chosen per
+token, C model width, V vocabulary.
+"""
+
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from nnsight import NNsight
+
+from workbench.errors import CaptureError
+from workbench.models.topology import Router, Topology
+
+
+@dataclass(frozen=True)
+class RouterCapture:
+    """What one router did in one forward pass, padding rows included, on the model's device.
+
+    Attributes:
+        logits_TE: Raw router logits, in the dtype the model computes them in.
+        ids_TK: Chosen experts, as given to the experts module.
+        weights_TK: Routing weights, as given to the experts module.
+        shared_gate_T: The shared expert's gate before its sigmoid; None where there is none.
+        hidden_TC: Input of the experts; only in a deep trace.
+        routed_TC: Output of the experts; only in a deep trace.
+        router_input: Input of the router; only in a deep trace.
+        block_input: Input of the block; only in a deep trace.
+        block_output: Output of the block; only in a deep trace.
+    """
+
+    logits_TE: torch.Tensor
+    ids_TK: torch.Tensor
+    weights_TK: torch.Tensor
+    shared_gate_T: torch.Tensor | None
+    hidden_TC: torch.Tensor | None = None
+    routed_TC: torch.Tensor | None = None
+    router_input: torch.Tensor | None = None
+    block_input: torch.Tensor | None = None
+    block_output: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One forward pass: the model's logits_BSV, and what each router did, in the order of the topology."""
+
+    logits: torch.Tensor
+    routers: tuple[RouterCapture, ...]
+
+
+class _Wrapped:
+    def __init__(self, module: Any) -> None:
+        self.envoy = NNsight(module)
+        self.lock = threading.Lock()
+        self.order: dict[str, int] | None = None
+
+
+_WRAPPED: "WeakKeyDictionary[Any, _Wrapped]" = WeakKeyDictionary()
+_WRAPPING = threading.Lock()
+
+
+class Tracer:
+    """Runs one model and reads its routers. Cheap to make; the wrapping is done once per model."""
+
+    def __init__(self, module: Any, topology: Topology) -> None:
+        self._module = module
+        self._topology = topology
+        with _WRAPPING:
+            if module not in _WRAPPED:
+                _WRAPPED[module] = _Wrapped(module)
+            self._wrapped = _WRAPPED[module]
+
+    def run(
+        self,
+        ids_BS: torch.Tensor,
+        mask_BS: torch.Tensor | None = None,
+        *,
+        routers: Iterable[Router] | None = None,
+        logits_to_keep: int = 0,
+        deep: bool = False,
+    ) -> Trace:
+        """One forward pass without cache.
+
+        Args:
+            ids_BS: Token ids.
+            mask_BS: 1 for tokens, 0 for padding; None where nothing is padded.
+            routers: Which to read; all of the topology unless given.
+            logits_to_keep: 0 for the model's logits at all positions, n for the last n.
+            deep: Also read inputs and outputs of the blocks and experts, for the proofs.
+
+        Raises:
+            CaptureError: a site that the topology names was never reached, or gave something else than ids and weights.
+        """
+        wanted = tuple(self._topology.routers if routers is None else routers)
+        with self._wrapped.lock, torch.no_grad():
+            sites = self._sites(wanted, deep=deep, ids_BS=ids_BS)
+            read: dict[str, Any] = {}
+            with self._wrapped.envoy.trace(**self._inputs(ids_BS, mask_BS, logits_to_keep)):
+                for key, envoy, side in sites:
+                    read[key] = (envoy.inputs if side == "in" else envoy.output).save()
+                logits = self._wrapped.envoy.output.logits.save()
+        return Trace(logits, tuple(_capture(router, read) for router in wanted))
+
+    def forced(
+        self, ids_BS: torch.Tensor, mask_BS: torch.Tensor | None, *, router: Router, chosen_TK: torch.Tensor
+    ) -> torch.Tensor:
+        """The model's logits_BSV when one router's chosen experts are replaced; the weights stay.
+
+        Args:
+            ids_BS: Token ids.
+            mask_BS: 1 for tokens, 0 for padding; None where nothing is padded.
+            router: Whose choice is replaced.
+            chosen_TK: Expert ids for every token, padding included.
+        """
+        with self._wrapped.lock, torch.no_grad():
+            experts = self._envoy(router.experts_path)
+            with self._wrapped.envoy.trace(**self._inputs(ids_BS, mask_BS, 0)):
+                given = experts.inputs
+                experts.inputs = _with_ids(given, chosen_TK)
+                logits = self._wrapped.envoy.output.logits.save()
+        return logits
+
+    def _inputs(self, ids_BS: torch.Tensor, mask_BS: torch.Tensor | None, logits_to_keep: int) -> dict[str, Any]:
+        inputs: dict[str, Any] = {"input_ids": ids_BS, "use_cache": False}
+        if mask_BS is not None:
+            inputs["attention_mask"] = mask_BS
+        if logits_to_keep:
+            inputs["logits_to_keep"] = logits_to_keep
+        return inputs
+
+    def _envoy(self, path: str) -> Any:
+        envoy = self._wrapped.envoy
+        for name in path.split("."):
+            envoy = envoy[int(name)] if name.isdigit() else getattr(envoy, name)
+        return envoy
+
+    def _sites(self, routers: tuple[Router, ...], *, deep: bool, ids_BS: torch.Tensor) -> list[tuple[str, Any, str]]:
+        """(key, envoy, side) of everything to read, in the order in which it runs."""
+        keys = [key for router in routers for key in _keys(router, deep=deep)]
+        if self._wrapped.order is None or any(key not in self._wrapped.order for key in keys):
+            self._wrapped.order = self._observed_order(ids_BS)
+        missing = [key for key in keys if key not in self._wrapped.order]
+        if missing:
+            raise CaptureError(
+                f"{self._topology.family}: {missing[0]!r} was declared but never ran in a forward pass. The family's "
+                "facts in workbench/models/families.py name the wrong module, or the layer is skipped."
+            )
+        ordered = sorted(keys, key=self._wrapped.order.__getitem__)
+        return [(key, self._envoy(key.partition(":")[2]), key.partition(":")[0]) for key in ordered]
+
+    def _observed_order(self, ids_BS: torch.Tensor) -> dict[str, int]:
+        """When each site's input and output come by in a forward pass, by plain hooks on the bare module."""
+        modules = dict(self._module.named_modules())
+        keys = {key for router in self._topology.routers for key in _keys(router, deep=True)}
+        events: list[str] = []
+        handles = []
+        for key in keys:
+            side, _, path = key.partition(":")
+            hook = lambda *_, key=key: events.append(key)  # noqa: E731
+            register = modules[path].register_forward_pre_hook if side == "in" else modules[path].register_forward_hook
+            handles.append(register(hook))
+        try:
+            with torch.no_grad():
+                self._module(input_ids=ids_BS[:1, :2], use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        repeated = [key for key in keys if events.count(key) > 1]
+        if repeated:
+            raise CaptureError(
+                f"{self._topology.family}: {repeated[0]!r} ran {events.count(repeated[0])} times in one forward pass; "
+                "once was expected, so its calls cannot be told apart."
+            )
+        return {key: i for i, key in enumerate(events)}
+
+
+def _keys(router: Router, *, deep: bool) -> list[str]:
+    keys = [f"out:{router.router_path}", f"in:{router.experts_path}"]
+    if router.shared_gate_path:
+        keys.append(f"out:{router.shared_gate_path}")
+    if deep:
+        keys += [f"in:{router.router_path}", f"out:{router.experts_path}"]
+        keys += [f"in:{router.block_path}", f"out:{router.block_path}"]
+    return keys
+
+
+def _capture(router: Router, read: Mapping[str, Any]) -> RouterCapture:
+    output = read[f"out:{router.router_path}"]
+    logits = output if router.logits_index is None else output[router.logits_index]
+    hidden, ids, weights = _bound(read[f"in:{router.experts_path}"], router)
+    gate = read.get(f"out:{router.shared_gate_path}")
+    block_output = read.get(f"out:{router.block_path}")
+    deep = block_output is not None
+    return RouterCapture(
+        logits_TE=logits.reshape(-1, logits.shape[-1]),
+        ids_TK=ids.reshape(-1, ids.shape[-1]),
+        weights_TK=weights.reshape(-1, weights.shape[-1]),
+        shared_gate_T=None if gate is None else gate.reshape(-1),
+        hidden_TC=hidden if deep else None,
+        routed_TC=read.get(f"out:{router.experts_path}"),
+        router_input=_first_tensor(read[f"in:{router.router_path}"]) if deep else None,
+        block_input=_first_tensor(read[f"in:{router.block_path}"]) if deep else None,
+        block_output=block_output[0] if isinstance(block_output, tuple) else block_output,
+    )
+
+
+def _bound(inputs: tuple[tuple[Any, ...], dict[str, Any]], router: Router) -> tuple[torch.Tensor, ...]:
+    """(hidden, ids, weights) of an experts call.
+
+    Told apart by what they are, not by name or place, since families name and order them differently: the ids are the
+    integers, the weights the floats of the ids' shape, the hidden states what is left.
+    """
+    tensors = [value for value in (*inputs[0], *inputs[1].values()) if isinstance(value, torch.Tensor)]
+    ids = [t for t in tensors if not t.is_floating_point() and t.dtype != torch.bool]
+    weights = [t for t in tensors if t.is_floating_point() and ids and t.shape == ids[0].shape]
+    hidden = [t for t in tensors if t.is_floating_point() and not any(t is w for w in weights)]
+    if (len(ids), len(weights), len(hidden)) != (1, 1, 1):
+        got = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in tensors) or "no tensor"
+        raise CaptureError(
+            f"layer {router.layer} {router.experts_path}: the experts were called with {got}; hidden states, "
+            "ids and weights were expected. Add how the family calls its experts to workbench/models/families.py."
+        )
+    return hidden[0], ids[0], weights[0]
+
+
+def _with_ids(inputs: Any, chosen_TK: torch.Tensor) -> Any:
+    arguments, keywords = inputs
+
+    def swap(value: Any) -> Any:
+        is_ids = isinstance(value, torch.Tensor) and not value.is_floating_point() and value.dtype != torch.bool
+        return chosen_TK.to(value.dtype).reshape(value.shape) if is_ids else value
+
+    return tuple(swap(value) for value in arguments), {name: swap(value) for name, value in keywords.items()}
+
+
+def _first_tensor(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> torch.Tensor:
+    return next(value for value in (*inputs[0], *inputs[1].values()) if isinstance(value, torch.Tensor))

@@ -1,0 +1,153 @@
+"""The batch plan: which documents share a batch, and which batches share a shard.
+
+A pure function of the documents' lengths and domains and of the budgets, so that a run that was killed resumes with the
+very batches it would have had. One document is one row; rows of a batch have similar lengths, so little is padded.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from workbench.errors import CorpusError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One document in a batch: its index in the corpus, the tokens kept of it, and the tokens cut off its end."""
+
+    document: int
+    n_tokens: int
+    n_cut: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows that are run together, longest first, padded to the first one's length."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens without padding."""
+        return sum(row.n_tokens for row in self.rows)
+
+    @property
+    def width(self) -> int:
+        """Length that the rows are padded to."""
+        return self.rows[0].n_tokens
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Batches in the order they run, and the shards they fill (each a run of consecutive batches).
+
+    Attributes:
+        batches: All batches.
+        shards: For each shard the half-open range of its batches.
+        n_documents_left_out: Documents beyond `max_tokens`.
+    """
+
+    batches: tuple[Batch, ...]
+    shards: tuple[tuple[int, int], ...]
+    n_documents_left_out: int
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens without padding."""
+        return sum(batch.n_tokens for batch in self.batches)
+
+    @property
+    def n_documents(self) -> int:
+        """Documents that are recorded."""
+        return sum(len(batch.rows) for batch in self.batches)
+
+    @property
+    def n_cut_documents(self) -> int:
+        """Documents that were longer than the context or the budget and are cut to it."""
+        return sum(row.n_cut > 0 for batch in self.batches for row in batch.rows)
+
+    @property
+    def padding_share(self) -> float:
+        """Share of the positions run that is padding."""
+        run = sum(len(batch.rows) * batch.width for batch in self.batches)
+        return 1 - self.n_tokens / run
+
+
+def make_plan(
+    lengths: Sequence[int],
+    domains: Sequence[str],
+    *,
+    batch_tokens: int,
+    shard_tokens: int,
+    context: int | None = None,
+    max_tokens: int | None = None,
+) -> Plan:
+    """Plans the batches.
+
+    With `max_tokens`, whole documents are taken from the domains in turn, so that a cap never leaves a domain out for
+    standing last in the file; the document that would pass the cap ends its domain's turn. Longest documents run
+    first: what does not fit into memory fails at once.
+
+    Args:
+        lengths: Tokens of each document.
+        domains: Domain of each document.
+        batch_tokens: Padded positions of a batch, at most.
+        shard_tokens: A shard ends with the batch that brings it to this many tokens.
+        context: Longest sequence the model takes; None for no limit.
+        max_tokens: Cap over the corpus; None for none.
+
+    Raises:
+        CorpusError: a budget below 1, or a cap that holds no document.
+    """
+    for name, value in (("batch_tokens", batch_tokens), ("shard_tokens", shard_tokens), ("max_tokens", max_tokens)):
+        if value is not None and value < 1:
+            raise CorpusError(f"{name} is {value}; at least 1 was wanted.")
+    limit = min(batch_tokens, context or batch_tokens)
+    rows = [Row(i, min(n, limit), max(0, n - limit)) for i, n in enumerate(lengths)]
+    kept = _capped(rows, domains, max_tokens) if max_tokens is not None else rows
+    if not kept:
+        shortest = min(row.n_tokens for row in rows)
+        raise CorpusError(
+            f"max_tokens is {max_tokens}, but the shortest document has {shortest} tokens; give at least {shortest}."
+        )
+    batches: list[Batch] = []
+    open_rows: list[Row] = []
+    for row in sorted(kept, key=lambda row: (-row.n_tokens, row.document)):
+        if open_rows and (len(open_rows) + 1) * open_rows[0].n_tokens > batch_tokens:
+            batches.append(Batch(tuple(open_rows)))
+            open_rows = []
+        open_rows.append(row)
+    batches.append(Batch(tuple(open_rows)))
+    return Plan(tuple(batches), _shards(batches, shard_tokens), len(rows) - len(kept))
+
+
+def _capped(rows: list[Row], domains: Sequence[str], max_tokens: int) -> list[Row]:
+    by_domain = sorted(rows, key=lambda row: domains[row.document])
+    queues = [list(group) for _, group in groupby(by_domain, key=lambda row: domains[row.document])]
+    kept: list[Row] = []
+    left = max_tokens
+    turn = 0
+    while any(queues):
+        queue = queues[turn % len(queues)]
+        turn += 1
+        if not queue:
+            continue
+        row = queue.pop(0)
+        if row.n_tokens > left:
+            queue.clear()
+            continue
+        kept.append(row)
+        left -= row.n_tokens
+    return kept
+
+
+def _shards(batches: list[Batch], shard_tokens: int) -> tuple[tuple[int, int], ...]:
+    shards, start, filled = [], 0, 0
+    for i, batch in enumerate(batches):
+        filled += batch.n_tokens
+        if filled >= shard_tokens:
+            shards.append((start, i + 1))
+            start, filled = i + 1, 0
+    if start < len(batches):
+        shards.append((start, len(batches)))
+    return tuple(shards)

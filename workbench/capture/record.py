@@ -1,0 +1,380 @@
+"""Records what a model does over a corpus: the loop that joins plan, capture, reduction and writer.
+
+Nothing is written before the input has been checked and the capture proved. A run that was killed or cancelled goes on
+where it stopped when it is started again with the same arguments, and ends with the same tables.
+"""
+
+import hashlib
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from workbench.capture.hooks import Tracer
+from workbench.capture.plan import Batch, Plan, Row, make_plan
+from workbench.capture.reduce import BatchTokens, logprob_columns, routing_columns
+from workbench.capture.vocabulary import vocabulary_table
+from workbench.corpus import Corpus
+from workbench.errors import Cancelled, CorpusError, RecordingError
+from workbench.models.check import CheckReport, check_capture
+from workbench.models.loading import Model, config_digest, weights_digest
+from workbench.recording import FIELDS, SCHEMA, Recording, json_digest, part_name
+from workbench.recording_writer import RecordingWriter
+
+DEFAULT_FIELDS = ("routing", "logprob")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a recording is.
+
+    Attributes:
+        done_tokens: Tokens on disk or on their way there, those of an earlier run included.
+        total_tokens: Tokens of the plan.
+        tokens_per_s: Rate of this run.
+        left_s: Time left at this rate.
+    """
+
+    done_tokens: int
+    total_tokens: int
+    tokens_per_s: float
+    left_s: float
+
+
+def record(
+    model: Model,
+    corpus: Corpus | str | Path,
+    out: str | Path,
+    *,
+    fields: tuple[str, ...] = DEFAULT_FIELDS,
+    max_tokens: int | None = None,
+    batch_tokens: int = 4096,
+    shard_tokens: int = 65_536,
+    check: bool = True,
+    on_progress: Callable[[Progress], None] | None = None,
+    should_cancel: Callable[[], bool] | None = None,
+) -> Recording:
+    """Records a model over a corpus.
+
+    Args:
+        model: From `load`.
+        corpus: A corpus, a corpus file, or the name of a bundled one.
+        out: Folder of the recording: new, empty, or this very recording unfinished.
+        fields: Of `routing`, `logprob`, `logits`; `logits` adds every router logit.
+        max_tokens: Cap over the corpus, kept by whole documents, taken from the domains in turn.
+        batch_tokens: Padded positions of one batch, at most; also the longest a document can be.
+        shard_tokens: Tokens of one part on disk, at least.
+        check: Prove the capture first; False is noted in the manifest.
+        on_progress: Called after every batch.
+        should_cancel: Asked before every batch; True ends the run with what is on disk whole.
+
+    Returns:
+        The closed recording.
+
+    Raises:
+        CorpusError: the corpus cannot be read, or is text and the model has no tokenizer.
+        CaptureError: the capture failed its proof, or gave NaN.
+        RecordingError: the folder holds something else, is being written, or the disk is full.
+        Cancelled: `should_cancel` said so.
+    """
+    fields = _checked_fields(fields)
+    corpus = corpus if isinstance(corpus, Corpus) else Corpus.read(corpus)
+    out = Path(out)
+    encoded = _encode(corpus, model)
+    plan = make_plan(
+        [len(ids) for ids in encoded],
+        [document.domain for document in corpus.documents],
+        batch_tokens=batch_tokens,
+        shard_tokens=shard_tokens,
+        context=model.topology.context,
+        max_tokens=max_tokens,
+    )
+    manifest = _manifest(
+        model,
+        corpus,
+        plan,
+        fields=fields,
+        settings={"max_tokens": max_tokens, "batch_tokens": batch_tokens, "shard_tokens": shard_tokens},
+    )
+    _refuse_before_proof(out)
+    manifest["check"] = check_capture(model).to_json() if check else "skipped (--no-check)"
+    with RecordingWriter(out, manifest, topology=model.topology, fields=fields, n_shards=len(plan.shards)) as writer:
+        if not writer.closed:
+            run = _Run(model, corpus, encoded=encoded, plan=plan, fields=fields, writer=writer)
+            run.all_shards(on_progress, should_cancel)
+            writer.close(vocabulary_table(model.tokenizer, run.tokens_seen()))
+    return Recording.open(out)
+
+
+def _checked_fields(fields: tuple[str, ...]) -> tuple[str, ...]:
+    unknown = [field for field in fields if field not in FIELDS]
+    if unknown:
+        raise RecordingError(f"fields: {unknown[0]!r} is unknown; known are {', '.join(FIELDS)}.")
+    if not fields:
+        raise RecordingError(f"fields: none were given; choose of {', '.join(FIELDS)}.")
+    if "logits" in fields and "routing" not in fields:
+        raise RecordingError("fields: 'logits' are the router's and go with 'routing'; give routing,logits.")
+    return tuple(field for field in FIELDS if field in fields)
+
+
+def _refuse_before_proof(out: Path) -> None:
+    parent = out.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise RecordingError(f"{out} cannot be made: {parent} is a file. Name another --out.")
+
+
+def _encode(corpus: Corpus, model: Model) -> list[list[int]]:
+    encoded: list[list[int]] = []
+    for number, document in enumerate(corpus.documents):
+        if document.token_ids is not None:
+            ids = list(document.token_ids)
+        elif model.tokenizer is None:
+            raise CorpusError(
+                f"{corpus.name}: document {document.id!r} is text, but {model.name} has no tokenizer. "
+                "Give 'token_ids' instead of 'text', or put the tokenizer's files beside the weights."
+            )
+        else:
+            ids = model.tokenizer(document.text, verbose=False)["input_ids"]
+        if not ids:
+            raise CorpusError(f"{corpus.name}: document {document.id!r} (number {number}) has no tokens; take it out.")
+        if not 0 <= min(ids) <= max(ids) < model.topology.vocabulary:
+            raise CorpusError(
+                f"{corpus.name}: document {document.id!r} has token ids from {min(ids)} to {max(ids)}; "
+                f"{model.name} knows 0 to {model.topology.vocabulary - 1}. Was it tokenized for another model?"
+            )
+        encoded.append(ids)
+    return encoded
+
+
+def _manifest(
+    model: Model,
+    corpus: Corpus,
+    plan: Plan,
+    *,
+    fields: tuple[str, ...],
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    config = model.module.config
+    described = {
+        "name": model.name,
+        "revision": model.revision,
+        "weights": model.weights,
+        "config_digest": config_digest(model.module),
+        "weights_digest": weights_digest(model.module),
+        "dtype": model.dtype,
+        "device": model.device.type,
+        "attention_implementation": config._attn_implementation,
+        "experts_implementation": getattr(config, "_experts_implementation", None),
+    }
+    tokenizer = _tokenizer_digest(model)
+    same = ("config_digest", "weights_digest", "dtype", "device", "attention_implementation", "experts_implementation")
+    return {
+        "schema": SCHEMA,
+        "identity": {
+            **{key: described[key] for key in same},
+            "model": f"{model.name}@{model.revision}" if model.revision else model.name,
+            "tokenizer_digest": tokenizer,
+            "corpus_digest": corpus.digest,
+            "fields": list(fields),
+            **settings,
+        },
+        "model": described,
+        "tokenizer": {"class": type(model.tokenizer).__name__ if model.tokenizer else None, "digest": tokenizer},
+        "corpus": {
+            "name": corpus.name,
+            "digest": corpus.digest,
+            "documents": len(corpus.documents),
+            "domains": list(corpus.domains),
+            "documents_left_out": plan.n_documents_left_out,
+            "documents_cut": plan.n_cut_documents,
+            "tokens_cut": sum(row.n_cut for batch in plan.batches for row in batch.rows),
+        },
+        "fields": list(fields),
+        "phases": ["prefill"],
+        "settings": settings,
+        "padding_share": round(plan.padding_share, 4),
+        "halved_batches": [],
+        "topology": model.topology.to_json(),
+        "seed": None,  # nothing is drawn: prefill of given text
+        "versions": {
+            "workbench": version("moe-workbench"),
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "nnsight", "numpy", "pyarrow")},
+        },
+        "environment": {
+            "command": " ".join(sys.argv),
+            "machine": platform.machine(),
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def _tokenizer_digest(model: Model) -> str | None:
+    if model.tokenizer is None:
+        return None
+    backend = getattr(model.tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        return hashlib.sha256(backend.to_str().encode()).hexdigest()
+    return json_digest(model.tokenizer.get_vocab())
+
+
+class _Run:
+    """One run over the shards that are not on disk yet."""
+
+    def __init__(
+        self,
+        model: Model,
+        corpus: Corpus,
+        *,
+        encoded: list[list[int]],
+        plan: Plan,
+        fields: tuple[str, ...],
+        writer: RecordingWriter,
+    ) -> None:
+        self._model, self._corpus, self._encoded, self._plan = model, corpus, encoded, plan
+        self._fields, self._writer = fields, writer
+        self._tracer = Tracer(model.module, model.topology)
+
+    def all_shards(
+        self, on_progress: Callable[[Progress], None] | None, should_cancel: Callable[[], bool] | None
+    ) -> None:
+        """Runs and hands over every missing shard."""
+        started = time.perf_counter()
+        done = run = 0
+        for index, (first, last) in enumerate(self._plan.shards):
+            batches = range(first, last)
+            if index in self._writer.parts:
+                done += sum(self._plan.batches[i].n_tokens for i in batches)
+                continue
+            tokens: dict[str, list[np.ndarray]] = {}
+            documents: dict[str, list[np.ndarray]] = {}
+            for number in batches:
+                if should_cancel is not None and should_cancel():
+                    raise Cancelled(
+                        f"cancelled after {done:,} of {self._plan.n_tokens:,} tokens; the parts in {self._writer.path} "
+                        "are whole. Run the same command to go on."
+                    )
+                for of_tokens, of_documents in self._run_batch(number):
+                    _append(tokens, of_tokens)
+                    _append(documents, of_documents)
+                size = self._plan.batches[number].n_tokens
+                done, run = done + size, run + size
+                if on_progress is not None:
+                    rate = run / (time.perf_counter() - started)
+                    on_progress(Progress(done, self._plan.n_tokens, rate, (self._plan.n_tokens - done) / rate))
+            self._writer.submit(index, tokens, documents)
+
+    def tokens_seen(self) -> np.ndarray:
+        """The token ids that occur in the recording, as input or as prediction, read back from the parts."""
+        self._writer.wait()
+        columns = ["token", "predicted"] if "logprob" in self._fields else ["token"]
+        seen: set[int] = set()
+        for index in range(len(self._plan.shards)):
+            table = pq.read_table(self._writer.path / part_name("tokens", index), columns=columns)
+            for name in columns:
+                seen.update(np.unique(table[name].to_numpy()).tolist())
+        return np.array(sorted(seen), dtype=np.int32)
+
+    def _run_batch(self, number: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """The columns of one batch; of its halves where it does not fit into the GPU's memory, and that is logged."""
+        batch = self._plan.batches[number]
+        halved: list[int] = self._writer.manifest["halved_batches"]
+        pieces = _halves(batch, halved.count(number))
+        while True:
+            try:
+                yield from [self._run_rows(piece.rows) for piece in pieces]
+                return
+            except torch.cuda.OutOfMemoryError as error:
+                if all(len(piece.rows) == 1 for piece in pieces):
+                    limit = self._writer.manifest["settings"]["batch_tokens"]
+                    raise RecordingError(
+                        f"out of GPU memory with a single document of {batch.width} tokens in the batch. Give a "
+                        f"smaller --batch-tokens (documents are cut to it), now {limit}."
+                    ) from error
+                halved.append(number)
+                self._writer.note(halved_batches=halved)
+                torch.cuda.empty_cache()
+                pieces = _halves(batch, halved.count(number))
+
+    def _run_rows(self, rows: tuple[Row, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+        batch = self._batch_tokens(rows)
+        with_logprob = "logprob" in self._fields
+        routed = "routing" in self._fields
+        trace = self._tracer.run(
+            batch.ids_BS,
+            batch.mask_BS.long() if batch.padded else None,
+            routers=None if routed else (),
+            logits_to_keep=0 if with_logprob else 1,
+        )
+        lengths = np.array([row.n_tokens for row in rows])
+        tokens: dict[str, Any] = {
+            "document": np.repeat(np.array([row.document for row in rows], np.int32), lengths),
+            "position": np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
+            "token": np.concatenate([np.array(self._kept_ids(row), np.int32) for row in rows]),
+            "phase": np.zeros(lengths.sum(), np.int8),
+        }
+        documents = self._document_columns(rows)
+        if with_logprob:
+            of_tokens, of_documents = logprob_columns(trace.logits, batch)
+            tokens |= of_tokens
+            documents |= of_documents
+        if routed:
+            of_tokens, of_documents = routing_columns(
+                trace, batch, self._model.topology, with_logits="logits" in self._fields
+            )
+            tokens |= of_tokens
+            documents |= of_documents
+        return tokens, documents
+
+    def _kept_ids(self, row: Row) -> list[int]:
+        return self._encoded[row.document][: row.n_tokens]
+
+    def _batch_tokens(self, rows: tuple[Row, ...]) -> BatchTokens:
+        device = self._model.device
+        ids_BS = torch.zeros(len(rows), rows[0].n_tokens, dtype=torch.long)
+        for i, row in enumerate(rows):
+            ids_BS[i, : row.n_tokens] = torch.tensor(self._kept_ids(row))
+        return BatchTokens(ids_BS.to(device), torch.tensor([row.n_tokens for row in rows], device=device))
+
+    def _document_columns(self, rows: tuple[Row, ...]) -> dict[str, Any]:
+        documents = [self._corpus.documents[row.document] for row in rows]
+        texts = {name: [getattr(d, name) for d in documents] for name in ("id", "domain", "source", "cluster")}
+        return {
+            "document": np.array([row.document for row in rows], np.int32),
+            **{name: np.array(values, dtype=object) for name, values in texts.items()},
+            "text_digest": np.array([document.digest for document in documents], dtype=object),
+            "tokens": np.array([row.n_tokens for row in rows], np.int32),
+            "tokens_cut": np.array([row.n_cut for row in rows], np.int32),
+            "phase": np.zeros(len(rows), np.int8),
+        }
+
+
+def _halves(batch: Batch, times: int) -> list[Batch]:
+    """The batch cut into halves as often as it failed; rows stay in order, so the tables do not change."""
+    pieces = [batch]
+    for _ in range(times):
+        pieces = [
+            Batch(half)
+            for piece in pieces
+            for half in (piece.rows[: (len(piece.rows) + 1) // 2], piece.rows[(len(piece.rows) + 1) // 2 :])
+            if half
+        ]
+    return pieces
+
+
+def _append(columns: dict[str, list[np.ndarray]], more: dict[str, np.ndarray]) -> None:
+    for name, values in more.items():
+        columns.setdefault(name, []).append(values)
+
+
+__all__ = ["DEFAULT_FIELDS", "CheckReport", "Progress", "record"]

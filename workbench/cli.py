@@ -1,0 +1,180 @@
+"""The `workbench` command: record, inspect, verify, list. Analyses add their own commands through an entry point.
+
+Every command is a thin layer over a public function of the same name; errors of the user's making are one sentence.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from workbench.errors import WorkbenchError
+
+RECORDINGS = Path(__file__).resolve().parent.parent / "data" / "recordings"
+
+app = typer.Typer(
+    name="workbench",
+    help="Record what a Mixture-of-Experts model does, prove it, analyse it, print it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+error_console = Console(stderr=True, soft_wrap=True)
+
+
+@contextmanager
+def token_progress(description: str, *, quiet: bool = False) -> Iterator:
+    """A progress bar with tokens/s and time left; yields the callback that `record` takes."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"),
+        TextColumn("{task.fields[rate]:,.0f} tokens/s"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=error_console, disable=quiet) as bar:
+        task = bar.add_task(description, total=None, rate=0.0)
+
+        def update(progress) -> None:
+            bar.update(task, completed=progress.done_tokens, total=progress.total_tokens, rate=progress.tokens_per_s)
+
+        yield update
+
+
+@app.command()
+def record(
+    model: Annotated[str, typer.Argument(help="bundled model, local folder, or hub id")],
+    corpus: Annotated[str, typer.Option(help="JSONL, Parquet or text file, or a bundled corpus (demo)")],
+    out: Annotated[Path, typer.Option(help="folder of the recording")],
+    fields: Annotated[str, typer.Option(help="of routing, logprob, logits")] = "routing,logprob",
+    max_tokens: Annotated[int | None, typer.Option(help="cap, by whole documents from the domains in turn")] = None,
+    batch_tokens: Annotated[int, typer.Option(help="padded positions of a batch")] = 4096,
+    shard_tokens: Annotated[int, typer.Option(help="tokens of a part on disk")] = 65_536,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
+    revision: Annotated[str | None, typer.Option(help="of a hub or bundled model")] = None,
+    weights: Annotated[str, typer.Option(help="checkpoint, or dummy for random ones")] = "checkpoint",
+    check: Annotated[bool, typer.Option(help="prove the capture before recording")] = True,
+) -> None:
+    """Records a model over a corpus; a run that was stopped goes on where it stopped."""
+    from workbench.capture.record import record as run
+    from workbench.corpus import Corpus
+    from workbench.models.loading import load
+
+    documents = Corpus.read(corpus)
+    with console.status(f"loading {model}"):
+        loaded = load(model, device=device, dtype=dtype, revision=revision, weights=weights)
+    with token_progress(f"recording {loaded.name}") as update:
+        recording = run(
+            loaded,
+            documents,
+            out,
+            fields=tuple(field.strip() for field in fields.split(",") if field.strip()),
+            max_tokens=max_tokens,
+            batch_tokens=batch_tokens,
+            shard_tokens=shard_tokens,
+            check=check,
+            on_progress=update,
+        )
+    cut = recording.manifest["corpus"]["documents_cut"]
+    left_out = recording.manifest["corpus"]["documents_left_out"]
+    console.print(f"{recording.n_tokens:,} tokens of {recording.n_documents:,} documents in {out}", soft_wrap=True)
+    if cut or left_out:
+        console.print(f"cut to fit: {cut:,} documents; left out by --max-tokens: {left_out:,}")
+    if not recording.moe_layers:
+        console.print("this model has no MoE layer: only log-probabilities were recorded")
+
+
+@app.command()
+def inspect(
+    model: Annotated[str | None, typer.Argument(help="bundled model, folder, published config or hub id")] = None,
+    revision: Annotated[str | None, typer.Option(help="of a hub or bundled model")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Shows what a model is made of, from its config alone; without a name, lists the known models."""
+    from workbench.models import loading
+
+    if model is None:
+        known = {"bundled": loading.bundled_models(), "published configs": loading.published_configs()}
+        console.print_json(json.dumps(known))
+        return
+    topology = loading.inspect_topology(model, revision=revision)
+    if as_json:
+        print(json.dumps(topology.to_json(), indent=1))
+        return
+    forecast = loading.memory_forecast(model, revision=revision)
+    table = Table("", "", show_header=False, title=f"{model} ({topology.family})")
+    for name, value in (
+        ("decoder layers", f"{topology.n_layers}"),
+        ("model width", f"{topology.width:,}"),
+        ("vocabulary", f"{topology.vocabulary:,}"),
+        ("attention heads / key-value groups", f"{topology.n_heads} / {topology.n_kv_groups}"),
+        ("context", f"{topology.context:,}" if topology.context else "not stated"),
+        ("parameters, total", f"{topology.parameters_total:,}"),
+        ("parameters, active per token", f"{topology.parameters_active:,}"),
+        ("memory for weights and buffers", f"{forecast.needed_bytes / 2**30:.2f} GiB on {forecast.device}"),
+        ("free", f"{forecast.free_bytes / 2**30:.2f} GiB"),
+    ):
+        table.add_row(name, value)
+    console.print(table)
+    if not topology.routers:
+        console.print("no MoE layer: routing analyses have nothing to show for this model")
+        return
+    routers = Table("layer", "site", "experts", "top-k", "scoring", "weights", "expert width", "shared width")
+    for router in topology.routers:
+        routers.add_row(
+            str(router.layer), router.site, str(router.n_experts), str(router.top_k), router.scoring,
+            "normalized over k" if router.normalized else "not normalized", f"{router.expert_width:,}",
+            f"{router.shared_width:,}{' gated' if router.shared_gate else ''}" if router.shared_width else "–",
+        )  # fmt: skip
+    console.print(routers)
+
+
+@app.command()
+def verify(recording: Annotated[Path, typer.Argument(help="folder of a recording")]) -> None:
+    """Reads every byte of a recording and checks every digest."""
+    from workbench.recording import Recording
+
+    result = Recording.open(recording).verify()
+    console.print(
+        f"{recording}: {result.files} files, {result.size_bytes:,} bytes, as written. digest {result.digest}",
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def recordings(
+    folder: Annotated[Path, typer.Argument(help="folder that holds recordings")] = RECORDINGS,
+) -> None:
+    """Lists the recordings in a folder."""
+    from workbench.recording import recordings_below
+
+    table = Table("folder", "model", "corpus", "tokens", "fields", "state")
+    for path, manifest in recordings_below(folder):
+        tokens = sum(part["tokens"]["rows"] for part in manifest.get("parts", []))
+        table.add_row(
+            str(path), manifest["identity"]["model"], manifest["corpus"]["name"], f"{tokens:,}" if tokens else "–",
+            ",".join(manifest["fields"]), manifest["status"],
+        )  # fmt: skip
+    console.print(table if table.row_count else f"no recordings in {folder}")
+
+
+def main() -> None:
+    """Runs the command; an error of the user's making is printed as its sentence, with exit status 1."""
+    for plugin in entry_points(group="moe_workbench.commands"):
+        plugin.load()(app)
+    try:
+        app()
+    except WorkbenchError as error:
+        error_console.print(f"workbench: {error}", style="red", markup=False, highlight=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""The errors a user can meet. Each message names what, what it got, what it wanted, and the next step."""
+
+
+class WorkbenchError(Exception):
+    """Base of every error that is the input's or the machine's fault and not a bug."""
+
+
+class ModelError(WorkbenchError):
+    """A model cannot be found, read, or held in memory."""
+
+
+class CaptureError(WorkbenchError):
+    """What was captured of a model does not agree with what the model did."""
+
+
+class CorpusError(WorkbenchError):
+    """A corpus cannot be read, or a line of it is not a document."""
+
+
+class RecordingError(WorkbenchError):
+    """A recording is missing, damaged, incomplete, of another schema, or in the way."""
+
+
+class AnalysisError(WorkbenchError):
+    """An analysis was asked for something that its recording or settings cannot give."""
+
+
+class Cancelled(WorkbenchError):
+    """A long job was cancelled by its caller; what is on disk is whole and can be resumed."""

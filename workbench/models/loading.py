@@ -1,0 +1,408 @@
+"""Loads models by name, never wrapped: bundled ones, local folders, published configs with dummy weights, hub ids.
+
+Before any weight is read, a memory forecast is held against what is free. Remote code is never run and pickled
+checkpoints are never opened. Names are resolved here and nowhere else.
+"""
+
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from workbench.errors import ModelError
+from workbench.models.topology import Topology, topology
+
+DATA = Path(__file__).resolve().parent.parent.parent / "data"
+BUNDLED = DATA / "models"
+CONFIGS = DATA / "configs"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_SAMPLED_ABOVE_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded, unwrapped model and what is known of it.
+
+    Attributes:
+        name: The name it was asked for by, without the revision.
+        revision: Bundled checkpoint or hub revision; empty for the only or newest one.
+        module: The transformers model, in eval mode.
+        tokenizer: Its tokenizer; None where there is none (dummy weights).
+        topology: What it is made of.
+        weights: `checkpoint` or `dummy`.
+    """
+
+    name: str
+    revision: str
+    module: Any
+    tokenizer: PreTrainedTokenizerBase | None
+    topology: Topology
+    weights: str = "checkpoint"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the input goes."""
+        return self.module.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> str:
+        """The parameters' dtype, e.g. `float32`."""
+        return str(self.module.dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True)
+class MemoryForecast:
+    """What loading and recording a model will take, in bytes, against what is free.
+
+    Attributes:
+        weights_bytes: Parameters in the asked dtype.
+        kv_cache_bytes: Keys and values of one batch, were they cached (recording does not cache).
+        buffers_bytes: Logits, their float32 copy and router logits of one batch.
+        free_bytes: Free on the device; of several GPUs their sum.
+        device: Where.
+    """
+
+    weights_bytes: int
+    kv_cache_bytes: int
+    buffers_bytes: int
+    free_bytes: int
+    device: str
+
+    @property
+    def needed_bytes(self) -> int:
+        """Weights and recording buffers: what `load` asks for before it reads a weight."""
+        return self.weights_bytes + self.buffers_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether what is needed is free."""
+        return self.needed_bytes <= self.free_bytes
+
+
+@dataclass(frozen=True)
+class _Source:
+    name: str
+    revision: str
+    folder: str  # a folder, or a hub id
+    kind: str  # bundled, folder, config, hub
+
+
+def bundled_models() -> dict[str, list[str]]:
+    """The bundled models and their earlier revisions, oldest first."""
+    names = [path.parent.name for path in sorted(BUNDLED.glob("*/model.safetensors"))]
+    return {name: sorted(_revisions(BUNDLED / name), key=_step) for name in names}
+
+
+def published_configs() -> list[str]:
+    """The published configs in `data/configs`, which load with dummy weights."""
+    return sorted(path.stem for path in CONFIGS.glob("*.json"))
+
+
+def _revisions(folder: Path) -> list[str]:
+    return [path.parent.name for path in folder.glob("*/model.safetensors")]
+
+
+def _step(revision: str) -> tuple[int, str]:
+    number = re.search(r"\d+$", revision)
+    return (int(number.group()) if number else -1, revision)
+
+
+def load(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    weights: str = "checkpoint",
+) -> Model:
+    """Loads a causal language model.
+
+    Args:
+        name: In this order: a bundled model (`tiny-moe`, `tiny-moe@step-0`), a local folder, a published config of
+            `data/configs` (only with `weights="dummy"`), a hub id `OWNER/NAME`.
+        device: `auto` (the GPU where there is one, several when one is too small), `cpu`, `cuda`, `cuda:1`.
+        dtype: `auto` is float32 on a CPU, where the proofs of a capture are sharpest, and the checkpoint's own
+            elsewhere; or a torch dtype's name.
+        revision: Of a hub model; a bundled one's may also stand behind `@`.
+        weights: `checkpoint`, or `dummy` for random weights of the config's shape.
+
+    Returns:
+        The model, unwrapped and in eval mode.
+
+    Raises:
+        ModelError: an unknown name (with the known ones); a folder without config or weights; a pickled checkpoint;
+            NaN in a weight (named); too little memory (with the figures).
+    """
+    if weights not in ("checkpoint", "dummy"):
+        raise ModelError(f"weights is {weights!r}; 'checkpoint' or 'dummy' was wanted.")
+    source = _resolve(name, revision, weights)
+    with _quiet():
+        config = _config(source)
+        where = _device(device)
+        torch_dtype = _dtype(dtype, where, config)
+        forecast = _forecast(config, torch_dtype, where)
+        if not forecast.fits:
+            raise ModelError(
+                f"{source.name} needs {_gib(forecast.needed_bytes)} ({_gib(forecast.weights_bytes)} weights as "
+                f"{str(torch_dtype).removeprefix('torch.')}, {_gib(forecast.buffers_bytes)} recording buffers); "
+                f"{_gib(forecast.free_bytes)} are free on {where}. Use a narrower dtype (--dtype bfloat16), another "
+                "device, or a smaller model."
+            )
+        if weights == "dummy":
+            module = _dummy(config, torch_dtype).to(where)
+        else:
+            module = _checkpoint(source, config, torch_dtype, where)
+    module.eval().requires_grad_(False)
+    _refuse_nan(module, source.name)
+    return Model(source.name, source.revision, module, _tokenizer(source), topology(module), weights)
+
+
+def inspect_topology(name: str, *, revision: str | None = None) -> Topology:
+    """What a model is made of, from its config alone, on the meta device: no weights are read."""
+    with _quiet():
+        return topology(_on_meta(_config(_resolve(name, revision, "dummy"))))
+
+
+def memory_forecast(
+    name: str, *, device: str = "auto", dtype: str = "auto", revision: str | None = None, batch_tokens: int = 4096
+) -> MemoryForecast:
+    """What loading a model and recording with it will take, from its config alone."""
+    with _quiet():
+        config = _config(_resolve(name, revision, "dummy"))
+        where = _device(device)
+        return _forecast(config, _dtype(dtype, where, config), where, batch_tokens)
+
+
+def from_module(module: Any, *, name: str, tokenizer: PreTrainedTokenizerBase | None = None) -> Model:
+    """A model that is in memory already, under a name of the caller's."""
+    return Model(name, "", module.eval(), tokenizer, topology(module))
+
+
+def weights_digest(module: Any) -> str:
+    """SHA-256 over every parameter's name, shape, dtype and values.
+
+    Above 256 MiB of parameters a fixed sample of 4,096 values of each tensor stands for its values; the digest then
+    begins with `sampled:`.
+    """
+    parameters = sorted(module.named_parameters(), key=lambda item: item[0])
+    sampled = sum(p.numel() * p.element_size() for _, p in parameters) > _SAMPLED_ABOVE_BYTES
+    digest = hashlib.sha256()
+    for name, parameter in parameters:
+        values = parameter.detach().reshape(-1)
+        if sampled and values.numel() > 4096:
+            at = torch.linspace(0, values.numel() - 1, 4096, dtype=torch.float64).long()
+            values = values[at.to(values.device)]
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        digest.update(values.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return ("sampled:" if sampled else "") + digest.hexdigest()
+
+
+def config_digest(module: Any) -> str:
+    """SHA-256 over the model's config, without the place it was read from and the version that wrote it."""
+    config = {
+        key: value
+        for key, value in module.config.to_dict().items()
+        if key not in ("transformers_version", "_name_or_path")
+    }
+    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _resolve(name: str, revision: str | None, weights: str) -> _Source:
+    bare, _, behind = name.partition("@")
+    wanted = revision or behind or ""
+    if "/" not in bare and (BUNDLED / bare / "model.safetensors").is_file():
+        folder = BUNDLED / bare / wanted
+        if wanted and not (folder / "model.safetensors").is_file():
+            known = ", ".join(sorted(_revisions(BUNDLED / bare), key=_step))
+            raise ModelError(
+                f"the bundled model {bare!r} has no revision {wanted!r}; it has {known}, or none for the last."
+            )
+        return _Source(bare, wanted, str(folder), "bundled")
+    if Path(name).is_dir():
+        return _Source(Path(name).resolve().name, revision or "", name, "folder")
+    if bare in published_configs():
+        if weights != "dummy":
+            raise ModelError(
+                f"{bare!r} is a published config without weights; load it with weights='dummy', or give its hub id."
+            )
+        return _Source(bare, "", str(CONFIGS / f"{bare}.json"), "config")
+    if _HUB_ID.fullmatch(bare):
+        return _Source(bare, wanted, bare, "hub")
+    raise ModelError(
+        f"unknown model {name!r}. Known: bundled {', '.join(_bundled_names())}; published configs "
+        f"{', '.join(published_configs()) or 'none'} (dummy weights); or give a local folder or a hub id OWNER/NAME."
+    )
+
+
+def _bundled_names() -> list[str]:
+    return [
+        f"{name}{'@' if revision else ''}{revision}"
+        for name, revisions in bundled_models().items()
+        for revision in ["", *revisions]
+    ]
+
+
+def _config(source: _Source) -> Any:
+    if source.kind == "folder" and not (Path(source.folder) / "config.json").is_file():
+        raise ModelError(
+            f"{source.folder} has no config.json, so it is no model folder; give the folder that holds it."
+        )
+    try:
+        return AutoConfig.from_pretrained(source.folder, revision=_hub_revision(source), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{source.name}: the config cannot be read ({_first_line(error)}). "
+            + (
+                "If the name is right, check the connection to the hub, or give a local folder."
+                if source.kind == "hub"
+                else "Mend config.json or save the model again."
+            )
+        ) from error
+
+
+def _checkpoint(source: _Source, config: Any, dtype: torch.dtype, device: str) -> Any:
+    if source.kind != "hub":
+        folder = Path(source.folder)
+        if not list(folder.glob("*.safetensors")):
+            pickled = sorted(p.name for ending in ("*.bin", "*.pt", "*.pth", "*.pkl") for p in folder.glob(ending))
+            if pickled:
+                raise ModelError(
+                    f"{folder} holds a pickled checkpoint ({pickled[0]}), which can run code when it is opened; only "
+                    "safetensors are loaded. Convert it where you trust it: model.save_pretrained(NEW_FOLDER)."
+                )
+            raise ModelError(
+                f"{folder} has a config but no weights (*.safetensors). Put them there, or load with weights='dummy'."
+            )
+    options: dict[str, Any] = {"device_map": "auto"} if device == "cuda" else {}
+    try:
+        module, report = AutoModelForCausalLM.from_pretrained(
+            source.folder, config=config, revision=_hub_revision(source), dtype=dtype, use_safetensors=True,
+            trust_remote_code=False, output_loading_info=True, **options,
+        )  # fmt: skip
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(
+            f"{source.name}: the weights cannot be loaded ({_first_line(error)}). "
+            "Check that the safetensors files are whole and belong to this config.json."
+        ) from error
+    for what in ("missing_keys", "mismatched_keys"):
+        if report.get(what):
+            named = sorted(str(key) for key in report[what])[0]
+            raise ModelError(
+                f"{source.name}: {what.replace('_', ' ')} in the checkpoint, e.g. {named} ({len(report[what])} in "
+                "all); such tensors would be random. Check that weights and config.json belong together."
+            )
+    return module if options else module.to(device)
+
+
+def _on_meta(config: Any) -> Any:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def _dummy(config: Any, dtype: torch.dtype) -> Any:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+
+
+def _tokenizer(source: _Source) -> PreTrainedTokenizerBase | None:
+    if source.kind == "config":
+        return None
+    try:
+        with _quiet():
+            return AutoTokenizer.from_pretrained(source.folder, revision=_hub_revision(source), trust_remote_code=False)
+    except (OSError, ValueError, KeyError):
+        return None  # a corpus of token ids needs none; one of text is refused by name when it is recorded
+
+
+def _hub_revision(source: _Source) -> str | None:
+    return (source.revision or None) if source.kind == "hub" else None
+
+
+def _device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(f"device is {device!r}, but torch {torch.__version__} sees no CUDA GPU; use device='cpu'.")
+    if device != "cpu" and not re.fullmatch(r"cuda(:\d+)?", device):
+        raise ModelError(f"device is {device!r}; 'auto', 'cpu', 'cuda' or 'cuda:N' was wanted.")
+    return device
+
+
+def _dtype(dtype: str, device: str, config: Any) -> torch.dtype:
+    if dtype == "auto":
+        return torch.float32 if device == "cpu" else (config.dtype or torch.bfloat16)
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in known:
+        raise ModelError(f"dtype is {dtype!r}; 'auto', {', '.join(map(repr, known))} was wanted.")
+    return known[dtype]
+
+
+def _forecast(config: Any, dtype: torch.dtype, device: str, batch_tokens: int = 4096) -> MemoryForecast:
+    facts = topology(_on_meta(config))
+    size = dtype.itemsize
+    cached = 2 * facts.n_layers * facts.n_kv_groups * facts.head_width * size * batch_tokens
+    routed = sum(router.n_experts * 4 for router in facts.routers)
+    return MemoryForecast(
+        weights_bytes=facts.parameters_total * size,
+        kv_cache_bytes=cached,
+        buffers_bytes=batch_tokens * (facts.vocabulary * (size + 4) + routed),
+        free_bytes=_free_bytes(device),
+        device=device,
+    )
+
+
+def _free_bytes(device: str) -> int:
+    if device == "cpu":
+        return int(psutil.virtual_memory().available)
+    devices = range(torch.cuda.device_count()) if device == "cuda" else [int(device.partition(":")[2])]
+    return sum(torch.cuda.mem_get_info(index)[0] for index in devices)
+
+
+def _refuse_nan(module: Any, name: str) -> None:
+    for path, parameter in module.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            layer = re.search(r"\.(\d+)\.", path)
+            where = f"layer {layer.group(1)}, {path}" if layer else path
+            raise ModelError(
+                f"{name}: {where} holds NaN or infinite values; what it computes means nothing. "
+                "Download or convert the checkpoint again."
+            )
+
+
+def _gib(n_bytes: int) -> str:
+    return f"{n_bytes / 2**30:.1f} GiB"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides transformers' progress bars and advice: the workbench says itself what matters."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def with_module(model: Model, module: Any) -> Model:
+    """The same model with other weights, for tests and interventions."""
+    return replace(model, module=module, topology=topology(module))

@@ -1,0 +1,371 @@
+"""The format of recordings: what was recorded of one model over one corpus, as Parquet and one manifest.
+
+This file is the format: its schema, the reader, and the checks. `recording_writer.py` writes it. Any tool that reads
+Parquet can open a recording; nothing here needs torch.
+
+Axes: T tokens (rows of `tokens`, in plan order), D documents (rows of `documents`, in the same order), E experts,
+K chosen per token.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workbench.errors import RecordingError
+from workbench.models.topology import Router, Topology
+
+SCHEMA = 1
+FIELDS = ("routing", "logprob", "logits")
+PHASES = ("prefill", "decode")
+MANIFEST = "manifest.json"
+VOCABULARY = "vocabulary.parquet"
+# Times and places say when and where, not what; they stay out of the digest.
+_NOT_IN_DIGEST = ("created", "finished", "digest", "status", "environment")
+TOKEN_COLUMNS = ("document", "position", "token", "phase", "logprob", "predicted")
+DOCUMENT_COLUMNS = (
+    "document", "id", "domain", "source", "cluster", "text_digest", "tokens", "tokens_cut", "phase", "loss",
+)  # fmt: skip
+
+
+def prefix(router: Router, topology: Topology) -> str:
+    """The column prefix of a router: `layer03`, or `layer03.SITE.router` for the second router of a layer on."""
+    digits = max(2, len(str(topology.n_layers - 1)))
+    sites = [other.site for other in topology.routers if other.layer == router.layer]
+    name = f"layer{router.layer:0{digits}d}"
+    return name if router.site == sites[0] else f"{name}.{router.site}.router"
+
+
+def id_dtype(n_experts: int) -> np.dtype:
+    """The narrowest unsigned integer that holds every expert id."""
+    return np.dtype(np.uint8 if n_experts <= 256 else np.uint16)
+
+
+def _list_of(dtype: Any, width: int) -> pa.DataType:
+    return pa.list_(pa.from_numpy_dtype(np.dtype(dtype)), width)
+
+
+def token_schema(topology: Topology, fields: tuple[str, ...]) -> pa.Schema:
+    """Columns of the `tokens` table."""
+    columns: list[tuple[str, pa.DataType]] = [
+        ("document", pa.int32()), ("position", pa.int32()), ("token", pa.int32()),
+        ("phase", pa.dictionary(pa.int8(), pa.string())),
+    ]  # fmt: skip
+    if "logprob" in fields:
+        columns += [("logprob", pa.float32()), ("predicted", pa.int32())]
+    for router in topology.routers if "routing" in fields else ():
+        at = prefix(router, topology)
+        columns += [
+            (f"{at}.ids", _list_of(id_dtype(router.n_experts), router.top_k)),
+            (f"{at}.weights", _list_of(np.float16, router.top_k)),
+            (f"{at}.entropy", pa.float16()),
+            (f"{at}.margin", pa.float16()),
+            (f"{at}.topk_mass", pa.float16()),
+            (f"{at}.logsumexp", pa.float32()),
+        ]
+        if router.shared_gate:
+            columns.append((f"{at}.shared_gate", pa.float16()))
+        if "logits" in fields:
+            columns.append((f"{at}.logits", _list_of(np.float16, router.n_experts)))
+    return pa.schema(columns)
+
+
+def document_schema(topology: Topology, fields: tuple[str, ...]) -> pa.Schema:
+    """Columns of the `documents` table."""
+    text = ("id", "domain", "source", "cluster", "text_digest")
+    columns: list[tuple[str, pa.DataType]] = [("document", pa.int32()), *((name, pa.string()) for name in text)]
+    columns += [("tokens", pa.int32()), ("tokens_cut", pa.int32()), ("phase", pa.dictionary(pa.int8(), pa.string()))]
+    if "logprob" in fields:
+        columns.append(("loss", pa.float32()))
+    for router in topology.routers if "routing" in fields else ():
+        at = prefix(router, topology)
+        columns += [
+            (f"{at}.counts", _list_of(np.int32, router.n_experts)),
+            (f"{at}.score_sum", _list_of(np.float32, router.n_experts)),
+            (f"{at}.weight_sum", _list_of(np.float32, router.n_experts)),
+        ]
+    return pa.schema(columns)
+
+
+def part_name(table: str, index: int) -> str:
+    """Path of a part inside the recording."""
+    return f"{table}/part-{index:05d}.parquet"
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_digest(value: Any) -> str:
+    """SHA-256 of a JSON value, written in one canonical way."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def recording_digest(manifest: dict[str, Any]) -> str:
+    """The digest of a closed recording: its manifest, with the parts' digests in it, without times."""
+    return json_digest({key: value for key, value in manifest.items() if key not in _NOT_IN_DIGEST})
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Reads and checks the manifest of a recording folder.
+
+    Raises:
+        RecordingError: no folder, no manifest, one that is no JSON object, or one of a newer schema.
+    """
+    file = path / MANIFEST
+    if not path.is_dir():
+        raise RecordingError(f"{path} is not a folder; a recording is one. `workbench recordings` lists what there is.")
+    if not file.is_file():
+        raise RecordingError(
+            f"{path} holds no {MANIFEST}, so it is no recording; record one with "
+            f"`workbench record MODEL --corpus FILE --out {path}`."
+        )
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        schema = int(manifest["schema"])
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise RecordingError(
+            f"{file} is damaged: it is not the JSON object of a recording ({type(error).__name__}: {error}). "
+            "Restore it from a copy, or record again."
+        ) from error
+    if schema > SCHEMA:
+        raise RecordingError(
+            f"{path} has recording schema {schema}; this version reads up to {SCHEMA}. "
+            "Update moe-workbench to open it: pip install --upgrade moe-workbench."
+        )
+    return manifest
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `Recording.verify` read: how many files, how many bytes, and the digest they make."""
+
+    files: int
+    size_bytes: int
+    digest: str
+
+
+class Recording:
+    """A recording on disk, read on demand. Open one with `Recording.open`."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.topology = Topology.from_json(manifest["topology"])
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Recording":
+        """Opens a closed recording after checking manifest, parts and row counts.
+
+        Args:
+            path: Folder of the recording.
+
+        Raises:
+            RecordingError: what `read_manifest` refuses; a recording that is not finished; a part that is missing, is
+                no Parquet file, has other columns or another number of rows than the manifest says.
+        """
+        path = Path(path)
+        recording = cls(path, read_manifest(path))
+        if recording.manifest.get("status") != "closed":
+            done = sum(1 for _ in (path / "documents").glob("part-*.parquet"))
+            raise RecordingError(
+                f"{path} is not finished: {done} of {recording.manifest.get('shards', '?')} parts are on disk. "
+                "Run the same `workbench record` command again; it goes on where it stopped."
+            )
+        for part in recording.manifest["parts"]:
+            for table, schema in recording._schemas().items():
+                recording._check_part(part_name(table, part["index"]), part[table], schema)
+        if recording_digest(recording.manifest) != recording.manifest["digest"]:
+            raise RecordingError(
+                f"{path / MANIFEST} was edited after the recording was closed: its digest does not match. "
+                "Restore it from a copy, or record again."
+            )
+        return recording
+
+    def _schemas(self) -> dict[str, pa.Schema]:
+        return {
+            "tokens": token_schema(self.topology, self.fields),
+            "documents": document_schema(self.topology, self.fields),
+        }
+
+    def _check_part(self, name: str, expected: dict[str, Any], schema: pa.Schema) -> None:
+        file = self.path / name
+        again = "Restore it from a copy, or record again into an empty folder."
+        if not file.is_file():
+            raise RecordingError(f"{self.path}: {name} is missing, but the manifest lists it. {again}")
+        if file.stat().st_size != expected["bytes"]:
+            raise RecordingError(
+                f"{self.path}: {name} has {file.stat().st_size} bytes, {expected['bytes']} were written; it was "
+                f"truncated or edited. {again}"
+            )
+        try:
+            parquet = pq.ParquetFile(file)
+        except (pa.ArrowException, OSError) as error:
+            raise RecordingError(f"{self.path}: {name} is not a readable Parquet file ({error}). {again}") from error
+        with parquet:
+            if parquet.metadata.num_rows != expected["rows"]:
+                raise RecordingError(
+                    f"{self.path}: {name} has {parquet.metadata.num_rows} rows, the manifest says "
+                    f"{expected['rows']}. {again}"
+                )
+            if parquet.schema_arrow.names != schema.names:
+                wrong = sorted(set(parquet.schema_arrow.names) ^ set(schema.names))
+                raise RecordingError(f"{self.path}: {name} has other columns than schema {SCHEMA}: {wrong}. {again}")
+
+    def verify(self) -> Verification:
+        """Reads every byte and checks every digest.
+
+        Raises:
+            RecordingError: names the first file whose digest is not what was written.
+        """
+        size, files = 0, 0
+        listed = [(part_name(table, p["index"]), p[table]) for p in self.manifest["parts"] for table in self._schemas()]
+        for name, expected in [*listed, (VOCABULARY, self.manifest["vocabulary"])]:
+            file = self.path / name
+            if not file.is_file() or file_digest(file) != expected["sha256"]:
+                raise RecordingError(
+                    f"{self.path}: {name} is not what was written (its SHA-256 differs). "
+                    "Restore it from a copy, or record again into an empty folder."
+                )
+            size, files = size + file.stat().st_size, files + 1
+        return Verification(files=files, size_bytes=size, digest=self.digest)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the manifest without its times and the digests of all parts."""
+        return str(self.manifest["digest"])
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields that were recorded."""
+        return tuple(self.manifest["fields"])
+
+    @property
+    def moe_layers(self) -> tuple[int, ...]:
+        """Decoder indices of the layers with a router."""
+        return self.topology.moe_layers
+
+    @property
+    def n_tokens(self) -> int:
+        """T, tokens of all phases."""
+        return sum(part["tokens"]["rows"] for part in self.manifest["parts"])
+
+    @property
+    def n_documents(self) -> int:
+        """Rows of the documents table."""
+        return sum(part["documents"]["rows"] for part in self.manifest["parts"])
+
+    def router(self, layer: int, *, site: str | None = None) -> Router:
+        """The router of a layer.
+
+        Raises:
+            RecordingError: the layer has none, or several and no site was named.
+        """
+        found = [r for r in self.topology.routers if r.layer == layer and site in (None, r.site)]
+        if not found:
+            raise RecordingError(
+                f"layer {layer}{f' site {site!r}' if site else ''} of {self.path} has no router; "
+                f"the MoE layers are {list(self.moe_layers)}."
+            )
+        if len(found) > 1:
+            raise RecordingError(f"layer {layer} has routers at {[r.site for r in found]}; name one with site=.")
+        return found[0]
+
+    def column(self, name: str, *, table: str = "tokens") -> np.ndarray:
+        """One column of all parts: [T] or, of a list column, [T, width]; documents in the same order."""
+        return np.concatenate([chunk[name] for chunk in self.parts([name], table=table)])
+
+    def parts(self, columns: list[str], *, table: str = "tokens") -> Iterator[dict[str, np.ndarray]]:
+        """Yields the columns part by part, so that nothing needs the whole in memory.
+
+        Raises:
+            RecordingError: a column that was not recorded, with the fields that were.
+        """
+        known = self._schemas()[table].names
+        unknown = [name for name in columns if name not in known]
+        if unknown:
+            raise RecordingError(
+                f"{self.path} has no {table} column {unknown[0]!r}; it was recorded with fields "
+                f"{','.join(self.fields)}. Record again with the field that has it (`workbench record --fields …`)."
+            )
+        for part in self.manifest["parts"]:
+            file = self.path / part_name(table, part["index"])
+            try:
+                read = pq.read_table(file, columns=columns, memory_map=True)
+            except (pa.ArrowException, OSError) as error:
+                raise RecordingError(
+                    f"{self.path}: {file.name} of {table} cannot be read ({error}). Run `workbench verify {self.path}`."
+                ) from error
+            yield {name: _to_numpy(read[name]) for name in columns}
+
+    def _routing(self, what: str, layer: int, site: str | None, *, table: str = "tokens") -> np.ndarray:
+        return self.column(f"{prefix(self.router(layer, site=site), self.topology)}.{what}", table=table)
+
+    def ids(self, layer: int, *, site: str | None = None) -> np.ndarray:
+        """Chosen experts ids_TK, in the order the model gave them."""
+        return self._routing("ids", layer, site)
+
+    def weights(self, layer: int, *, site: str | None = None) -> np.ndarray:
+        """Routing weights weights_TK (float16 on disk), in the order of the ids."""
+        return self._routing("weights", layer, site)
+
+    def router_statistic(self, name: str, layer: int, *, site: str | None = None) -> np.ndarray:
+        """`entropy`, `margin`, `topk_mass`, `logsumexp`, `shared_gate` or `logits` of every token: [T] or [T, E]."""
+        return self._routing(name, layer, site)
+
+    def counts(self, layer: int, *, site: str | None = None) -> np.ndarray:
+        """Assignments counts_DE of each document."""
+        return self._routing("counts", layer, site, table="documents")
+
+    def score_sum(self, layer: int, *, site: str | None = None) -> np.ndarray:
+        """Sum over each document's tokens of the normalized scores, [D, E]."""
+        return self._routing("score_sum", layer, site, table="documents")
+
+    def weight_sum(self, layer: int, *, site: str | None = None) -> np.ndarray:
+        """Sum over each document's tokens of the routing weights, [D, E]."""
+        return self._routing("weight_sum", layer, site, table="documents")
+
+    def tokens(self) -> pd.DataFrame:
+        """The scalar columns of every token; `logprob` and `predicted` where they were recorded."""
+        return self._frame("tokens", TOKEN_COLUMNS)
+
+    def documents(self) -> pd.DataFrame:
+        """The scalar columns of every document."""
+        return self._frame("documents", DOCUMENT_COLUMNS)
+
+    def _frame(self, table: str, columns: tuple[str, ...]) -> pd.DataFrame:
+        kept = [name for name in columns if name in self._schemas()[table].names]
+        files = [self.path / part_name(table, part["index"]) for part in self.manifest["parts"]]
+        read = pa.concat_tables([pq.read_table(file, columns=kept) for file in files], promote_options="permissive")
+        return read.to_pandas()
+
+    @cached_property
+    def vocabulary(self) -> pd.DataFrame:
+        """The token ids that occur: `token`, `bytes`, and `text` that is always printable."""
+        return pq.read_table(self.path / VOCABULARY).to_pandas()
+
+
+def _to_numpy(column: pa.ChunkedArray) -> np.ndarray:
+    if pa.types.is_fixed_size_list(column.type):
+        width = column.type.list_size
+        chunks = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, width) for chunk in column.chunks]
+        return np.concatenate(chunks) if len(chunks) != 1 else chunks[0]
+    return column.to_numpy()
+
+
+def recordings_below(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The recordings directly below a folder, with their manifests; folders that hold none are passed over."""
+    for found in sorted(folder.glob(f"*/{MANIFEST}")):
+        with contextlib.suppress(RecordingError):
+            yield found.parent, read_manifest(found.parent)
