@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+import beartype  # noqa: F401  before nnsight, which hangs a method on `object` that beartype cannot hash
 import pytest
+import torch
 
 from tests import tiny
 from workbench.capture.record import record
 from workbench.models.loading import Model
 from workbench.recording import Recording
+
+torch.set_num_threads(1)  # tiny models gain nothing from more, and lose much where cores are shared
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +30,4 @@ def dense() -> Model:
 def recording(moe: Model, tmp_path_factory: pytest.TempPathFactory) -> Recording:
     """The tiny MoE over a small corpus of five domains, in several parts, all fields. Read only."""
     out: Path = tmp_path_factory.mktemp("recordings") / "shared"
-    return record(
-        moe, tiny.corpus(), out, fields=("routing", "logprob", "logits"), batch_tokens=256, shard_tokens=512
-    )
+    return record(moe, tiny.corpus(), out, fields=("routing", "logprob", "logits"), batch_tokens=256, shard_tokens=512)

@@ -92,7 +92,9 @@ def test_the_demo_corpus_has_the_documents_it_promises():
     assert set(by_domain) == {"chinese", "code", "english", "math", "multilingual"}
     assert min(by_domain.values()) >= 24
     assert all(80 <= words(document) <= 300 for document in corpus.documents)
-    languages = {document.source.partition(":")[0] for document in corpus.documents if document.domain == "multilingual"}
+    languages = {
+        document.source.partition(":")[0] for document in corpus.documents if document.domain == "multilingual"
+    }
     assert len(languages) >= 6
 
 

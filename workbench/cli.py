@@ -39,10 +39,16 @@ def token_progress(description: str, *, quiet: bool = False) -> Iterator:
         TextColumn("{task.fields[rate]:,.0f} tokens/s"), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=error_console, disable=quiet) as bar:
-        task = bar.add_task(description, total=None, rate=0.0)
+        task = bar.add_task(description, total=0, rate=0.0, visible=False)  # shown once the total is known
 
         def update(progress) -> None:
-            bar.update(task, completed=progress.done_tokens, total=progress.total_tokens, rate=progress.tokens_per_s)
+            bar.update(
+                task,
+                visible=True,
+                completed=progress.done_tokens,
+                total=progress.total_tokens,
+                rate=progress.tokens_per_s,
+            )
 
         yield update
 
@@ -126,14 +132,29 @@ def inspect(
     if not topology.routers:
         console.print("no MoE layer: routing analyses have nothing to show for this model")
         return
-    routers = Table("layer", "site", "experts", "top-k", "scoring", "weights", "expert width", "shared width")
+    routers = Table("layers", "site", "experts", "top-k", "scoring", "weights", "expert width", "shared width")
+    layers_of: dict[tuple[str, ...], list[int]] = {}
     for router in topology.routers:
-        routers.add_row(
-            str(router.layer), router.site, str(router.n_experts), str(router.top_k), router.scoring,
-            "normalized over k" if router.normalized else "not normalized", f"{router.expert_width:,}",
-            f"{router.shared_width:,}{' gated' if router.shared_gate else ''}" if router.shared_width else "–",
+        shared = f"{router.shared_width:,}{' gated' if router.shared_gate else ''}" if router.shared_width else "–"
+        row = (
+            router.site, str(router.n_experts), str(router.top_k), router.scoring,
+            "normalized" if router.normalized else "as scored", f"{router.expert_width:,}", shared,
         )  # fmt: skip
+        layers_of.setdefault(row, []).append(router.layer)
+    for row, layers in layers_of.items():
+        routers.add_row(_ranges(layers), *row)
     console.print(routers)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Sorted numbers as ranges: 0–3, 5, 7–9."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 @app.command()

@@ -324,14 +324,14 @@ class _Run:
             "phase": np.zeros(lengths.sum(), np.int8),
         }
         documents = self._document_columns(rows)
-        if with_logprob:
-            of_tokens, of_documents = logprob_columns(trace.logits, batch)
-            tokens |= of_tokens
-            documents |= of_documents
         if routed:
             of_tokens, of_documents = routing_columns(
                 trace, batch, self._model.topology, with_logits="logits" in self._fields
             )
+            tokens |= of_tokens
+            documents |= of_documents
+        if with_logprob:
+            of_tokens, of_documents = logprob_columns(trace.logits, batch)
             tokens |= of_tokens
             documents |= of_documents
         return tokens, documents

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -289,7 +290,7 @@ def _checkpoint(source: _Source, config: Any, dtype: torch.dtype, device: str) -
             source.folder, config=config, revision=_hub_revision(source), dtype=dtype, use_safetensors=True,
             trust_remote_code=False, output_loading_info=True, **options,
         )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(
             f"{source.name}: the weights cannot be loaded ({_first_line(error)}). "
             "Check that the safetensors files are whole and belong to this config.json."

@@ -1,0 +1,86 @@
+"""The commands that analyses add to `workbench`: `analyze` and `demo`. Found through the package's entry point."""
+
+import inspect
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.cli import RECORDINGS, console, token_progress
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command()(analyze)
+    app.command()(demo)
+
+
+def analyze(
+    recording: Annotated[Path, typer.Argument(help="folder of a recording")],
+    names: Annotated[list[str] | None, typer.Argument(help="analyses; --all for every one")] = None,
+    out: Annotated[Path, typer.Option(help="folder for tables and figures")] = Path("out"),
+    all_: Annotated[bool, typer.Option("--all", help="every analysis")] = False,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, for one analysis")] = None,
+    width: Annotated[str, typer.Option(help="of figures: column (3.25 in) or text (6.75 in)")] = "column",
+) -> None:
+    """Runs analyses of a recording and writes their tables and figures, with a page that shows them all."""
+    from analyses import _batch
+    from workbench.errors import AnalysisError
+    from workbench.recording import Recording
+
+    chosen = _batch.names() if all_ else list(names or [])
+    if not chosen:
+        raise AnalysisError(f"name an analysis, or give --all; there are {', '.join(_batch.names())}.")
+    if settings and len(chosen) != 1:
+        raise AnalysisError(f"--set belongs to one analysis, and {len(chosen)} were named; run them one by one.")
+    for name in chosen:
+        _batch.parse_settings(_batch.get(name), settings or [])  # refused before anything is run
+    if width not in ("column", "text"):
+        raise AnalysisError(f"--width is {width!r}; column or text was wanted.")
+    _run(Recording.open(recording), chosen, out, settings=settings or [], width=width)
+
+
+def _run(recording, names: list[str], out: Path, *, settings: list[str], width: str) -> Path:
+    from analyses import _batch
+    from workbench.export import write_reproduce
+    from workbench.report import Section, write_report
+
+    sections, commands = [], []
+    for name in names:
+        started = time.perf_counter()
+        with console.status(f"{name} …"):
+            files, drawn = _batch.analyze(recording, name, out, settings=settings, width=width)
+        console.print(f"{name}: {len(files)} files in {time.perf_counter() - started:.1f} s")
+        question, _, rest = (inspect.getdoc(_batch.get(name)) or "").partition("\n\n")
+        sections.append(Section(name, question, " ".join(rest.split()), drawn, files))
+        commands.append(_batch.command(recording, name, settings=settings, width=width))
+    write_reproduce(out, commands)
+    page = out / "index.html"
+    model, corpus = recording.manifest["identity"]["model"], recording.manifest["corpus"]
+    facts = {
+        "model": model,
+        "corpus": f"{corpus['name']}: {recording.n_documents:,} documents, {recording.n_tokens:,} tokens, "
+        f"{len(corpus['domains'])} domains",
+        "capture check": "skipped" if isinstance(recording.manifest["check"], str) else "passed",
+        "recording": recording.digest[:16],
+    }
+    write_report(page, title=f"{model} on {corpus['name']}", facts=facts, sections=sections)
+    console.print(f"report: {page}", soft_wrap=True)
+    return page
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="folder of the report")] = Path("report"),
+) -> None:
+    """Records the bundled corpus with the bundled model and writes a report over every analysis."""
+    from analyses import _batch
+    from workbench.capture.record import record
+    from workbench.models.loading import load
+
+    started = time.perf_counter()
+    model = load("tiny-moe", device="cpu")
+    with token_progress("recording tiny-moe over demo") as update:
+        recording = record(model, "demo", RECORDINGS / "demo", on_progress=update)
+    _run(recording, _batch.names(), out, settings=[], width="column")
+    console.print(f"done in {time.perf_counter() - started:.0f} s")

@@ -1,0 +1,108 @@
+"""What every analysis takes from a recording: the sampling design, and counts of routers of one shape, stacked.
+
+Axes: D documents, L routers of one shape, E experts.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from workbench.errors import AnalysisError
+from workbench.metrics.clusters import Clusters
+from workbench.metrics.uncertainty import Interval
+from workbench.models.topology import Router
+from workbench.recording import Recording
+
+
+def require(recording: Recording, needs: tuple[str, ...], analysis: str) -> None:
+    """Refuses a recording that lacks what an analysis needs.
+
+    Raises:
+        AnalysisError: the model has no MoE layer, a field was not recorded, or prefill and decode are mixed.
+    """
+    if "routing" in needs and not recording.moe_layers:
+        name = recording.manifest["identity"]["model"]
+        raise AnalysisError(
+            f"{analysis}: {name} has no MoE layer, so {recording.path} holds log-probabilities and no routing; "
+            "record a model with routers (`workbench inspect MODEL` shows whether it has any)."
+        )
+    missing = [field for field in needs if field not in recording.fields]
+    if missing:
+        wanted = ",".join([*recording.fields, *missing])
+        raise AnalysisError(
+            f"{analysis}: {recording.path} was recorded without {', '.join(missing)}; "
+            f"record again with --fields {wanted}."
+        )
+    if len(recording.manifest["phases"]) > 1:
+        raise AnalysisError(
+            f"{analysis}: {recording.path} holds {' and '.join(recording.manifest['phases'])}, which are never "
+            "averaged; record the given text alone."
+        )
+
+
+def design(recording: Recording) -> Clusters:
+    """Which documents are resampled together, and within which domain."""
+    documents = recording.documents()
+    return Clusters.of(documents["domain"].to_numpy(), cluster_D=documents["cluster"].to_numpy())
+
+
+@dataclass(frozen=True, eq=False)
+class RouterStack:
+    """Routers with the same number of experts and of choices, so that their counts are one array.
+
+    Attributes:
+        routers: The routers, by layer.
+        n_experts: E of each.
+        top_k: K of each.
+    """
+
+    routers: tuple[Router, ...]
+    n_experts: int
+    top_k: int
+
+    def stacked(self, recording: Recording, what: str) -> np.ndarray:
+        """`counts`, `score_sum` or `weight_sum` of all routers: [D, L, E]."""
+        read = getattr(recording, what)
+        return np.stack([read(router.layer, site=router.site) for router in self.routers], axis=1)
+
+    def labels(self) -> pd.DataFrame:
+        """`layer` and, where a layer has several routers, `site`: one row per router."""
+        frame = pd.DataFrame({"layer": [router.layer for router in self.routers]})
+        if len({router.site for router in self.routers}) > 1:
+            frame["site"] = [router.site for router in self.routers]
+        return frame
+
+
+def router_stacks(recording: Recording) -> Iterator[RouterStack]:
+    """The recording's routers, grouped by (E, K); most models give one group."""
+    shapes = dict.fromkeys((router.n_experts, router.top_k) for router in recording.topology.routers)
+    for n_experts, top_k in shapes:
+        same = tuple(r for r in recording.topology.routers if (r.n_experts, r.top_k) == (n_experts, top_k))
+        yield RouterStack(same, n_experts, top_k)
+
+
+def long_form(labels: pd.DataFrame, axis: str, values: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Arrays [L, n] as a long table: the labels of L repeated, the index along n under `axis`, a column per array."""
+    n = next(iter(values.values())).shape[1]
+    frame = labels.loc[labels.index.repeat(n)].reset_index(drop=True)
+    frame[axis] = np.tile(np.arange(n), len(labels))
+    for name, value in values.items():
+        frame[name] = np.asarray(value).reshape(-1)
+    return frame
+
+
+def with_interval(frame: pd.DataFrame, interval: Interval, *, scale: float = 1.0) -> pd.DataFrame:
+    """The frame with `value`, `low` and `high` of an interval over its rows."""
+    return frame.assign(
+        value=np.ravel(interval.value) * scale, low=np.ravel(interval.low) * scale, high=np.ravel(interval.high) * scale
+    )
+
+
+def sample_words(recording: Recording) -> str:
+    """The sample in words, for captions."""
+    domains = recording.manifest["corpus"]["domains"]
+    kinds = f" in {len(domains)} domains" if len(domains) > 1 else ""
+    name = recording.manifest["identity"]["model"].rstrip("/").rpartition("/")[2]
+    return f"{name}; {recording.n_tokens:,} tokens of {recording.n_documents:,} documents{kinds}"

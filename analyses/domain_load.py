@@ -1,0 +1,201 @@
+"""Which experts does each domain use, and how much does a chosen expert tell about the domain?
+
+Not shown: why. Domains differ in their words, so a router that looks at the token alone also tells them apart: the
+information is read beside a random hash of the token id as router, and beside documents whose domains are permuted.
+An untrained router and what is left when the token is known are further controls, and not here.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analyses._batch import main
+from analyses._inputs import RouterStack, design, long_form, require, router_stacks, sample_words
+from workbench.figures.spec import Figure, HeatMap, Lines
+from workbench.metrics import specialization, uncertainty
+from workbench.metrics.clusters import Clusters
+from workbench.recording import Recording
+
+NEEDS = ("routing",)
+_BITS = 1 / np.log(2)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the analysis.
+
+    Attributes:
+        level: Coverage of the intervals.
+        n_resamples: Resamples of clusters of documents.
+        n_draws: Permutations of the documents' domains.
+        n_seeds: Seeds of the hash router.
+        seed: Of resamples and permutations.
+    """
+
+    level: float = 0.95
+    n_resamples: int = 400
+    n_draws: int = 199
+    n_seeds: int = 20
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Domains' use of experts, and what it tells.
+
+    Attributes:
+        experts: One row per layer, domain and expert: `rate` (share of the domain's tokens that choose it) with `low`
+            and `high`, the corpus' rate, `lift` (their ratio), and the balanced rate K/E.
+        information: One row per layer, in bits: information of a chosen expert about the domain (`value` of the
+            sample, bias-corrected `estimate` with `low` and `high`), `permuted` (mean when documents' domains are
+            permuted) with `p`, `hashed` (a random hash of the token id as router), and `ceiling`.
+        sample: The sample in words.
+        level: Coverage of the intervals.
+        note: Why intervals are missing, if they are.
+    """
+
+    experts: pd.DataFrame
+    information: pd.DataFrame
+    sample: str
+    level: float
+    note: str
+
+
+def run(recording: Recording, settings: Settings = Settings()) -> Result:
+    """Computes rates by domain, and domain information with its controls.
+
+    Raises:
+        AnalysisError: the recording holds no routing.
+    """
+    require(recording, NEEDS, "domain_load")
+    clusters = design(recording)
+    experts, information, note = [], [], ""
+    for stack in router_stacks(recording):
+        counts_DLE = stack.stacked(recording, "counts")
+        tokens_DL1 = counts_DLE.sum(-1, keepdims=True) / stack.top_k
+        rate = uncertainty.domain_ratio_interval(counts_DLE, tokens_DL1, clusters=clusters, level=settings.level)
+        corpus_LE = counts_DLE.sum(0) / tokens_DL1.sum(0)
+        for m, domain in enumerate(clusters.domains):
+            table = long_form(
+                stack.labels().assign(domain=domain),
+                "expert",
+                {
+                    "rate": rate.value[m],
+                    "low": np.maximum(rate.low[m], 0),
+                    "high": rate.high[m],
+                    "corpus_rate": corpus_LE,
+                    "lift": rate.value[m] / np.where(corpus_LE > 0, corpus_LE, np.nan),
+                },
+            )
+            experts.append(table.assign(balanced=stack.top_k / stack.n_experts))
+        information.append(_information(recording, stack, counts_DLE, clusters, settings))
+        note = rate.note
+    by_layer = pd.concat(experts, ignore_index=True).sort_values(["layer", "domain", "expert"], ignore_index=True)
+    return Result(
+        experts=by_layer,
+        information=pd.concat(information, ignore_index=True),
+        sample=sample_words(recording),
+        level=settings.level,
+        note=note,
+    )
+
+
+def _information(
+    recording: Recording, stack: RouterStack, counts_DLE: np.ndarray, clusters: Clusters, settings: Settings
+) -> pd.DataFrame:
+    resamples = uncertainty.cluster_bootstrap(
+        counts_DLE, clusters=clusters, n_resamples=settings.n_resamples, seed=settings.seed
+    ).domains
+    interval = uncertainty.bias_corrected_interval(specialization.domain_information, resamples, level=settings.level)
+    test = specialization.domain_information_test(
+        counts_DLE, clusters=clusters, n_draws=settings.n_draws, seed=settings.seed
+    )
+    domain_of = np.empty(int(recording.column("document", table="documents").max()) + 1, dtype=np.int64)
+    domain_of[recording.column("document", table="documents")] = clusters.domain_D
+    hashed_R = specialization.hash_router_information(
+        recording.column("token"),
+        domain_of[recording.column("document")],
+        n_domains=len(clusters.domains),
+        n_experts=stack.n_experts,
+        top_k=stack.top_k,
+        n_seeds=settings.n_seeds,
+    )
+    counts_MLE = specialization.domain_counts(counts_DLE, clusters=clusters)
+    return stack.labels().assign(
+        value=test.statistic * _BITS,
+        estimate=interval.value * _BITS,
+        low=interval.low * _BITS,
+        high=interval.high * _BITS,
+        permuted=test.null_mean * _BITS,
+        permuted_high=test.null_high * _BITS,
+        p=test.p,
+        hashed=hashed_R.mean() * _BITS,
+        ceiling=specialization.domain_information_ceiling(counts_MLE, top_k=stack.top_k) * _BITS,
+        method=interval.method,
+        note=[_joined(interval.note, test.note)] * len(stack.routers),
+    )
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)
+
+
+def tables(result: Result) -> dict[str, pd.DataFrame]:
+    """`experts` and `information`."""
+    return {"experts": result.experts, "information": result.information}
+
+
+def figures(result: Result) -> dict[str, Figure]:
+    """`domain_map` of every expert's lift, `information` by layer beside its controls."""
+    level = f"{result.level:.0%} interval".replace("%", " %")
+    long = result.information.melt(
+        id_vars="layer", value_vars=["value", "permuted", "hashed"], var_name="router", value_name="bits"
+    ).merge(result.information[["layer", "low", "high"]].assign(router="value"), how="left", on=["layer", "router"])
+    names = {"value": "model", "permuted": "domains permuted", "hashed": "hash of the token id"}
+    long["router"] = long["router"].map(names)
+    most = result.experts.loc[result.experts["lift"].idxmax()]
+    top = result.information.loc[result.information["value"].idxmax()]
+    return {
+        "domain_map": HeatMap(
+            result.experts,
+            "expert",
+            "domain",
+            "lift",
+            panel="layer",
+            title="Use of experts by domain",
+            x_label="expert",
+            y_label="domain",
+            value_label="rate in the domain / rate in the corpus",
+            center=1.0,
+            log=True,
+            hover=("rate", "low", "high", "corpus_rate"),
+            caption=f"Share of a domain's tokens that choose each expert, over the corpus' share ({result.sample}). "
+            "Intervals in the table. A router that sees the token alone also shows such a pattern: compare with the "
+            "information.",
+            alt=f"The largest lift is {most['lift']:.1f}: {most['domain']} at expert {most['expert']} of layer "
+            f"{most['layer']}.",
+        ),
+        "information": Lines(
+            long,
+            "layer",
+            "bits",
+            group="router",
+            low="low",
+            high="high",
+            interval_label=f"{level} (bias-corrected)",
+            title="What a chosen expert tells about the domain",
+            x_label="layer",
+            y_label="information (bits)",
+            caption=f"Information between a token's domain and one of its chosen experts, equal weight per domain "
+            f"({result.sample}), beside documents whose domains are permuted within strata of length, and beside a "
+            f"router that is a random hash of the token id (mean of seeds). {level}: bias-corrected cluster bootstrap, "
+            f"t. {result.note}".strip(),
+            alt=f"The model has at most {top['value']:.3f} bits, at layer {top['layer']}; the hash of the token id "
+            f"{top['hashed']:.3f}.",
+        ),
+    }
+
+
+if __name__ == "__main__":
+    main()

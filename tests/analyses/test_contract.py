@@ -1,0 +1,166 @@
+"""Every analysis keeps the contract; the package is walked, so a new one cannot be forgotten."""
+
+import dataclasses
+import inspect
+import json
+import re
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from analyses import _batch
+from tests import tiny
+from workbench.capture.record import record
+from workbench.errors import AnalysisError
+from workbench.figures.paper import paper
+from workbench.figures.screen import screen
+from workbench.figures.spec import _Spec
+from workbench.recording import FIELDS, Recording
+
+NAMES = _batch.names()
+
+
+@pytest.fixture(scope="module")
+def results(recording):
+    return {name: _batch.get(name).run(recording) for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def dense_recording(dense, tmp_path_factory) -> Recording:
+    return record(dense, tiny.corpus(n_documents=10), tmp_path_factory.mktemp("dense") / "r")
+
+
+def test_the_analyses_are_found():
+    assert {"expert_load", "load_balance", "router_confidence", "domain_load", "token_routing"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_asks_a_question_and_says_what_it_does_not_show(name):
+    question, _, rest = inspect.getdoc(_batch.get(name)).partition("\n\n")
+    assert question.endswith("?") and "\n" not in question
+    assert rest.startswith("Not shown: ")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_says_what_it_needs_and_how_it_is_set(name):
+    module = _batch.get(name)
+    assert set(module.NEEDS) <= set(FIELDS)
+    for kind in (module.Settings, module.Result):
+        assert dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen
+    module.Settings()  # every setting has a default
+    assert all(f"{field.name}:" in module.Settings.__doc__ for field in dataclasses.fields(module.Settings))
+    assert all(f"{field.name}:" in module.Result.__doc__ for field in dataclasses.fields(module.Result))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tables_are_filled_and_figures_are_drawn_from_them(name, results):
+    module, result = _batch.get(name), results[name]
+    tables, figures = module.tables(result), module.figures(result)
+    assert tables and figures
+    assert all(isinstance(table, pd.DataFrame) and len(table) for table in tables.values())
+    for figure in figures.values():
+        assert isinstance(figure, _Spec)
+        screen(figure)
+        for width in ("column", "text"):
+            paper(figure, width=width)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_second_run_gives_the_same_tables(name, results, recording):
+    module = _batch.get(name)
+    again = module.tables(module.run(recording))
+    for table_name, table in module.tables(results[name]).items():
+        pd.testing.assert_frame_equal(table, again[table_name])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_order_of_documents_does_not_matter(name, moe, tmp_path, recording):
+    """Other batches and shards give other row orders on disk, and the same answers."""
+    if name == "token_routing":
+        pytest.skip("shows one document, which has no order; test_token_routing covers it")
+    module = _batch.get(name)
+    other = record(moe, tiny.corpus(), tmp_path / "r", fields=recording.fields, batch_tokens=64, shard_tokens=300)
+    tables = module.tables(module.run(other))
+    for table_name, table in module.tables(module.run(recording)).items():
+        keys = [column for column in ("layer", "measure", "statistic", "domain", "position") if column in table]
+        drawn = {"low", "high", "estimate", "p", "permuted", "permuted_high", "null_high", "note"}  # the draws differ
+        kept = [column for column in table if column not in drawn]
+        one, two = (
+            t.sort_values([*keys, *(["expert"] if "expert" in t else [])], ignore_index=True)[kept]
+            for t in (table, tables[table_name])
+        )
+        pd.testing.assert_frame_equal(one, two, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recording_without_routing_is_refused(name, dense_recording):
+    with pytest.raises(AnalysisError, match=f"{name}: tiny-random-dense has no MoE layer"):
+        _batch.get(name).run(dense_recording)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_field_that_was_not_recorded_is_named(name, moe, tmp_path):
+    without = record(moe, tiny.corpus(n_documents=10), tmp_path / "r", fields=("logprob",))
+    with pytest.raises(AnalysisError, match=f"{name}: .* was recorded without routing; .*--fields logprob,routing"):
+        _batch.get(name).run(without)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_prefill_and_decode_are_never_averaged(name, recording):
+    mixed = Recording(recording.path, {**recording.manifest, "phases": ["prefill", "decode"]})
+    with pytest.raises(AnalysisError, match=f"{name}: .* holds prefill and decode, which are never averaged"):
+        _batch.get(name).run(mixed)
+
+
+def test_it_runs_as_a_script_without_torch(recording, tmp_path):
+    code = (
+        "import runpy, sys; sys.argv = ['x', sys.argv[1], '--out', sys.argv[2], '--set', 'n_draws=19'];"
+        "runpy.run_module('analyses.expert_load', run_name='__main__', alter_sys=True);"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(recording.path), str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    written = {file.name for file in (tmp_path / "expert_load").iterdir()}
+    assert {"experts.csv", "experts.tex", "load_map.pdf", "load_map.svg", "load_map.png"} <= written
+    provenance = json.loads((tmp_path / "expert_load" / "provenance.json").read_text())
+    assert provenance["sources"][0]["digest"] == recording.digest
+    assert provenance["settings"]["n_draws"] == 19
+    assert "--set n_draws=19" in provenance["command"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_written_is_what_the_tables_say(name, results, recording, tmp_path):
+    files, figures = _batch.analyze(recording, name, tmp_path)
+    assert set(figures) == set(_batch.get(name).figures(results[name]))
+    for table_name, table in _batch.get(name).tables(results[name]).items():
+        written = pd.read_csv(tmp_path / name / f"{table_name}.csv", keep_default_na=False, na_values=[""])
+        assert list(written.columns) == list(table.columns)
+        assert len(written) == len(table)
+    assert all(file.stat().st_size for file in files)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (["level"], "expert_load: --set 'level' has no '='; key=value was wanted"),
+        (["size=3"], "expert_load: unknown setting 'size'; there are level, n_draws, seed"),
+        (["n_draws=many"], "expert_load: n_draws is 'many'; a value of type int was wanted"),
+    ],
+)
+def test_wrong_settings_are_refused(pairs, message):
+    with pytest.raises(AnalysisError, match=re.escape(message)):
+        _batch.parse_settings(_batch.get("expert_load"), pairs)
+
+
+def test_settings_are_read_by_their_types():
+    settings = _batch.parse_settings(_batch.get("token_routing"), ["layer=2", "document=d3"])
+    assert (settings.layer, settings.document) == (2, "d3")
+
+
+def test_an_unknown_analysis_lists_the_known_ones():
+    with pytest.raises(AnalysisError, match="unknown analysis 'vibes'; there are domain_load, expert_load"):
+        _batch.get("vibes")

@@ -1,0 +1,137 @@
+"""What the analyses' tables say, against plain loops over the recording's tokens."""
+
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+
+from analyses import domain_load, expert_load, load_balance, router_confidence, token_routing
+from tests import tiny
+from workbench.errors import AnalysisError
+
+
+def tokens_of(recording, layer):
+    """(document, position, ids, weights) of each token, one by one."""
+    frame = recording.tokens()
+    columns = frame["document"], frame["position"], recording.ids(layer), recording.weights(layer)
+    return zip(*columns, strict=True)
+
+
+def test_expert_load_counts_every_choice(recording):
+    table = expert_load.run(recording).experts
+    for layer in recording.moe_layers:
+        counted: Counter = Counter()
+        mass: Counter = Counter()
+        for _, _, ids, weights in tokens_of(recording, layer):
+            counted.update(ids.tolist())
+            for expert, weight in zip(ids.tolist(), weights.tolist(), strict=True):
+                mass[expert] += weight
+        rows = table[table["layer"] == layer].set_index("expert")
+        total, total_mass = sum(counted.values()), sum(mass.values())
+        for expert in range(8):
+            assert rows.loc[expert, "assignments"] == counted[expert]
+            assert rows.loc[expert, "load_over_balance"] == pytest.approx(8 * counted[expert] / total)
+            assert rows.loc[expert, "weight_over_balance"] == pytest.approx(8 * mass[expert] / total_mass, rel=2e-3)
+            assert rows.loc[expert, "low"] <= rows.loc[expert, "load_over_balance"] <= rows.loc[expert, "high"]
+
+
+def test_load_balance_by_its_definitions(recording):
+    result = load_balance.run(recording)
+    layer = recording.moe_layers[0]
+    counts_DE = recording.counts(layer).astype(float)
+    count_E = counts_DE.sum(0)
+    rows = result.layers[result.layers["layer"] == layer].set_index("measure")
+    share_E = count_E / count_E.sum()
+    assert rows.loc["coefficient of variation", "value"] == pytest.approx(count_E.std() / count_E.mean())
+    assert rows.loc["max violation", "value"] == pytest.approx(count_E.max() / count_E.mean() - 1)
+    assert rows.loc["min violation", "value"] == pytest.approx(1 - count_E.min() / count_E.mean())
+    entropy = -(share_E[share_E > 0] * np.log(share_E[share_E > 0])).sum()
+    assert rows.loc["entropy / ln E", "value"] == pytest.approx(entropy / np.log(8))
+    assert rows.loc["effective experts", "value"] == pytest.approx(np.exp(entropy))
+    gaps = np.abs(count_E[:, None] - count_E[None]).mean() / (2 * count_E.mean())
+    assert rows.loc["Gini", "value"] == pytest.approx(gaps)
+    mean_score_E = recording.score_sum(layer).sum(0) / recording.n_tokens
+    assert rows.loc["balance loss", "value"] == pytest.approx(8 * (share_E * mean_score_E).sum(), rel=1e-5)
+    test = result.tests.set_index("layer").loc[layer]
+    assert test["tokens"] == recording.n_tokens
+    assert 0 < test["effective_tokens"] < recording.n_tokens  # documents of one domain look alike
+    assert test["p"] <= 0.01  # the routers of the fixture are far from balance
+
+
+def test_documents_prefer_experts_beyond_what_their_length_explains(recording):
+    documents = load_balance.run(recording).documents
+    assert (documents["squared_cv"] > documents["drawn_from_corpus"]).all()
+    assert (documents["drawn_from_corpus"] > documents["uniform_routing"]).all()
+    gap = documents["squared_cv"] - documents["drawn_from_corpus"]
+    np.testing.assert_allclose(documents["preference"], gap)
+
+
+def test_router_confidence_is_the_mean_over_tokens(recording):
+    result = router_confidence.run(recording)
+    domain_of = dict(zip(recording.documents()["document"], recording.documents()["domain"], strict=True))
+    layer = recording.moe_layers[1]
+    entropy_T = recording.router_statistic("entropy", layer).astype(float) / np.log(8)
+    frame = recording.tokens().assign(entropy=entropy_T)
+    by_domain = frame.groupby(frame["document"].map(domain_of))["entropy"].mean()
+    rows = result.domains[(result.domains["layer"] == layer) & (result.domains["statistic"] == "entropy / ln E")]
+    np.testing.assert_allclose(rows.set_index("domain")["mean"], by_domain.loc[rows["domain"]], rtol=1e-6)
+    whole = result.layers[(result.layers["layer"] == layer) & (result.layers["statistic"] == "entropy / ln E")].iloc[0]
+    assert whole["mean"] == pytest.approx(entropy_T.mean())
+    assert whole["q50"] == pytest.approx(np.median(entropy_T))
+    first = result.positions[(result.positions["layer"] == layer) & (result.positions["position"] == "0")]
+    assert first.iloc[0]["mean"] == pytest.approx(frame[frame["position"] == 0]["entropy"].mean())
+    assert first.iloc[0]["tokens"] == recording.n_documents
+
+
+def test_domain_load_is_the_rate_within_the_domain(recording):
+    result = domain_load.run(recording)
+    domain_of = dict(zip(recording.documents()["document"], recording.documents()["domain"], strict=True))
+    layer = recording.moe_layers[0]
+    chosen: dict[str, Counter] = defaultdict(Counter)
+    n_tokens: Counter = Counter()
+    for document, _, ids, _ in tokens_of(recording, layer):
+        chosen[domain_of[document]].update(ids.tolist())
+        n_tokens[domain_of[document]] += 1
+    for row in result.experts[result.experts["layer"] == layer].itertuples():
+        assert row.rate == pytest.approx(chosen[row.domain][row.expert] / n_tokens[row.domain])
+        assert row.balanced == pytest.approx(3 / 8)
+    share_ME = np.array([[chosen[m][e] / (3 * n_tokens[m]) for e in range(8)] for m in tiny.DOMAINS])
+
+    def bits(share):
+        return -(share[share > 0] * np.log2(share[share > 0])).sum()
+
+    information = bits(share_ME.mean(0)) - np.mean([bits(share_E) for share_E in share_ME])
+    row = result.information.set_index("layer").loc[layer]
+    assert row["value"] == pytest.approx(information)
+    assert row["p"] <= 0.01  # the corpus' domains use other token ids
+    assert 0 < row["permuted"] < row["value"] <= row["ceiling"]
+
+
+def test_token_routing_shows_the_document_in_its_order(recording):
+    corpus = tiny.corpus()
+    result = token_routing.run(recording, token_routing.Settings(document="d7", layer=2))
+    assert result.tokens["text"].tolist() == [f"<{token}>" for token in corpus.documents[7].token_ids]
+    assert result.tokens["position"].tolist() == list(range(len(result.tokens)))
+    rows = np.flatnonzero(recording.tokens()["document"] == 7)
+    ids_TK, weights_TK = recording.ids(2)[rows], recording.weights(2)[rows]
+    for i, row in result.tokens.iterrows():
+        best = max(weights_TK[i])
+        assert row["top1"] == min(e for e, w in zip(ids_TK[i], weights_TK[i], strict=True) if w == best)
+        assert row["chosen"].startswith(f"{ids_TK[i][0]} ({weights_TK[i][0]:.3f})")
+    assert set(result.layers["layer"]) == {0, 2}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            token_routing.Settings(document="none"),
+            "has no document 'none'; set document to one of its 50 ids, such as d0",
+        ),
+        (token_routing.Settings(layer=1), r"layer 1 has no router; set layer to one of \[0, 2\]"),
+        (token_routing.Settings(first=900), "first is 900 and last 160; the document has"),
+    ],
+)
+def test_token_routing_refuses_what_is_not_there(recording, settings, message):
+    with pytest.raises(AnalysisError, match=message):
+        token_routing.run(recording, settings)

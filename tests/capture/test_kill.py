@@ -1,0 +1,148 @@
+"""A recording that is killed at any moment and resumed ends with the tables of one that was not.
+
+The command under test is `workbench record` in a process of its own, killed with SIGKILL. A process that has imported
+everything and run nothing forks one child per command, so that twenty kills do not cost twenty imports of torch.
+"""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests import tiny
+from workbench.recording import Recording, read_manifest
+
+SEED = 20240617
+N_KILLS = 20
+N_BETWEEN_PARTS = 15
+
+FORKING = """
+import json, os, sys
+import workbench.capture.record, workbench.cli, workbench.models.loading
+sys.stderr = open(os.devnull, "w")
+for line in sys.stdin:
+    pid = os.fork()
+    if pid == 0:
+        sys.argv = json.loads(line)
+        workbench.cli.main()
+        os._exit(0)
+    print(pid, flush=True)
+    _, status = os.waitpid(pid, 0)
+    print(os.waitstatus_to_exitcode(status), flush=True)
+"""
+
+
+class Commands:
+    """Runs `workbench` commands, one at a time, each in a process that can be killed."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", FORKING],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},  # a model this small gains nothing from more
+        )
+
+    def start(self, arguments: list[str]) -> int:
+        self._process.stdin.write(json.dumps(arguments) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def wait(self) -> int:
+        # The command itself may print; its exit status is the last line.
+        while True:
+            line = self._process.stdout.readline().strip()
+            if line.lstrip("-").isdigit():
+                return int(line)
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+        self._process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def commands() -> Iterator[Commands]:
+    running = Commands()
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("killed")
+    tiny.moe().module.save_pretrained(folder / "model")
+    with (folder / "corpus.jsonl").open("w") as file:
+        for document in tiny.corpus(n_documents=400, shortest=30, longest=120).documents:
+            row = {"id": document.id, "domain": document.domain, "token_ids": document.token_ids}
+            file.write(json.dumps(row) + "\n")
+    return folder / "model", folder / "corpus.jsonl"
+
+
+def command(inputs: tuple[Path, Path], out: Path) -> list[str]:
+    model, corpus = map(str, inputs)
+    return [
+        "workbench", "record", model, "--corpus", corpus, "--out", str(out), "--batch-tokens", "256",
+        "--shard-tokens", "900",
+    ]  # fmt: skip
+
+
+def parts_on_disk(out: Path) -> int:
+    return len(list(out.glob("documents/part-*.parquet")))
+
+
+def tables(out: Path) -> list[pd.DataFrame]:
+    return [
+        pd.concat([pd.read_parquet(part) for part in sorted((out / table).glob("*.parquet"))])
+        for table in ("tokens", "documents")
+    ]
+
+
+def test_a_recording_killed_at_any_moment_resumes_to_the_same_tables(commands, inputs, tmp_path):
+    print(f"seed of the moments: {SEED}")
+    whole = tmp_path / "whole"
+    started = time.monotonic()
+    commands.start(command(inputs, whole))
+    while not parts_on_disk(whole):
+        assert time.monotonic() - started < 120, "the first run wrote no part in two minutes"
+        time.sleep(0.002)
+    first_part = time.monotonic() - started
+    assert commands.wait() == 0
+    duration = time.monotonic() - started
+    n_parts = read_manifest(whole)["shards"]
+    assert n_parts >= 20
+    expected, digest = tables(whole), Recording.open(whole).digest
+
+    moments = random.Random(SEED)
+    kills = between = 0
+    while kills < N_KILLS or between < N_BETWEEN_PARTS:
+        assert kills < 4 * N_KILLS, f"only {between} of {kills} kills fell between the first and the last part"
+        # A quarter over the whole duration, from the first import on; the others where parts are being written.
+        start = 0.0 if kills % 4 == 0 else first_part
+        moment = moments.uniform(start, duration)
+        out = tmp_path / f"killed-{kills}"
+        pid = commands.start(command(inputs, out))
+        time.sleep(moment)
+        with_parts = parts_on_disk(out)
+        with contextlib.suppress(ProcessLookupError):  # it had finished: a moment after the last part
+            os.kill(pid, signal.SIGKILL)
+        commands.wait()
+        kills += 1
+        between += 0 < with_parts < n_parts
+        commands.start(command(inputs, out))
+        assert commands.wait() == 0
+        for table, uninterrupted in zip(tables(out), expected, strict=True):
+            pd.testing.assert_frame_equal(table, uninterrupted)
+        assert Recording.open(out).digest == digest
+        assert not list(out.rglob("*.tmp"))
+    print(f"{kills} kills, {between} of them between the first and the last of {n_parts} parts")

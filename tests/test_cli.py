@@ -1,0 +1,126 @@
+"""The commands, as a user types them: what they print, what they write, and how they say no."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests import tiny
+from workbench import cli
+from workbench.recording import Recording
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    tiny.moe().module.save_pretrained(folder / "model")
+    rows = [
+        {"id": document.id, "domain": document.domain, "token_ids": document.token_ids}
+        for document in tiny.corpus().documents
+    ]
+    (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def run(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of a command."""
+    monkeypatch.setattr(sys, "argv", ["workbench", *map(str, arguments)])
+    for console in (cli.console, cli.error_console):
+        monkeypatch.setattr(console, "_width", 200)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    out, err = capsys.readouterr()
+    return int(stopped.value.code or 0), out, err
+
+
+def test_record_verify_list_and_analyze(inputs, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "recordings" / "one"
+    status, said, _ = run(
+        monkeypatch, capsys, "record", inputs / "model", "--corpus", inputs / "corpus.jsonl", "--out", out,
+        "--max-tokens", 900,
+    )  # fmt: skip
+    assert status == 0
+    recording = Recording.open(out)
+    assert f"{recording.n_tokens:,} tokens of {recording.n_documents:,} documents" in said
+    assert "left out by --max-tokens" in said
+    assert recording.manifest["check"]["routers"] == 2
+
+    status, said, _ = run(monkeypatch, capsys, "verify", out)
+    assert (status, recording.digest in said) == (0, True)
+    status, said, _ = run(monkeypatch, capsys, "recordings", tmp_path / "recordings")
+    assert status == 0 and "closed" in said
+
+    results = tmp_path / "out"
+    status, said, _ = run(monkeypatch, capsys, "analyze", out, "expert_load", "token_routing", "--out", results)
+    assert status == 0
+    page = (results / "index.html").read_text(encoding="utf-8")
+    assert "How is the load spread" in page and "expert_load/load_map.svg" in page
+    script = (results / "reproduce.sh").read_text()
+    assert f"workbench analyze {out} expert_load" in script
+
+
+def test_what_reproduce_says_makes_the_same_files(inputs, tmp_path):
+    out = tmp_path / "r"
+    base = [sys.executable, "-m", "workbench.cli"]
+    subprocess.run([*base, "record", inputs / "model", "--corpus", inputs / "corpus.jsonl", "--out", out], check=True,
+                   capture_output=True, cwd=tmp_path)  # fmt: skip
+    for folder in ("first", "second"):
+        subprocess.run(
+            [*base, "analyze", out, "expert_load", "--out", folder], check=True, capture_output=True, cwd=tmp_path
+        )
+    first, second = (sorted((tmp_path / folder / "expert_load").iterdir()) for folder in ("first", "second"))
+    assert [file.name for file in first] == [file.name for file in second]
+    assert all(one.read_bytes() == two.read_bytes() for one, two in zip(first, second, strict=True))
+
+
+def test_inspect_prints_the_reference_model(monkeypatch, capsys):
+    status, said, _ = run(monkeypatch, capsys, "inspect", "qwen2-57b-a14b")
+    assert status == 0
+    assert "57,408,658,944" in said and "14,249,270,784" in said and "0–27" in said
+    status, said, _ = run(monkeypatch, capsys, "inspect", "qwen2-57b-a14b", "--json")
+    assert json.loads(said)["parameters_total"] == 57_408_658_944
+    status, said, _ = run(monkeypatch, capsys, "inspect")
+    assert "step-0" in json.loads(said)["bundled"]["tiny-moe"]
+
+
+def test_inspect_says_when_there_is_no_moe_layer(monkeypatch, capsys):
+    _, said, _ = run(monkeypatch, capsys, "inspect", "tiny-dense")
+    assert "no MoE layer" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["record", "nothing", "--corpus", "demo", "--out", "r"], "workbench: unknown model 'nothing'. Known: bundled"),
+        (["record", "tiny-moe", "--corpus", "no.jsonl", "--out", "r"], "workbench: corpus 'no.jsonl': no such file"),
+        (
+            ["record", "tiny-moe", "--corpus", "demo", "--out", "r", "--fields", "x"],
+            "workbench: fields: 'x' is unknown",
+        ),
+        (["verify", "nowhere"], "workbench: nowhere is not a folder"),
+        (["analyze", "nowhere", "expert_load"], "workbench: nowhere is not a folder"),
+        (["analyze", "nowhere"], "workbench: name an analysis, or give --all; there are domain_load"),
+        (["analyze", "nowhere", "x"], "workbench: unknown analysis 'x'"),
+        (["analyze", "nowhere", "expert_load", "--width", "wide"], "workbench: --width is 'wide'; column or text"),
+        (["analyze", "nowhere", "--all", "--set", "a=1"], "workbench: --set belongs to one analysis, and"),
+    ],
+)
+def test_a_wrong_input_is_one_sentence_and_writes_nothing(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    status, _, said = run(monkeypatch, capsys, *arguments)
+    assert status == 1
+    assert message in said
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_markup_in_names_stays_text_in_the_report(tmp_path):
+    from workbench.report import Section, write_report
+
+    canary = "<script>alert('x')</script>"
+    section = Section("a", canary, canary, {}, [tmp_path / "a" / "t<b>.csv"])
+    write_report(tmp_path / "index.html", title=canary, facts={canary: canary}, sections=[section])
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "<script" not in page and "t<b>" not in page
+    assert page.count("&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;") == 6

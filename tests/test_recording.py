@@ -1,0 +1,231 @@
+"""The format: what is written can be read by anyone, and what was damaged is refused with a sentence."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from tests import tiny
+from workbench import recording_writer
+from workbench.capture.record import record
+from workbench.errors import RecordingError
+from workbench.recording import SCHEMA, Recording, prefix, read_manifest, recordings_below
+from workbench.recording_writer import write_whole
+
+
+@pytest.fixture
+def copied(recording, tmp_path):
+    """A copy that may be damaged."""
+    return shutil.copytree(recording.path, tmp_path / "copy")
+
+
+def edit_manifest(path, **changes):
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | changes))
+
+
+def test_every_accessor_agrees_with_pandas_reading_the_files(recording):
+    parts = sorted((recording.path / "tokens").glob("*.parquet"))
+    assert len(parts) > 1
+    tokens = pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
+    assert recording.n_tokens == len(tokens)
+    layer = recording.moe_layers[-1]
+    np.testing.assert_array_equal(recording.ids(layer), np.stack(tokens[f"layer{layer:02d}.ids"]))
+    np.testing.assert_array_equal(recording.weights(layer), np.stack(tokens[f"layer{layer:02d}.weights"]))
+    np.testing.assert_array_equal(
+        recording.router_statistic("entropy", layer), tokens[f"layer{layer:02d}.entropy"].to_numpy()
+    )
+    pd.testing.assert_frame_equal(recording.tokens(), tokens[list(recording.tokens().columns)], check_dtype=False)
+
+
+def test_sums_of_documents_are_the_sums_of_their_tokens(recording):
+    tokens, documents = recording.tokens(), recording.documents()
+    assert documents["tokens"].sum() == recording.n_tokens
+    row_of = {document: row for row, document in enumerate(documents["document"])}
+    row_T = tokens["document"].map(row_of).to_numpy()
+    for layer in recording.moe_layers:
+        counts_DE = np.zeros_like(recording.counts(layer))
+        np.add.at(counts_DE, (row_T[:, None], recording.ids(layer)), 1)
+        np.testing.assert_array_equal(recording.counts(layer), counts_DE)
+        weight_DE = np.zeros(counts_DE.shape)
+        np.add.at(weight_DE, (row_T[:, None], recording.ids(layer)), recording.weights(layer).astype(float))
+        np.testing.assert_allclose(recording.weight_sum(layer), weight_DE, rtol=2e-3, atol=1e-3)
+        np.testing.assert_allclose(recording.score_sum(layer).sum(1), documents["tokens"], rtol=1e-5)
+    loss = -tokens.groupby("document")["logprob"].mean()
+    np.testing.assert_allclose(documents["loss"], documents["document"].map(loss), rtol=1e-5)
+
+
+def test_the_first_position_has_no_logprob(recording):
+    tokens = recording.tokens()
+    assert (tokens["logprob"].isna() == (tokens["position"] == 0)).all()
+
+
+def test_the_vocabulary_holds_every_id_that_occurs(recording):
+    tokens = recording.tokens()
+    assert set(recording.vocabulary["token"]) == set(tokens["token"]) | set(tokens["predicted"])
+
+
+def test_verify_reads_every_file(recording):
+    result = recording.verify()
+    assert result.files == 2 * len(recording.manifest["parts"]) + 1
+    assert result.digest == recording.digest
+
+
+def test_parts_can_be_read_one_by_one(recording):
+    whole = recording.column("token")
+    np.testing.assert_array_equal(np.concatenate([part["token"] for part in recording.parts(["token"])]), whole)
+
+
+def test_reading_a_recording_imports_no_torch(recording):
+    code = (
+        "import sys; from workbench.recording import Recording; import workbench; "
+        f"r = workbench.Recording.open({str(recording.path)!r}); r.ids(0); r.tokens(); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_column_that_was_not_recorded_is_named(recording):
+    with pytest.raises(RecordingError, match="has no tokens column 'layer00.attention'; it was recorded with fields"):
+        recording.column("layer00.attention")
+
+
+def test_a_layer_without_router_is_named(recording):
+    with pytest.raises(RecordingError, match=re.escape("layer 1 of") + ".*has no router; the MoE layers are"):
+        recording.ids(1)
+
+
+def test_an_ambiguous_site_is_refused(recording):
+    first = recording.topology.routers[0]
+    doubled = Recording(recording.path, json.loads(json.dumps(recording.manifest)))
+    from dataclasses import replace
+
+    second = replace(first, site="second")
+    doubled.topology = replace(recording.topology, routers=(first, second, *recording.topology.routers[1:]))
+    with pytest.raises(
+        RecordingError, match=re.escape("layer 0 has routers at ['mlp', 'second']; name one with site=")
+    ):
+        doubled.ids(0)
+    assert prefix(first, doubled.topology) == "layer00"
+    assert prefix(second, doubled.topology) == "layer00.second.router"
+
+
+# Damage
+
+
+def test_a_truncated_part_is_refused_on_open(copied):
+    part = copied / "tokens" / "part-00001.parquet"
+    part.write_bytes(part.read_bytes()[:-100])
+    with pytest.raises(RecordingError, match=r"tokens/part-00001.parquet has \d+ bytes, \d+ were written"):
+        Recording.open(copied)
+
+
+def test_an_edited_part_is_refused_by_verify(copied):
+    part = copied / "documents" / "part-00000.parquet"
+    content = bytearray(part.read_bytes())
+    content[40] ^= 0xFF
+    part.write_bytes(bytes(content))
+    with pytest.raises(RecordingError, match=r"documents/part-00000.parquet is not what was written \(its SHA-256"):
+        Recording.open(copied).verify()
+
+
+def test_a_part_with_other_rows_is_refused(copied):
+    first, second = (copied / "tokens" / f"part-0000{i}.parquet" for i in (0, 1))
+    shutil.copy(first, second)
+    manifest = read_manifest(copied)
+    manifest["parts"][1]["tokens"]["bytes"] = first.stat().st_size
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RecordingError, match=r"tokens/part-00001.parquet has \d+ rows, the manifest says \d+"):
+        Recording.open(copied)
+
+
+def test_a_part_with_other_columns_is_refused(copied):
+    part = copied / "tokens" / "part-00000.parquet"
+    pq.write_table(pq.read_table(part).drop_columns(["position"]), part)
+    manifest = read_manifest(copied)
+    manifest["parts"][0]["tokens"]["bytes"] = part.stat().st_size
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RecordingError, match=re.escape("has other columns than schema 1: ['position']")):
+        Recording.open(copied)
+
+
+def test_a_missing_part_is_named(copied):
+    (copied / "documents" / "part-00001.parquet").unlink()
+    with pytest.raises(RecordingError, match=r"documents/part-00001.parquet is missing, but the manifest lists it"):
+        Recording.open(copied)
+
+
+def test_a_part_that_is_no_parquet_is_named(copied):
+    part = copied / "tokens" / "part-00000.parquet"
+    part.write_bytes(b"x" * part.stat().st_size)
+    with pytest.raises(RecordingError, match=r"tokens/part-00000.parquet is not a readable Parquet file"):
+        Recording.open(copied)
+
+
+def test_an_edited_manifest_is_refused(copied):
+    edit_manifest(copied, padding_share=0.5)
+    with pytest.raises(RecordingError, match="was edited after the recording was closed"):
+        Recording.open(copied)
+
+
+def test_a_newer_schema_is_refused(copied):
+    edit_manifest(copied, schema=SCHEMA + 1)
+    with pytest.raises(RecordingError, match=f"has recording schema {SCHEMA + 1}; this version reads up to {SCHEMA}"):
+        Recording.open(copied)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema": "x"}'])
+def test_a_damaged_manifest_is_refused(copied, content):
+    (copied / "manifest.json").write_text(content)
+    with pytest.raises(RecordingError, match="is damaged: it is not the JSON object of a recording"):
+        Recording.open(copied)
+
+
+def test_a_folder_that_is_no_recording_is_refused(tmp_path):
+    with pytest.raises(RecordingError, match=r"holds no manifest.json, so it is no recording; record one with"):
+        Recording.open(tmp_path)
+    with pytest.raises(RecordingError, match="is not a folder; a recording is one"):
+        Recording.open(tmp_path / "nowhere")
+
+
+def test_an_unfinished_recording_says_how_to_go_on(copied):
+    edit_manifest(copied, status="open")
+    with pytest.raises(RecordingError, match=r"is not finished: \d+ of \d+ parts are on disk. Run the same"):
+        Recording.open(copied)
+
+
+def test_recordings_below_a_folder_are_listed(recording, tmp_path):
+    shutil.copytree(recording.path, tmp_path / "one")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "manifest.json").write_text("no")
+    assert [path.name for path, _ in recordings_below(tmp_path)] == ["one"]
+
+
+# Writing
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(recording_writer, "_open_for_writing", lambda file: (file.touch(), open("/dev/full", "wb"))[1])  # noqa: SIM115
+    with pytest.raises(RecordingError, match=r"the disk is full: .*part needs 6 bytes, [\d,]+ are free"):
+        write_whole(tmp_path / "part", b"abcdef")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_while_recording_can_be_gone_on_with(moe, tmp_path, monkeypatch, recording):
+    opened = recording_writer._open_for_writing
+    monkeypatch.setattr(
+        recording_writer,
+        "_open_for_writing",
+        lambda file: open("/dev/full", "wb") if "part-00002" in file.name else opened(file),  # noqa: SIM115
+    )
+    settings = {"fields": recording.fields, "batch_tokens": 256, "shard_tokens": 512}
+    with pytest.raises(RecordingError, match="the disk is full: .*run the same command again"):
+        record(moe, tiny.corpus(), tmp_path / "r", **settings)
+    monkeypatch.undo()
+    assert record(moe, tiny.corpus(), tmp_path / "r", **settings).digest == recording.digest

@@ -1,0 +1,79 @@
+"""One HTML page over the results of a batch: every figure with its caption, and links to the files.
+
+The page is static and holds no script; texts are escaped, for a recording's names are somebody's data.
+"""
+
+import html
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from workbench.figures.spec import Figure
+from workbench.recording_writer import write_whole
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """One analysis in a report.
+
+    Attributes:
+        name: Of the analysis; its folder beside the page.
+        question: What it asks.
+        not_shown: What its numbers do not say.
+        figures: By name, as they were written.
+        files: Everything that was written.
+    """
+
+    name: str
+    question: str
+    not_shown: str
+    figures: Mapping[str, Figure]
+    files: Sequence[Path]
+
+
+_STYLE = """
+:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
+body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+figure { margin: 1.5rem 0; } figure img { background: #fff; max-width: 100%; }
+figcaption, .files, .not-shown { font-size: 0.875rem; opacity: 0.8; }
+dt { float: left; clear: left; width: 12rem; opacity: 0.7; } dd { margin-left: 12rem; }
+"""
+
+
+def write_report(page: Path, *, title: str, facts: Mapping[str, str], sections: Sequence[Section]) -> None:
+    """Writes the page; figures are taken from the folders beside it.
+
+    Args:
+        page: The HTML file.
+        title: Its heading.
+        facts: What the results are of, by name.
+        sections: The analyses, in order.
+    """
+    listed = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts.items())
+    body = "".join(_section(section, page.parent) for section in sections)
+    document = (
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{_text(title)}</title>"
+        f"<meta name='viewport' content='width=device-width'><style>{_STYLE}</style></head><body>"
+        f"<h1>{_text(title)}</h1><dl>{listed}</dl>{body}</body></html>\n"
+    )
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(page, document.encode())
+
+
+def _section(section: Section, folder: Path) -> str:
+    of = {file.name: _text(Path(os.path.relpath(file, folder)).as_posix()) for file in section.files}
+    drawn = "".join(
+        f"<figure><a href='{of[f'{name}.pdf']}'><img src='{of[f'{name}.svg']}' alt='{_text(figure.alt)}'></a>"
+        f"<figcaption><b>{_text(figure.title)}.</b> {_text(figure.caption)}</figcaption></figure>"
+        for name, figure in section.figures.items()
+    )
+    links = " · ".join(f"<a href='{path}'>{_text(name)}</a>" for name, path in of.items())
+    return (
+        f"<h2>{_text(section.question)}</h2><p class='not-shown'>{_text(section.not_shown)}</p>{drawn}"
+        f"<p class='files'>{links}</p>"
+    )
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value), quote=True)
