@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -229,3 +230,19 @@ def test_a_disk_that_fills_up_while_recording_can_be_gone_on_with(moe, tmp_path,
         record(moe, tiny.corpus(), tmp_path / "r", **settings)
     monkeypatch.undo()
     assert record(moe, tiny.corpus(), tmp_path / "r", **settings).digest == recording.digest
+
+
+# Older recordings
+
+
+def test_a_recording_of_schema_1_stays_readable():
+    """Written once by schema 1 and never again: its values are pinned."""
+    golden = Recording.open(Path(__file__).parent / "golden" / "schema-1")
+    assert golden.digest == "a05e0966a06b79f8b71f959602ef2d9b758778b11bb17e2d7f3cd76e85903bed"
+    assert golden.verify().files == 2 * len(golden.manifest["parts"]) + 1
+    assert golden.n_tokens == 353
+    assert golden.moe_layers == (0, 2)
+    assert golden.ids(2)[:3].tolist() == [[2, 1, 5], [2, 7, 1], [7, 5, 6]]
+    assert golden.counts(0).sum(0).tolist() == [145, 141, 72, 134, 106, 188, 151, 122]
+    assert golden.router_statistic("logits", 0).shape == (353, 8)
+    assert set(golden.tokens()["phase"]) == {"prefill"}

@@ -92,13 +92,21 @@ def inputs(tmp_path_factory) -> tuple[Path, Path]:
 def command(inputs: tuple[Path, Path], out: Path) -> list[str]:
     model, corpus = map(str, inputs)
     return [
-        "workbench", "record", model, "--corpus", corpus, "--out", str(out), "--batch-tokens", "256",
+        "workbench", "record", model, "--corpus", corpus, "--out", str(out), "--batch-tokens", "128",
         "--shard-tokens", "900",
     ]  # fmt: skip
 
 
 def parts_on_disk(out: Path) -> int:
     return len(list(out.glob("documents/part-*.parquet")))
+
+
+def seconds_until(n_parts: int, out: Path, started: float) -> float:
+    """Waits for that many parts on disk; seconds since the start."""
+    while parts_on_disk(out) < n_parts:
+        assert time.monotonic() - started < 120, f"fewer than {n_parts} parts in two minutes"
+        time.sleep(0.002)
+    return time.monotonic() - started
 
 
 def tables(out: Path) -> list[pd.DataFrame]:
@@ -113,10 +121,8 @@ def test_a_recording_killed_at_any_moment_resumes_to_the_same_tables(commands, i
     whole = tmp_path / "whole"
     started = time.monotonic()
     commands.start(command(inputs, whole))
-    while not parts_on_disk(whole):
-        assert time.monotonic() - started < 120, "the first run wrote no part in two minutes"
-        time.sleep(0.002)
-    first_part = time.monotonic() - started
+    first_part = seconds_until(1, whole, started)
+    last_part = seconds_until(read_manifest(whole)["shards"], whole, started)
     assert commands.wait() == 0
     duration = time.monotonic() - started
     n_parts = read_manifest(whole)["shards"]
@@ -127,12 +133,16 @@ def test_a_recording_killed_at_any_moment_resumes_to_the_same_tables(commands, i
     kills = between = 0
     while kills < N_KILLS or between < N_BETWEEN_PARTS:
         assert kills < 4 * N_KILLS, f"only {between} of {kills} kills fell between the first and the last part"
-        # A quarter over the whole duration, from the first import on; the others where parts are being written.
-        start = 0.0 if kills % 4 == 0 else first_part
-        moment = moments.uniform(start, duration)
         out = tmp_path / f"killed-{kills}"
+        begun = time.monotonic()
         pid = commands.start(command(inputs, out))
-        time.sleep(moment)
+        # A quarter of the moments over the whole duration; the others between the first part and the last, counted from
+        # the first part, for how long a start takes varies more than the writing lasts.
+        if kills % 4 == 0:
+            time.sleep(moments.uniform(0.0, duration))
+        else:
+            seconds_until(1, out, begun)
+            time.sleep(moments.uniform(0.0, last_part - first_part))
         with_parts = parts_on_disk(out)
         with contextlib.suppress(ProcessLookupError):  # it had finished: a moment after the last part
             os.kill(pid, signal.SIGKILL)

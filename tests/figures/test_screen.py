@@ -1,0 +1,97 @@
+"""Every kind on the screen: it can be sent to a browser, clicked, and never runs what a token says."""
+
+import functools
+import itertools
+import json
+import re
+
+import pytest
+
+from tests.figures.examples import CANARY, awkward, examples, load_map, series, strip
+from workbench.figures import Bars
+from workbench.figures.canvas import as_text
+from workbench.figures.screen import screen
+
+FIGURES = {**examples(), **awkward()}
+
+
+@functools.cache
+def drawn_of(name: str):
+    return screen(FIGURES[name], dark=len(name) % 2 == 0)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_kind_is_drawn_with_its_words(name):
+    figure = FIGURES[name]
+    drawn = drawn_of(name)
+    sent = json.loads(drawn.to_json())
+    assert sent["layout"]["meta"] == {"title": figure.title, "caption": figure.caption, "alt": figure.alt}
+    clickable = [trace for trace in drawn.data if trace.customdata is not None]
+    assert sum(len(trace.customdata) for trace in clickable) == len(figure.table)
+    assert {tuple(mark) for trace in clickable for mark in trace.customdata} == {tuple(figure.columns())}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_text_is_markup(name):
+    sent = json.loads(drawn_of(name).to_json())
+    for text in shown_texts(sent):
+        assert set(re.findall("<[^>]*>?", text)) <= {"<br>"}
+        assert "$" not in text
+
+
+def shown_texts(node, key=""):
+    """All that plotly would read as its HTML; customdata and meta are data."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            if name not in ("customdata", "meta"):
+                yield from shown_texts(value, name)
+    elif isinstance(node, list):
+        for value in node:
+            yield from shown_texts(value, key)
+    elif isinstance(node, str) and key in ("text", "hovertext", "name", "ticktext"):
+        yield node
+
+
+def test_the_canary_is_shown_letter_by_letter():
+    shown = as_text(CANARY)
+    assert shown.startswith("&lt;b&gt;x&lt;/b&gt;&lt;script&gt;alert(1)&lt;/script&gt;&amp;amp;&#36;a_1^2&#36;")
+
+
+def test_a_heat_map_has_a_layer_that_hears_clicks():
+    cells, marks = screen(load_map(4, 8)).data
+    assert (cells.type, marks.type) == ("heatmap", "scatter")
+    assert marks.marker.opacity == 0
+    assert set(marks.customdata[3]) == {"layer", "expert", "load", "tokens"}
+    assert (marks.customdata[9]["layer"], marks.customdata[9]["expert"]) == (1, 1)
+    assert cells.z[1][1] == pytest.approx(screen(load_map(4, 8)).data[0].z[1][1])
+    assert marks.hovertext[9].split("<br>")[:2] == ["expert: 1", "layer: 1"]
+
+
+def test_hover_names_interval_and_null():
+    figure = Bars(
+        *(series(4).head(1), "domain", "value"),
+        title="t",
+        caption="c",
+        alt="a",
+        x_label="domain",
+        y_label="imbalance (unit 1)",
+        low="low",
+        high="high",
+        interval_label="95 % interval, jackknife",
+        null="null",
+        null_label="uniform routing",
+    )
+    lines = screen(figure).data[0].hovertext[0].split("<br>")
+    assert [line.split(":")[0] for line in lines] == [
+        *("domain", "imbalance (unit 1)", "95 % interval, jackknife, from", "95 % interval, jackknife, to"),
+        "uniform routing",
+    ]
+
+
+def test_tokens_stand_in_order_and_do_not_overlap():
+    bars = screen(strip(300, colour="loss")).data[0]
+    spans = list(zip(bars.y, bars.base, bars.x, strict=True))
+    for (line, left, wide), (next_line, next_left, _) in itertools.pairwise(spans):
+        assert (next_line, next_left) == (line, left + wide) or (next_line > line and next_left == 0)
+    assert bars.customdata[0]["loss"] is None
+    assert "loss (nats): no value" in bars.hovertext[0]

@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+
+from workbench.metrics.clusters import Clusters
+
+
+def test_without_clusters_every_document_is_its_own():
+    clusters = Clusters.of(np.array(["b", "a", "b"]))
+    assert clusters.domains == ("b", "a")
+    assert clusters.n_clusters == 3
+    np.testing.assert_array_equal(clusters.stratum_U, [0, 0, 1])
+    np.testing.assert_array_equal(clusters.sum(np.array([1, 10, 100])), [1, 100, 10])
+    np.testing.assert_array_equal(clusters.clusters_M, [2, 1])
+    assert clusters.degrees_of_freedom == 1
+    assert list(clusters.strata()) == [slice(0, 2), slice(2, 3)]
+
+
+def test_documents_of_a_cluster_add_up():
+    clusters = Clusters.of(np.array([0, 1, 0, 1]), cluster_D=np.array(["x", "y", "x", "z"]))
+    values_Dx = np.arange(8).reshape(4, 2)
+    np.testing.assert_array_equal(clusters.sum(values_Dx), [[4, 6], [2, 3], [6, 7]])
+
+
+def test_a_cluster_that_spans_domains_is_drawn_in_the_domain_of_most_of_its_documents():
+    domain_D = np.array(["en", "zh", "zh", "en", "zh"])
+    clusters = Clusters.of(domain_D, cluster_D=np.array([7, 7, 7, 8, 8]))
+    # cluster 7: two of three are zh; cluster 8: one each, and en was seen first
+    np.testing.assert_array_equal(clusters.stratum_U, [0, 1])
+    np.testing.assert_array_equal(clusters.cluster_D, [1, 1, 1, 0, 0])
+    np.testing.assert_array_equal(clusters.clusters_M, [2, 2])
+    cells = clusters.sum_cells(np.array([1, 10, 100, 1000, 10000]))
+    runs = list(clusters.domain_runs())
+    np.testing.assert_array_equal(cells[runs[0]], [1000, 1])
+    np.testing.assert_array_equal(cells[runs[1]], [10000, 110])
+
+
+def test_translations_make_one_stratum():
+    """Ten articles in two languages: ten clusters, each in both domains, all drawn in the first."""
+    clusters = Clusters.of(np.tile(["en", "zh"], 10), cluster_D=np.repeat(np.arange(10), 2))
+    np.testing.assert_array_equal(clusters.clusters_M, [10, 10])
+    assert clusters.degrees_of_freedom == 9
+    assert clusters.too_few == ""
+
+
+def test_too_few_clusters_are_named():
+    clusters = Clusters.of(np.array(["code"] * 8 + ["math"] * 3))
+    assert clusters.too_few == "no interval: fewer than 8 clusters in a domain (math has 3)"
+
+
+def test_no_documents_are_refused():
+    with pytest.raises(ValueError, match=r"domain_D is empty: a design needs at least one document; check"):
+        Clusters.of(np.array([], dtype=int))
+
+
+def test_another_number_of_documents_is_refused():
+    clusters = Clusters.of(np.zeros(3, dtype=int))
+    for method in (clusters.sum, clusters.sum_cells):
+        with pytest.raises(ValueError, match=r"has 2 rows, but the clusters were made of 3 documents: pass one row"):
+            method(np.ones((2, 4)))

@@ -1,0 +1,280 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from workbench.metrics import load, specialization
+from workbench.metrics import uncertainty as m
+from workbench.metrics.clusters import Clusters
+
+TWO_DOMAINS = Clusters.of(np.repeat(["a", "b"], 10))
+
+
+def counts(seed: int = 0, shape: tuple[int, ...] = (20, 3, 6)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 30, shape) + np.arange(shape[-1])
+
+
+# ---- ratios ----
+
+
+def slow_ratio(a_D, b_D, stratum_D, level=0.95):
+    """Rows are clusters; those with b = 0 are of other domains."""
+    theta = sum(a_D) / sum(b_D)
+    variance, clusters, strata = 0.0, 0, set(stratum_D)
+    for stratum in strata:
+        u = [(a - theta * b) / sum(b_D) for a, b, s in zip(a_D, b_D, stratum_D, strict=True) if s == stratum]
+        mean = sum(u) / len(u)
+        variance += len(u) / (len(u) - 1) * sum((x - mean) ** 2 for x in u)
+        clusters += len(u)
+    reach = stats.t.ppf((1 + level) / 2, clusters - len(strata)) * variance**0.5
+    return theta, theta - reach, theta + reach
+
+
+def test_ratio_by_hand():
+    # ten documents of one token; expert 0 takes 7: the plain binomial, n/(n − 1) larger
+    counts_DE = np.array([[1, 0]] * 7 + [[0, 1]] * 3)
+    interval = m.ratio_interval(counts_DE, counts_DE.sum(-1, keepdims=True), clusters=Clusters.of(np.zeros(10)))
+    reach = stats.t.ppf(0.975, 9) * np.sqrt(0.7 * 0.3 / 9)
+    np.testing.assert_allclose(interval.value, [0.7, 0.3])
+    np.testing.assert_allclose(interval.low, [0.7 - reach, 0.3 - reach])
+    np.testing.assert_allclose(interval.high, [0.7 + reach, 0.3 + reach])
+    assert interval.method == "linearized ratio, t"
+    assert (interval.n_clusters, interval.note) == (10, "")
+
+
+@given(seed=st.integers(0, 100))
+@settings(max_examples=15, deadline=None)
+def test_ratios_equal_plain_python(seed):
+    rng = np.random.default_rng(seed)
+    counts_DLE = counts(seed)
+    total_DL1 = counts_DLE.sum(-1, keepdims=True)
+    order = rng.permutation(20)
+    domain_D = np.repeat(["a", "b"], 10)[order]
+    clusters = Clusters.of(domain_D)
+    interval = m.ratio_interval(counts_DLE, total_DL1, clusters=clusters, level=0.9)
+    by_domain = m.domain_ratio_interval(counts_DLE, total_DL1, clusters=clusters, level=0.9)
+    found = interval.value[1, 2], interval.low[1, 2], interval.high[1, 2]
+    assert found == pytest.approx(slow_ratio(counts_DLE[:, 1, 2], total_DL1[:, 1, 0], domain_D, 0.9))
+    for label in "ab":
+        i = clusters.domains.index(label)
+        found = by_domain.value[i, 1, 2], by_domain.low[i, 1, 2], by_domain.high[i, 1, 2]
+        mine = domain_D == label
+        assert found == pytest.approx(slow_ratio(counts_DLE[mine, 1, 2], total_DL1[mine, 1, 0], domain_D[mine], 0.9))
+
+
+def test_ratio_by_domain_where_clusters_span_domains():
+    """Nine articles, some in two languages: a cluster without documents of a domain is a zero of its stratum."""
+    domain_D = np.array(["en"] * 9 + ["zh"] * 8)
+    cluster_D = np.concatenate([np.arange(9), np.arange(8)])
+    clusters = Clusters.of(domain_D, cluster_D=cluster_D)
+    counts_DE = counts(4, (17, 3))
+    interval = m.domain_ratio_interval(counts_DE, counts_DE.sum(-1, keepdims=True), clusters=clusters)
+    a_U, b_U = np.append(counts_DE[9:, 0], 0), np.append(counts_DE[9:].sum(-1), 0)
+    theta, low, high = slow_ratio(a_U, b_U, np.zeros(9))
+    deviation = (high - low) / 2 / stats.t.ppf(0.975, 8)
+    reach = stats.t.ppf(0.975, 7) * deviation  # eight clusters have the domain: seven degrees of freedom
+    found = interval.value[1, 0], interval.low[1, 0], interval.high[1, 0]
+    assert found == pytest.approx((theta, theta - reach, theta + reach))
+
+
+def test_ratio_of_scalars_and_of_blocks(monkeypatch):
+    loss_D = np.random.default_rng(0).normal(size=20)
+    interval = m.ratio_interval(loss_D, np.ones(20), clusters=TWO_DOMAINS)
+    assert interval.value == pytest.approx(loss_D.mean())
+    assert interval.value.shape == ()
+    counts_DLE = counts()
+    total_DL1 = counts_DLE.sum(-1, keepdims=True)
+    whole = [f(counts_DLE, total_DL1, clusters=TWO_DOMAINS) for f in (m.ratio_interval, m.domain_ratio_interval)]
+    shared = m.ratio_interval(counts_DLE, total_DL1[:, :1], clusters=TWO_DOMAINS)
+    monkeypatch.setattr(m, "BLOCK", 20 * 6)
+    for before, f in zip(whole, (m.ratio_interval, m.domain_ratio_interval), strict=True):
+        after = f(counts_DLE, total_DL1, clusters=TWO_DOMAINS)
+        np.testing.assert_allclose(after.low, before.low)
+    np.testing.assert_allclose(m.ratio_interval(counts_DLE, total_DL1[:, :1], clusters=TWO_DOMAINS).low, shared.low)
+
+
+def test_ratio_over_nothing_is_nan():
+    interval = m.ratio_interval(np.ones((20, 2)), np.zeros((20, 1)), clusters=TWO_DOMAINS)
+    assert np.isnan(interval.value).all()
+
+
+# ---- resamples ----
+
+
+def test_resamples_keep_the_domains_sizes_on_average_and_the_variance():
+    counts_DE = counts(0, (20, 6))
+    bootstrap = m.cluster_bootstrap(counts_DE, clusters=TWO_DOMAINS, n_resamples=20_000)
+    np.testing.assert_array_equal(bootstrap.domains.observed, [counts_DE[:10].sum(0), counts_DE[10:].sum(0)])
+    np.testing.assert_array_equal(bootstrap.corpus.observed, counts_DE.sum(0))
+    assert bootstrap.domains.drawn.shape == (2, 20_000, 6)
+    np.testing.assert_allclose(bootstrap.corpus.drawn.mean(axis=0), counts_DE.sum(0), rtol=0.01)
+    expected = 10 * counts_DE[:10].var(axis=0, ddof=1) + 10 * counts_DE[10:].var(axis=0, ddof=1)
+    np.testing.assert_allclose(bootstrap.corpus.drawn.var(axis=0), expected, rtol=0.05)
+
+
+def test_resamples_move_clusters_whole_across_domains():
+    domain_D = np.tile(["en", "zh"], 10)
+    clusters = Clusters.of(domain_D, cluster_D=np.repeat(np.arange(10), 2))
+    counts_DE = np.repeat(np.random.default_rng(0).integers(1, 50, (10, 3)), 2, axis=0)  # a translation counts the same
+    drawn_MBE = m.cluster_bootstrap(counts_DE, clusters=clusters).domains.drawn
+    np.testing.assert_allclose(drawn_MBE[0], drawn_MBE[1])
+
+
+def test_a_cluster_alone_stays():
+    clusters = Clusters.of(np.array([0] * 9 + [1]))
+    drawn_MBE = m.cluster_bootstrap(counts(0, (10, 4)), clusters=clusters).domains.drawn
+    assert (drawn_MBE[1] == drawn_MBE[1, 0]).all()
+
+
+def test_the_seed_decides():
+    first, again, other = (
+        m.cluster_bootstrap(counts(), clusters=TWO_DOMAINS, n_resamples=5, seed=seed).corpus.drawn for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+# ---- bias-corrected ----
+
+
+@pytest.mark.parametrize("scale", ["plain", "square"])
+def test_bias_corrected_equals_plain_python(scale):
+    bootstrap = m.cluster_bootstrap(counts(), clusters=TWO_DOMAINS, n_resamples=50)
+    interval = m.bias_corrected_interval(load.gini, bootstrap.corpus, scale=scale, level=0.9)
+    power = {"plain": 1, "square": 2}[scale]
+    for layer in range(3):
+        plug_in = float(load.gini(bootstrap.corpus.observed[layer]))
+        drawn = [float(load.gini(bootstrap.corpus.drawn[b, layer])) ** power for b in range(50)]
+        mean = sum(drawn) / 50
+        deviation = (sum((x - mean) ** 2 for x in drawn) / 49) ** 0.5
+        value = 2 * plug_in**power - mean
+        reach = stats.t.ppf(0.95, 18) * deviation
+        expected = [max(x, 0) ** (1 / power) if power == 2 else x for x in (value, value - reach, value + reach)]
+        found = interval.value[layer], interval.low[layer], interval.high[layer]
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        assert interval.plug_in[layer] == pytest.approx(plug_in)
+
+
+def test_bias_corrected_information_by_domain():
+    counts_DE = np.concatenate([counts(1, (10, 4)), counts(2, (10, 4))[:, ::-1]])
+    bootstrap = m.cluster_bootstrap(counts_DE, clusters=TWO_DOMAINS)
+    interval = m.bias_corrected_interval(specialization.domain_information, bootstrap.domains)
+    assert interval.value.shape == ()
+    assert interval.low < interval.value < interval.plug_in
+
+
+def test_two_recordings_of_the_same_documents_stay_paired():
+    rng = np.random.default_rng(0)
+    first = counts(0, (20, 6))
+    second = first + rng.integers(0, 3, (20, 6))
+    pair_D2E = np.stack([first, second], axis=1)
+    drawn = m.cluster_bootstrap(pair_D2E, clusters=TWO_DOMAINS).corpus
+    difference = m.bias_corrected_interval(lambda c: load.gini(c[..., 1, :]) - load.gini(c[..., 0, :]), drawn)
+    alone = m.bias_corrected_interval(load.gini, drawn)
+    assert difference.high - difference.low < 0.5 * (alone.high - alone.low).min()
+
+
+# ---- jackknife ----
+
+
+def slow_jackknife(counts_DE, domain_D):
+    """Leave one out, and let the rest of its domain stand for it: by the sums over pairs."""
+    thetas = []
+    for left in range(len(counts_DE)):
+        keep = np.arange(len(counts_DE)) != left
+        n_D = np.array([(domain_D == d).sum() for d in domain_D[keep]])
+        m_D = np.array([(domain_D[keep] == d).sum() for d in domain_D[keep]])
+        c, s = counts_DE[keep], n_D / m_D  # each kept document stands for s
+        top = bottom = 0.0
+        for i in range(len(c)):
+            for j in range(len(c)):
+                if i != j:
+                    same = domain_D[keep][i] == domain_D[keep][j]
+                    pair = s[i] * s[j] * (m_D[i] / (m_D[i] - 1) if same else 1)
+                    top += pair * float(c[i] @ c[j])
+                    bottom += pair * float(c[i].sum() * c[j].sum())
+        thetas.append(counts_DE.shape[1] * top / bottom - 1)
+    thetas = np.array(thetas)
+    variance = 0.0
+    for d in set(domain_D.tolist()):
+        of_d = thetas[domain_D == d]
+        variance += (len(of_d) - 1) / len(of_d) * ((of_d - of_d.mean()) ** 2).sum()
+    return variance**0.5
+
+
+@pytest.mark.parametrize("sizes", [(9,), (8, 11)])
+def test_jackknife_equals_leaving_out(sizes):
+    domain_D = np.repeat(np.arange(len(sizes)), sizes)
+    counts_DE = counts(5, (sum(sizes), 4))
+    interval = m.jackknife_interval(counts_DE, clusters=Clusters.of(domain_D))
+    reach = stats.t.ppf(0.975, sum(sizes) - len(sizes)) * slow_jackknife(counts_DE, domain_D)
+    assert interval.high - interval.value == pytest.approx(reach)
+    assert interval.value == pytest.approx(load.imbalance(counts_DE, clusters=Clusters.of(domain_D)))
+
+
+def test_jackknife_of_one_domain_is_the_plain_one():
+    counts_DE = counts(6, (9, 4))
+    thetas = np.array([load.imbalance(np.delete(counts_DE, d, axis=0)) for d in range(9)])
+    interval = m.jackknife_interval(counts_DE, clusters=Clusters.of(np.zeros(9)))
+    reach = stats.t.ppf(0.975, 8) * np.sqrt(8 / 9 * ((thetas - thetas.mean()) ** 2).sum())
+    assert interval.high - interval.value == pytest.approx(reach)
+
+
+def test_jackknife_maps_over_layers():
+    counts_DLE = counts()
+    layers = m.jackknife_interval(counts_DLE, clusters=TWO_DOMAINS)
+    alone = m.jackknife_interval(counts_DLE[:, 1], clusters=TWO_DOMAINS)
+    assert layers.low[1] == pytest.approx(alone.low)
+
+
+# ---- too few, refusals ----
+
+
+def test_too_few_clusters_give_no_interval_and_say_so():
+    clusters = Clusters.of(np.array(["code"] * 10 + ["math"] * 4))
+    counts_DE = counts(0, (14, 5))
+    total_D1 = counts_DE.sum(-1, keepdims=True)
+    bootstrap = m.cluster_bootstrap(counts_DE, clusters=clusters)
+    for interval in (
+        m.ratio_interval(counts_DE, total_D1, clusters=clusters),
+        m.bias_corrected_interval(load.gini, bootstrap.corpus),
+        m.bias_corrected_interval(load.gini, bootstrap.corpus, scale="square"),
+        m.jackknife_interval(counts_DE, clusters=clusters),
+    ):
+        assert np.isnan(interval.low).all()
+        assert np.isnan(interval.high).all()
+        assert np.isfinite(interval.value).all()
+        assert interval.note == "no interval: fewer than 8 clusters in a domain (math has 4)"
+    by_domain = m.domain_ratio_interval(counts_DE, total_D1, clusters=clusters)
+    np.testing.assert_array_equal(np.isnan(by_domain.low).any(axis=1), [False, True])
+    assert "math has 4" in by_domain.note
+
+
+def test_jackknife_of_a_cluster_alone():
+    interval = m.jackknife_interval(counts(0, (9, 4)), clusters=Clusters.of(np.array([0] * 8 + [1])))
+    assert np.isnan(interval.value)
+
+
+def test_refusals():
+    counts_DE = counts(0, (20, 5))
+    ones_D1 = np.ones((20, 1))
+    bootstrap = m.cluster_bootstrap(counts_DE, clusters=TWO_DOMAINS)
+    for call in (
+        lambda: m.ratio_interval(counts_DE, ones_D1, clusters=TWO_DOMAINS, level=1.0),
+        lambda: m.domain_ratio_interval(counts_DE, ones_D1, clusters=TWO_DOMAINS, level=1.0),
+        lambda: m.bias_corrected_interval(load.gini, bootstrap.corpus, level=1.0),
+        lambda: m.jackknife_interval(counts_DE, clusters=TWO_DOMAINS, level=1.0),
+    ):
+        with pytest.raises(ValueError, match=r"level is 1.0, wanted between 0 and 1: 0.95 is usual"):
+            call()
+    with pytest.raises(ValueError, match=r"n_resamples is 1, wanted 2 or more: 400 gives"):
+        m.cluster_bootstrap(counts_DE, clusters=TWO_DOMAINS, n_resamples=1)
+    for call in (m.cluster_bootstrap, m.jackknife_interval):
+        with pytest.raises(ValueError, match=r"counts hold -1"):
+            call(np.full((20, 3), -1), clusters=TWO_DOMAINS)
+        with pytest.raises(ValueError, match=r"has 19 rows, but the clusters were made of 20"):
+            call(counts_DE[:19], clusters=TWO_DOMAINS)
+    for call in (m.ratio_interval, m.domain_ratio_interval):
+        with pytest.raises(ValueError, match=r"has 19 rows, but the clusters were made of 20"):
+            call(counts_DE[:19], ones_D1[:19], clusters=TWO_DOMAINS)
