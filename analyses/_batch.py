@@ -18,6 +18,7 @@ from typing import Any
 import analyses
 from workbench.errors import AnalysisError, WorkbenchError
 from workbench.export import Provenance, Source, write_reproduce, write_result
+from workbench.figures.theme import Width
 from workbench.recording import Recording
 
 
@@ -63,7 +64,7 @@ def parse_settings(module: types.ModuleType, pairs: Sequence[str]) -> Any:
 
 
 def analyze(
-    recording: Recording, name: str, out: Path, *, settings: Sequence[str] = (), width: str = "column"
+    recording: Recording, name: str, out: Path, *, settings: Sequence[str] = (), width: Width = "column"
 ) -> tuple[list[Path], Mapping[str, Any]]:
     """Runs one analysis and writes its tables and figures into `out/NAME`.
 
@@ -95,7 +96,7 @@ def analyze(
     return files, drawn
 
 
-def command(recording: Recording, name: str, *, settings: Sequence[str] = (), width: str = "column") -> str:
+def command(recording: Recording, name: str, *, settings: Sequence[str] = (), width: Width = "column") -> str:
     """The command that makes an analysis' result again, with the recording named as it was opened."""
     words = ["workbench", "analyze", str(recording.path), name]
     words += [word for pair in settings for word in ("--set", pair)]

@@ -3,11 +3,15 @@
 import inspect
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from workbench.cli import RECORDINGS, console, token_progress
+
+if TYPE_CHECKING:
+    from workbench.figures.theme import Width
+    from workbench.recording import Recording
 
 
 def register(app: typer.Typer) -> None:
@@ -38,10 +42,10 @@ def analyze(
         _batch.parse_settings(_batch.get(name), settings or [])  # refused before anything is run
     if width not in ("column", "text"):
         raise AnalysisError(f"--width is {width!r}; column or text was wanted.")
-    _run(Recording.open(recording), chosen, out, settings=settings or [], width=width)
+    _run(Recording.open(recording), chosen, out, settings=settings or [], width=cast("Width", width))
 
 
-def _run(recording, names: list[str], out: Path, *, settings: list[str], width: str) -> Path:
+def _run(recording: "Recording", names: list[str], out: Path, *, settings: list[str], width: "Width") -> Path:
     from analyses import _batch
     from workbench.export import write_reproduce
     from workbench.report import Section, write_report

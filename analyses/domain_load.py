@@ -18,6 +18,7 @@ from workbench.metrics.clusters import Clusters
 from workbench.recording import Recording
 
 NEEDS = ("routing",)
+MOST_PANELS = 4  # layers in the map: as many as a column of a paper holds
 _BITS = 1 / np.log(2)
 
 
@@ -78,7 +79,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         corpus_LE = counts_DLE.sum(0) / tokens_DL1.sum(0)
         for m, domain in enumerate(clusters.domains):
             table = long_form(
-                stack.labels().assign(domain=domain),
+                stack.labels().assign(domain=str(domain)),
                 "expert",
                 {
                     "rate": rate.value[m],
@@ -154,11 +155,16 @@ def figures(result: Result) -> dict[str, Figure]:
     ).merge(result.information[["layer", "low", "high"]].assign(router="value"), how="left", on=["layer", "router"])
     names = {"value": "model", "permuted": "domains permuted", "hashed": "hash of the token id"}
     long["router"] = long["router"].map(names)
-    most = result.experts.loc[result.experts["lift"].idxmax()]
-    top = result.information.loc[result.information["value"].idxmax()]
+    layers = result.information["layer"].tolist()
+    shown = [layers[i] for i in np.unique(np.linspace(0, len(layers) - 1, MOST_PANELS).round().astype(int))]
+    some = (
+        f" Layers {', '.join(map(str, shown))} of {len(layers)}; the table has all." if len(shown) < len(layers) else ""
+    )
+    most = result.experts.nlargest(1, "lift").iloc[0]
+    top = result.information.nlargest(1, "value").iloc[0]
     return {
         "domain_map": HeatMap(
-            result.experts,
+            result.experts[result.experts["layer"].isin(shown)],
             "expert",
             "domain",
             "lift",
@@ -172,7 +178,7 @@ def figures(result: Result) -> dict[str, Figure]:
             hover=("rate", "low", "high", "corpus_rate"),
             caption=f"Share of a domain's tokens that choose each expert, over the corpus' share ({result.sample}). "
             "Intervals in the table. A router that sees the token alone also shows such a pattern: compare with the "
-            "information.",
+            f"information.{some}",
             alt=f"The largest lift is {most['lift']:.1f}: {most['domain']} at expert {most['expert']} of layer "
             f"{most['layer']}.",
         ),

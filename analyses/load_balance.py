@@ -5,7 +5,9 @@ from this corpus. Floors assume independent tokens; tokens of one text are not, 
 finding: the test and the intervals, which resample whole clusters of documents, say that.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -76,7 +78,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         tokens_L = counts_DLE.sum((0, 2)) / stack.top_k
         test = nulls.balance_test(counts_DLE, clusters=clusters, n_draws=settings.n_draws, seed=settings.seed)
         score_LE = stack.stacked(recording, "score_sum").astype(np.float64).sum(0)
-        layers.append(_measures(stack, counts_DLE, score_LE, clusters=clusters, test=test, settings=settings))
+        layers.append(_measures(stack, counts_DLE, score_LE, clusters=clusters, settings=settings))
         tests.append(
             stack.labels().assign(
                 imbalance=test.statistic,
@@ -103,7 +105,6 @@ def _measures(
     score_LE: np.ndarray,
     *,
     clusters: Clusters,
-    test: nulls.NullTest,
     settings: Settings,
 ) -> pd.DataFrame:
     """All measures over the corpus, long."""
@@ -115,8 +116,8 @@ def _measures(
     ).corpus
     band = extremes.max_t_band(resamples, level=level, seed=settings.seed)
 
-    def corrected(statistic) -> Interval:
-        return nulls.test_instead(uncertainty.bias_corrected_interval(statistic, resamples, level=level), test)
+    def corrected(statistic: Callable[[np.ndarray], np.ndarray], scale: Literal["plain", "square"]) -> Interval:
+        return uncertainty.bias_corrected_interval(statistic, resamples, scale=scale, level=level)
 
     deficit_L = floors.expected_entropy_deficit(tokens_L, **shape)
     none_L = np.full(len(tokens_L), np.nan)
@@ -124,7 +125,7 @@ def _measures(
     measured = {
         HEADLINE: (uncertainty.jackknife_interval(counts_DLE, clusters=clusters, level=level), np.zeros(len(tokens_L))),
         "coefficient of variation": (
-            corrected(load.coefficient_of_variation),
+            corrected(load.coefficient_of_variation, "square"),
             np.sqrt(floors.expected_squared_cv(tokens_L, **shape)),
         ),
         "max violation": (
@@ -133,9 +134,9 @@ def _measures(
         "min violation": (
             extremes.min_violation_interval(band), floors.expected_min_violation(tokens_L, **shape)
         ),
-        "Gini": (corrected(load.gini), floors.expected_gini(tokens_L, **shape)),
-        "entropy / ln E": (corrected(load.load_entropy), 1 - deficit_L),
-        "effective experts": (corrected(load.effective_experts), np.exp((1 - deficit_L) * np.log(n_experts))),
+        "Gini": (corrected(load.gini, "square"), floors.expected_gini(tokens_L, **shape)),
+        "entropy / ln E": (corrected(load.load_entropy, "plain"), 1 - deficit_L),
+        "effective experts": (corrected(load.effective_experts, "plain"), np.exp((1 - deficit_L) * np.log(n_experts))),
         "dead experts": (
             extremes.dead_experts_interval(band), floors.expected_dead_experts(tokens_L, **shape)
         ),
@@ -208,7 +209,7 @@ def figures(result: Result) -> dict[str, Figure]:
     long["documents"] = long["documents"].map(names)
     level = f"{result.level:.0%} interval".replace("%", " %")
     rejected = int((result.tests["p"] <= 0.05).sum())
-    worst = headline.loc[headline["value"].idxmax()]
+    worst = headline.nlargest(1, "value").iloc[0]
     return {
         "imbalance": Lines(
             headline,
@@ -242,10 +243,10 @@ def figures(result: Result) -> dict[str, Figure]:
             interval_label=level,
             null="floor",
             null_label="uniform random routing, same tokens",
-            caption=f"Measures of balance over the corpus ({result.sample}), with the value that uniform random routing "
-            "of as many independent tokens has. Intervals: bias-corrected cluster bootstrap with t; for max violation a "
-            "max-t band over experts, conservative; none where balance is not rejected. They aim at the value with unlimited "
-            "documents, which noise pushes the sample's value away from.",
+            caption=f"Measures of balance over the corpus ({result.sample}), with the value that uniform random "
+            "routing of as many independent tokens has. Intervals: bias-corrected bootstrap of clusters, t; for max "
+            "violation a max-t band over experts, conservative. They aim at the value with unlimited documents, which "
+            "noise pushes the sample's value away from.",
             alt="One panel for each measure, by layer, with its floor.",
         ),
         "documents": Lines(
@@ -258,7 +259,8 @@ def figures(result: Result) -> dict[str, Figure]:
             y_label="mean CV² of a document",
             caption="Mean over documents of the squared coefficient of variation of a document's load "
             f"({result.sample}), against documents of the same lengths whose tokens are drawn from the whole "
-            "corpus (exact expectation), and against uniform random routing. What lies over the second line is the documents' own preference.",
+            "corpus (exact expectation), and against uniform random routing. What lies over the second "
+            "line is the documents' own preference.",
             alt="Three lines by layer: documents as they are, drawn from the corpus, and uniform random routing.",
         ),
     }

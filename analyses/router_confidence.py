@@ -139,7 +139,7 @@ def _by_position(about: dict, sums: tuple[np.ndarray, np.ndarray], clusters: Clu
     interval = ratio_interval(*sums, clusters=clusters, level=level)
     last = [*(start - 1 for start in POSITIONS[1:]), None]
     names = [
-        f"{first}" if first == end else f"{first}–{end}" if end is not None else f"{first}–"
+        f"{first}" if first == end else f"{first}–{end}" if end is not None else f"≥ {first}"
         for first, end in zip(POSITIONS, last, strict=True)
     ]
     frame = pd.DataFrame(
@@ -166,7 +166,7 @@ def figures(result: Result) -> dict[str, Figure]:
     level = f"{result.level:.0%} interval".replace("%", " %")
     how = f"{level}: ratio over clusters of documents, t ({result.sample}). {result.note}".strip()
     by_position = result.positions[result.positions["statistic"] == ENTROPY]
-    lowest = entropy.loc[entropy["mean"].idxmin()]
+    lowest = entropy.nsmallest(1, "mean").iloc[0]
     return {
         "entropy": Distribution(
             entropy,

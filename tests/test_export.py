@@ -11,7 +11,7 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -137,6 +137,7 @@ def test_csv_keeps_every_digit_and_starts_no_formula(tmp_path):
     assert read["top token"].tolist() == ["'=SUM(A1)", *TABLE["top token"][1:]]
 
 
+@settings(max_examples=50)
 @given(st.lists(st.text(), min_size=1, max_size=5), st.text())
 def test_no_cell_of_a_csv_is_a_formula(cells, name):
     written = export._csv(pd.DataFrame({name: pd.Series(cells, dtype=object)}))

@@ -2,7 +2,8 @@
 
     python data/models/evaluate.py --heldout CORPUS/heldout
 
-Needs a folder of `DOMAIN.jsonl` files. Records every bundled model and revision over it, writes `evaluation.json`, and replaces what stands between the markers in README.md.
+Needs a folder of `DOMAIN.jsonl` files. Records every bundled model and revision over it, writes
+`evaluation.json`, and replaces what stands between the markers in README.md.
 """
 
 import argparse
@@ -159,16 +160,16 @@ def card(result: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "Balance over the held-out text, and bits that a chosen expert tells about the domain (bias-corrected interval).",
+        "Balance on the held-out text, and bits a chosen expert tells about the domain (bias-corrected interval).",
         "",
-        "| layer | imbalance | MaxVio (95 % interval) | dead | information | 95 % interval | domains permuted | p | "
-        "hash of the id | step 0 |",
+        "| layer | imbalance | MaxVio (95 % interval) | dead | information | 95 % interval | domains permuted | p "
+        "| hash of the id | step 0 |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for now, before in zip(models["tiny-moe"]["routing"], models["tiny-moe@step-0"]["routing"], strict=True):
         lines.append(
-            f"| {now['layer']} | {now['imbalance']:.3f} | {now['max_violation']:.2f} ({now['max_violation_low']:.2f} to "
-            f"{now['max_violation_high']:.2f}) | {now['dead_experts']} | {now['information_bits']:.3f} | "
+            f"| {now['layer']} | {now['imbalance']:.3f} | {now['max_violation']:.2f} ({now['max_violation_low']:.2f} "
+            f"to {now['max_violation_high']:.2f}) | {now['dead_experts']} | {now['information_bits']:.3f} | "
             f"{now['information_low']:.3f} to {now['information_high']:.3f} | {now['permuted_bits']:.3f} | "
             f"{now['permuted_p']:.3f} | {now['hashed_bits']:.3f} | {before['information_bits']:.3f} |"
         )

@@ -198,6 +198,10 @@ def examples() -> dict[str, Figure]:
     }
 
 
+def as_categories(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(domain=pd.Categorical(table["domain"], ["missing", *reversed(DOMAINS)])).convert_dtypes()
+
+
 def awkward() -> dict[str, Figure]:
     """One row, one value, names too long or like markup, many groups, a group that is not there."""
     one = series(1).head(1).assign(domain=CANARY)
@@ -225,6 +229,8 @@ def awkward() -> dict[str, Figure]:
         "twelve lines": lines(many, group="domain", low=None, high=None, null=None),
         "twelve panels": lines(many, panel="domain", low=None, high=None, null=None),
         "group not in all panels": bars(absent, "layer", group="domain", panel="layer", null="null"),
+        "ordered categories": dataclasses.replace(domain_map(1, 4), table=as_categories(domain_map(1, 4).table)),
+        "bars of ordered categories": bars(as_categories(series(2)), "layer", group="domain"),
         "log": lines(series(28).query("domain == 'math'"), log=True),
         "panels of tokens": dataclasses.replace(strip(40, colour="loss"), panel="expert"),
         "few categories": dataclasses.replace(

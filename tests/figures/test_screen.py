@@ -88,6 +88,12 @@ def test_hover_names_interval_and_null():
     ]
 
 
+def test_a_missing_value_is_null_to_a_page_and_words_to_a_reader():
+    marks = drawn_of("ordered categories").data[1]
+    (missing,) = [i for i, mark in enumerate(marks.customdata) if mark["share"] is None]
+    assert "no value" in marks.hovertext[missing]
+
+
 def test_tokens_stand_in_order_and_do_not_overlap():
     bars = screen(strip(300, colour="loss")).data[0]
     spans = list(zip(bars.y, bars.base, bars.x, strict=True))

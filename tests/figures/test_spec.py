@@ -98,9 +98,8 @@ def test_what_cannot_be_drawn_is_refused(make, sentence):
         make()
 
 
-@pytest.mark.parametrize("name", examples())
-def test_columns_are_all_that_a_figure_needs(name):
-    figure = examples()[name]
+@pytest.mark.parametrize("figure", examples().values(), ids=examples())
+def test_columns_are_all_that_a_figure_needs(figure):
     dataclasses.replace(figure, table=figure.table[figure.columns()])
 
 

@@ -137,3 +137,10 @@ def contrast(one: str, other: str) -> float:
 
     light, dark = sorted((luminance(one), luminance(other)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
+
+
+def test_ticks_that_lie_close_are_told_apart():
+    labels = theme.ColourScale.of(np.array([0.985, 0.9974]), center=None, log=False).tick_labels
+    assert len(set(labels)) == len(labels) > 2
+    ticks = theme.ColourScale.of(np.array([0.985, 0.9974]), center=None, log=False).ticks
+    assert [float(label) for label in labels] == pytest.approx(ticks, abs=1e-6)

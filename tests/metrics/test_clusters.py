@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+from scipy import stats
 
 from workbench.metrics.clusters import Clusters
+from workbench.metrics.uncertainty import domain_ratio_interval
 
 
 def test_without_clusters_every_document_is_its_own():
@@ -57,3 +59,18 @@ def test_another_number_of_documents_is_refused():
     for method in (clusters.sum, clusters.sum_cells):
         with pytest.raises(ValueError, match=r"has 2 rows, but the clusters were made of 3 documents: pass one row"):
             method(np.ones((2, 4)))
+
+
+def test_many_clusters_that_span_domains_are_a_stratum_of_their_own():
+    """Ten articles in two languages beside ten of one language alone: each domain keeps its interval."""
+    domain_D = np.array(["zh", "de"] * 10 + ["en"] * 10)
+    cluster_D = np.array([i // 2 for i in range(20)] + list(range(100, 110)))
+    clusters = Clusters.of(domain_D, cluster_D=cluster_D)
+    assert clusters.too_few == ""
+    assert np.bincount(clusters.stratum_U).tolist() == [0, 0, 10, 10]
+    value_D = np.arange(30.0)
+    interval = domain_ratio_interval(value_D, np.ones(30), clusters=clusters)
+    for m, domain in enumerate(clusters.domains):
+        inside = value_D[domain_D == domain]
+        reach = stats.t.ppf(0.975, 9) * inside.std(ddof=1) / np.sqrt(10)  # the mean of ten independent clusters
+        np.testing.assert_allclose(interval.high[m] - interval.value[m], reach)

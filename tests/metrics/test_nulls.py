@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tests.metrics import simulation
-from workbench.metrics import load, uncertainty
+from workbench.metrics import load
 from workbench.metrics import nulls as m
 from workbench.metrics.clusters import Clusters
 from workbench.metrics.uncertainty import Interval
@@ -118,6 +118,14 @@ def test_nothing_counted_is_nan():
         assert np.isnan(f(np.zeros((20, 4), dtype=int), clusters=TWO_DOMAINS).p).all()
 
 
+def test_a_layer_without_assignments_leaves_the_family_alone():
+    counts_DLE = np.random.default_rng(1).poisson(20, (20, 2, 5))
+    counts_DLE[:, 1] = 0
+    p = m.max_t_test(counts_DLE, clusters=TWO_DOMAINS, family="all").p
+    np.testing.assert_allclose(p[0], m.max_t_test(counts_DLE[:, 0], clusters=TWO_DOMAINS).p)
+    assert np.isnan(p[1]).all()
+
+
 def test_too_few_clusters_give_no_test():
     clusters = Clusters.of(np.array(["a"] * 10 + ["b"] * 3))
     for f in (m.balance_test, m.max_t_test):
@@ -155,30 +163,6 @@ def test_power():
     assert simulation.rejections(test.p) > 0.95
 
 
-# ---- test instead of interval ----
-
-
-def test_the_test_takes_the_place_of_the_interval():
-    test = m.NullTest("balanced?", *(np.zeros(3),) * 3, p=np.array([0.01, 0.2, 0.7]), n_draws=99, n_clusters=20)
-    given = m.test_instead(interval([1.0, 2.0, 3.0]), test)
-    np.testing.assert_array_equal(given.low, [0, np.nan, np.nan])
-    np.testing.assert_array_equal(given.high, [2, np.nan, np.nan])
-    np.testing.assert_array_equal(given.value, [1, 2, 3])
-    assert given.note == (
-        "no interval for 2 of 3 values, where the null is not rejected at 0.05 (balanced? p = 0.2 to 0.7)"
-    )
-    assert m.test_instead(interval([1.0, 2.0, 3.0]), test, alpha=0.5).note.endswith("(balanced? p = 0.7)")
-    assert m.test_instead(interval([1.0, 2.0, 3.0]), test, alpha=0.8).note == ""
-
-
-def test_an_interval_that_is_none_keeps_its_own_note():
-    clusters = Clusters.of(np.array(["a"] * 10 + ["b"] * 3))
-    counts_DE = np.ones((13, 4), dtype=int)
-    jackknife = uncertainty.jackknife_interval(counts_DE, clusters=clusters)
-    given = m.test_instead(jackknife, m.balance_test(counts_DE, clusters=clusters))
-    assert given.note == "no interval: fewer than 8 clusters in a domain (b has 3)"
-
-
 # ---- refusals ----
 
 
@@ -191,6 +175,3 @@ def test_refusals():
             f(-counts_DE, clusters=TWO_DOMAINS)
         with pytest.raises(ValueError, match=r"has 19 rows, but the clusters were made of 20"):
             f(counts_DE[:19], clusters=TWO_DOMAINS)
-    test = m.balance_test(counts_DE, clusters=TWO_DOMAINS)
-    with pytest.raises(ValueError, match=r"interval has the shape \(3,\) and test \(\), wanted one shape: make both"):
-        m.test_instead(interval([1.0, 2.0, 3.0]), test)

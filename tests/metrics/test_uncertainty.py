@@ -64,13 +64,13 @@ def test_ratios_equal_plain_python(seed):
 
 
 def test_ratio_by_domain_where_clusters_span_domains():
-    """Nine articles, some in two languages: a cluster without documents of a domain is a zero of its stratum."""
-    domain_D = np.array(["en"] * 9 + ["zh"] * 8)
-    cluster_D = np.concatenate([np.arange(9), np.arange(8)])
+    """Nine articles in two languages each: a cluster without documents of a domain is a zero of its stratum."""
+    domain_D = np.array(["en"] * 9 + ["zh"] * 8 + ["de"])
+    cluster_D = np.concatenate([np.arange(9), np.arange(9)])
     clusters = Clusters.of(domain_D, cluster_D=cluster_D)
-    counts_DE = counts(4, (17, 3))
+    counts_DE = counts(4, (18, 3))
     interval = m.domain_ratio_interval(counts_DE, counts_DE.sum(-1, keepdims=True), clusters=clusters)
-    a_U, b_U = np.append(counts_DE[9:, 0], 0), np.append(counts_DE[9:].sum(-1), 0)
+    a_U, b_U = np.append(counts_DE[9:17, 0], 0), np.append(counts_DE[9:17].sum(-1), 0)
     theta, low, high = slow_ratio(a_U, b_U, np.zeros(9))
     deviation = (high - low) / 2 / stats.t.ppf(0.975, 8)
     reach = stats.t.ppf(0.975, 7) * deviation  # eight clusters have the domain: seven degrees of freedom

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from tests import tiny
 from workbench.errors import ModelError
@@ -41,6 +42,14 @@ def test_bundled_models_load_with_their_tokenizer(name):
     assert model.tokenizer.decode(model.tokenizer("Überall 水 42\n")["input_ids"]) == "Überall 水 42\n"
     assert bool(model.topology.routers) == name.startswith("tiny-moe")
     assert model.topology.context >= 2048
+
+
+def test_a_tokenizer_splits_as_its_file_says():
+    """AutoTokenizer would split the dense model's text by Qwen2's own rules, and its losses would be wrong."""
+    text = "def f(x):\n    return x + 1234\n\n\nclass A:\n"
+    expected = Tokenizer.from_file(str(loading.BUNDLED / "tiny-dense" / "tokenizer.json")).encode(text).ids
+    for name in ("tiny-dense", "tiny-dense@parent", "tiny-moe", "tiny-moe@step-0"):
+        assert load(name).tokenizer(text)["input_ids"] == expected
 
 
 def test_the_bundled_pair_is_iso_active():

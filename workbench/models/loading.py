@@ -17,7 +17,14 @@ from typing import Any
 import psutil
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as transformers_logging
 
 from workbench.errors import ModelError
@@ -26,6 +33,7 @@ from workbench.models.topology import Topology, topology
 DATA = Path(__file__).resolve().parent.parent.parent / "data"
 BUNDLED = DATA / "models"
 CONFIGS = DATA / "configs"
+_GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SAMPLED_ABOVE_BYTES = 256 * 2**20
 
@@ -320,7 +328,11 @@ def _tokenizer(source: _Source) -> PreTrainedTokenizerBase | None:
         return None
     try:
         with _quiet():
-            return AutoTokenizer.from_pretrained(source.folder, revision=_hub_revision(source), trust_remote_code=False)
+            # AutoTokenizer swaps in the model type's own class, which splits text by its own rules even where
+            # tokenizer.json says otherwise. A checkpoint that states the generic class means its tokenizer.json.
+            stated = get_tokenizer_config(source.folder, revision=_hub_revision(source)).get("tokenizer_class")
+            kind = PreTrainedTokenizerFast if stated in _GENERIC_TOKENIZERS else AutoTokenizer
+            return kind.from_pretrained(source.folder, revision=_hub_revision(source), trust_remote_code=False)
     except (OSError, ValueError, KeyError):
         return None  # a corpus of token ids needs none; one of text is refused by name when it is recorded
 

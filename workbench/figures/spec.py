@@ -1,0 +1,382 @@
+"""What a figure shows: a table in long form, which of its columns go where, and the words around it.
+
+A spec is data. It neither computes a statistic nor draws: the table is the analysis', `screen` and `paper` draw it.
+Every spec is checked when it is made, so that a renderer never meets a column that is not there.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+
+from workbench.errors import AnalysisError
+
+
+@dataclass(frozen=True, eq=False)
+class _Spec:
+    """What all figures have.
+
+    Attributes:
+        table: One row per mark, in long form.
+        title: One line over the figure.
+        caption: What it shows, with unit, interval method and null: the text under it in a paper.
+        alt: What a reader who cannot see it should know.
+        panel: Column whose values get a panel each.
+        hover: Further columns that the screen shows on hover.
+    """
+
+    table: pd.DataFrame
+    _: KW_ONLY
+    title: str
+    caption: str
+    alt: str
+    panel: str | None = None
+    hover: tuple[str, ...] = ()
+
+    KEYS: ClassVar[tuple[str, ...]] = ("panel",)
+    """Fields that name columns of positions and groups."""
+    NUMBERS: ClassVar[tuple[str, ...]] = ()
+    """Fields that name columns of numbers, the one that carries the figure first."""
+    TEXTS: ClassVar[tuple[str, ...]] = ()
+    """Fields that name columns of texts."""
+    WORDS: ClassVar[tuple[str, ...]] = ("title", "caption", "alt")
+    """Fields that must not be empty."""
+
+    def __post_init__(self) -> None:
+        for field in self.WORDS:
+            if not str(getattr(self, field)).strip():
+                raise self._error(f"{field} is empty; say it in words, the reader has nothing else")
+        for field, column in self._named():
+            if column not in self.table.columns:
+                known = ", ".join(map(str, self.table.columns))
+                raise self._error(
+                    f"{field} names the column {column!r}, which the table does not have; name one of: {known}"
+                )
+        if self.table.empty:
+            raise self._error("the table has no rows, at least one is wanted; look at what the analysis dropped")
+        for column in self._columns(self.KEYS):
+            if missing := int(self.table[column].isna().sum()):
+                raise self._error(
+                    f"column {column!r} is empty in {missing} rows; a position or group is wanted in each"
+                )
+        for column in self._columns(self.NUMBERS):
+            self._check_numbers(column)
+        if (main := self._columns(self.NUMBERS[:1])) and np.isnan(self.numbers(main[0])).all():
+            rows = len(self.table)
+            raise self._error(f"column {main[0]!r} is NaN in all {rows} rows, a number is wanted in at least one")
+
+    def _named(self) -> Iterator[tuple[str, str]]:
+        for field in (*self.KEYS, *self.NUMBERS, *self.TEXTS):
+            if (column := getattr(self, field)) is not None:
+                yield field, column
+        yield from (("hover", column) for column in self.hover)
+
+    def _columns(self, fields: tuple[str, ...]) -> list[str]:
+        return [column for field in fields if (column := getattr(self, field)) is not None]
+
+    def _check_numbers(self, column: str) -> None:
+        if not pd.api.types.is_numeric_dtype(self.table[column]):
+            raise self._error(
+                f"column {column!r} holds {self.table[column].dtype}, numbers are wanted; convert it first"
+            )
+        if np.isinf(self.numbers(column)).any():
+            raise self._error(f"column {column!r} holds an infinite value; use NaN for what is not known")
+
+    def _check_positive(self, *columns: str | None) -> None:
+        for column in columns:
+            if column is not None and (self.numbers(column) < 0).any():
+                raise self._error(f"log is set and column {column!r} is below zero somewhere; use log=False")
+
+    def _check_rises(self, lower: str, upper: str) -> None:
+        crossed = np.flatnonzero(self.numbers(lower) > self.numbers(upper))
+        if crossed.size:
+            where = f"column {lower!r} exceeds column {upper!r} in row {crossed[0]}"
+            raise self._error(f"{where}; the lower one is wanted in {lower!r}")
+
+    def _check_once(self, *columns: str | None) -> None:
+        keys = [column for column in columns if column is not None]
+        doubled = self.table.duplicated(keys, keep=False)
+        if doubled.any():
+            row = ", ".join(f"{k} {v}" for k, v in self.table.loc[doubled, keys].iloc[0].items())
+            raise self._error(f"{row} stands in more than one row, one is wanted; aggregate in the analysis")
+
+    def _error(self, sentence: str) -> AnalysisError:
+        return AnalysisError(f"{type(self).__name__} {self.title!r}: {sentence}.")
+
+    def columns(self) -> list[str]:
+        """Every column that the figure uses, once."""
+        return list(dict.fromkeys(column for _, column in self._named()))
+
+    def numbers(self, column: str) -> np.ndarray:
+        """A column as float64, NaN where it is empty."""
+        return self.table[column].to_numpy(dtype=float, na_value=np.nan)
+
+    def order(self, column: str) -> list:
+        """The distinct values of a column: numbers ascending, categories in their order, the rest as they come."""
+        values = self.table[column]
+        if isinstance(values.dtype, pd.CategoricalDtype):
+            present = set(values)
+            return [value for value in values.cat.categories if value in present]
+        distinct = values.drop_duplicates().tolist()
+        return sorted(distinct) if pd.api.types.is_numeric_dtype(values) else distinct
+
+    def parts(self, field: str, within: pd.DataFrame | None = None) -> list[tuple[str, pd.DataFrame]]:
+        """The table, or rows of it, cut by the column that `field` ("panel" or "group") names; else in one part.
+
+        The parts come in the order of the whole table, empty ones too: the n-th group is the n-th in every panel.
+        """
+        table = self.table if within is None else within
+        column = getattr(self, field)
+        if column is None:
+            return [("", table)]
+        return [(self.name(column, value), table[table[column] == value]) for value in self.order(column)]
+
+    def name(self, column: str, value: object) -> str:
+        """How a panel or group is called: a number needs its column's name, "layer 3"."""
+        return (
+            f"{column.replace('_', ' ')} {value}" if pd.api.types.is_numeric_dtype(self.table[column]) else str(value)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class HeatMap(_Spec):
+    """Cells coloured by a value; rows run downwards.
+
+    Attributes:
+        x: Column of the cells' columns.
+        y: Column of the cells' rows.
+        value: Column of the values; NaN is drawn as "no value".
+        x_label: What x is.
+        y_label: What y is.
+        value_label: What the value is, with its unit.
+        center: Value that gets the neutral colour of a diverging palette; None for a sequential one.
+        log: Whether colours follow the logarithm; zeros are then drawn at the low end.
+    """
+
+    x: str
+    y: str
+    value: str
+    _: KW_ONLY
+    x_label: str
+    y_label: str
+    value_label: str
+    center: float | None = None
+    log: bool = False
+
+    KEYS: ClassVar[tuple[str, ...]] = ("x", "y", "panel")
+    NUMBERS: ClassVar[tuple[str, ...]] = ("value",)
+    WORDS: ClassVar[tuple[str, ...]] = (*_Spec.WORDS, "x_label", "y_label", "value_label")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_once(self.x, self.y, self.panel)
+        if self.log:
+            self._check_positive(self.value)
+            if self.center is not None and self.center <= 0:
+                raise self._error(f"log is set and center is {self.center}; a center above zero is wanted")
+
+
+@dataclass(frozen=True, eq=False)
+class _Series(_Spec):
+    """A value over positions, with its interval and the value expected under the null.
+
+    Attributes:
+        x: Column of positions.
+        y: Column of values.
+        x_label: What x is.
+        y_label: What y is, with its unit.
+        low: Column of the intervals' lower ends; NaN where there is no interval.
+        high: Column of the intervals' upper ends.
+        interval_label: The interval's level and method, for the legend.
+        group: Column whose values get a colour each.
+        null: Column of the values expected under the null.
+        null_label: The null's name, for the legend.
+        shared_y: Whether panels share one y axis; False where panels have units of their own.
+    """
+
+    x: str
+    y: str
+    _: KW_ONLY
+    x_label: str
+    y_label: str
+    low: str | None = None
+    high: str | None = None
+    interval_label: str = "95 % interval"
+    group: str | None = None
+    null: str | None = None
+    null_label: str = "expected under the null"
+    shared_y: bool = True
+
+    KEYS: ClassVar[tuple[str, ...]] = ("x", "group", "panel")
+    NUMBERS: ClassVar[tuple[str, ...]] = ("y", "low", "high", "null")
+    WORDS: ClassVar[tuple[str, ...]] = (*_Spec.WORDS, "x_label", "y_label", "interval_label", "null_label")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_once(self.x, self.group, self.panel)
+        if (self.low is None) != (self.high is None):
+            raise self._error(f"low is {self.low!r} and high is {self.high!r}; name both columns or neither")
+        if self.low is not None and self.high is not None:
+            self._check_rises(self.low, self.high)
+
+
+@dataclass(frozen=True, eq=False)
+class Bars(_Series):
+    """Bars from zero over categories or layers, side by side by group."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lines(_Series):
+    """Lines over numbers or layers: up to a dozen points with markers and error bars, more with bands.
+
+    Attributes:
+        log: Whether the y axis is logarithmic.
+    """
+
+    _: KW_ONLY
+    log: bool = False
+
+    NUMBERS: ClassVar[tuple[str, ...]] = ("y", "x", "low", "high", "null")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.log:
+            self._check_positive(self.y, self.low, self.high, self.null)
+
+    def has_one_null(self) -> bool:
+        """Whether the null is the same for all groups, so that one line can show it."""
+        if self.null is None:
+            return False
+        position = [self.x, *([self.panel] if self.panel else [])]
+        return bool((self.table.groupby(position)[self.null].nunique() <= 1).all())
+
+
+@dataclass(frozen=True, eq=False)
+class Points(_Spec):
+    """A point per row.
+
+    Attributes:
+        x: Column of the abscissa.
+        y: Column of the ordinate.
+        x_label: What x is, with its unit.
+        y_label: What y is, with its unit.
+        group: Column whose values get a colour and a marker each.
+        size: Column that the markers' areas are proportional to, at least zero.
+        size_label: What the size is, with its unit.
+        label: Column of texts beside the points; a text that would cover another is left out on paper.
+        log_x: Whether the x axis is logarithmic.
+        log_y: Whether the y axis is logarithmic.
+    """
+
+    x: str
+    y: str
+    _: KW_ONLY
+    x_label: str
+    y_label: str
+    group: str | None = None
+    size: str | None = None
+    size_label: str = ""
+    label: str | None = None
+    log_x: bool = False
+    log_y: bool = False
+
+    KEYS: ClassVar[tuple[str, ...]] = ("group", "panel")
+    NUMBERS: ClassVar[tuple[str, ...]] = ("y", "x", "size")
+    TEXTS: ClassVar[tuple[str, ...]] = ("label",)
+    WORDS: ClassVar[tuple[str, ...]] = (*_Spec.WORDS, "x_label", "y_label")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for log, column in ((self.log_x, self.x), (self.log_y, self.y)):
+            if log:
+                self._check_positive(column)
+        if self.size is not None and not self.size_label.strip():
+            raise self._error(f"size names the column {self.size!r} and size_label is empty; say what the size is")
+        if self.size is not None and (self.numbers(self.size) < 0).any():
+            raise self._error(f"column {self.size!r} is below zero somewhere; an area is wanted, at least zero")
+
+
+@dataclass(frozen=True, eq=False)
+class Distribution(_Spec):
+    """Boxes from quantiles: the middle half as a box, 5–95 % as a whisker, median and mean marked.
+
+    Attributes:
+        x: Column of the distributions' positions (layer, domain).
+        x_label: What x is.
+        y_label: What is distributed, with its unit.
+        group: Column whose values get a colour each.
+        null: Column of the values expected under the null.
+        null_label: The null's name, for the legend.
+        log: Whether the y axis is logarithmic.
+        q05: Column of the 5 % quantiles; so too q25, q50, q75, q95.
+        mean: Column of the means.
+    """
+
+    x: str
+    _: KW_ONLY
+    x_label: str
+    y_label: str
+    group: str | None = None
+    null: str | None = None
+    null_label: str = "expected under the null"
+    log: bool = False
+    q05: str = "q05"
+    q25: str = "q25"
+    q50: str = "q50"
+    q75: str = "q75"
+    q95: str = "q95"
+    mean: str = "mean"
+
+    KEYS: ClassVar[tuple[str, ...]] = ("x", "group", "panel")
+    NUMBERS: ClassVar[tuple[str, ...]] = ("q50", "q05", "q25", "q75", "q95", "mean", "null")
+    WORDS: ClassVar[tuple[str, ...]] = (*_Spec.WORDS, "x_label", "y_label", "null_label")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_once(self.x, self.group, self.panel)
+        quantiles = (self.q05, self.q25, self.q50, self.q75, self.q95)
+        for lower, upper in itertools.pairwise(quantiles):
+            self._check_rises(lower, upper)
+        if self.log:
+            self._check_positive(*quantiles, self.mean, self.null)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenStrip(_Spec):
+    """A text as its tokens, in order, one row each, coloured by a number or by a category.
+
+    Attributes:
+        text: Column of the tokens' texts; anything may stand in it, and none of it is ever markup.
+        value: Column of numbers to colour by; NaN is drawn as "no value".
+        category: Column of categories to colour by; give this or `value`.
+        value_label: What the colour says, with its unit.
+        center: As for a heat map.
+        log: As for a heat map.
+    """
+
+    text: str
+    _: KW_ONLY
+    value_label: str
+    value: str | None = None
+    category: str | None = None
+    center: float | None = None
+    log: bool = False
+
+    KEYS: ClassVar[tuple[str, ...]] = ("category", "panel")
+    NUMBERS: ClassVar[tuple[str, ...]] = ("value",)
+    TEXTS: ClassVar[tuple[str, ...]] = ("text",)
+    WORDS: ClassVar[tuple[str, ...]] = (*_Spec.WORDS, "value_label")
+
+    def __post_init__(self) -> None:
+        if (self.value is None) == (self.category is None):
+            given = f"value is {self.value!r} and category is {self.category!r}"
+            raise self._error(f"{given}; name one of them to colour by, the other can go into hover")
+        super().__post_init__()
+        if self.log and self.value is not None:
+            self._check_positive(self.value)
+
+
+Figure = HeatMap | Bars | Lines | Points | Distribution | TokenStrip

@@ -1,0 +1,102 @@
+"""What several metrics share: checks of ids and counts, entropy, sums and variances between clusters.
+
+Not metrics themselves. Axes: T tokens, D documents, U clusters, E experts, K chosen per token, X one flattened run of
+further axes.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from scipy import stats
+
+from workbench.metrics.clusters import Clusters
+
+BLOCK = 1 << 20  # elements of a [U, X, E] block: its float64 temporaries are 8 MB each, near the cache
+
+
+def check_ids(ids_TK: np.ndarray, *, n_experts: int) -> None:
+    """Refuse ids outside [0, E), and a token that names an expert twice."""
+    if ids_TK.size == 0:
+        return
+    low, high = int(ids_TK.min()), int(ids_TK.max())
+    if low < 0 or high >= n_experts:
+        raise ValueError(
+            f"ids_TK spans {low} to {high}, wanted 0 to {n_experts - 1}: check n_experts, and that ids are of routed "
+            "experts of one layer"
+        )
+    sorted_TK = np.sort(ids_TK, axis=1)
+    twice_T = (sorted_TK[:, 1:] == sorted_TK[:, :-1]).any(axis=1)
+    if twice_T.any():
+        token = int(twice_T.argmax())
+        raise ValueError(
+            f"ids_TK names an expert twice in {int(twice_T.sum())} tokens (first: token {token}, ids "
+            f"{ids_TK[token].tolist()}), wanted distinct ids: check that the columns are one router's choices"
+        )
+
+
+def checked_counts(counts: np.ndarray) -> np.ndarray:
+    """Counts as float64, negative ones refused."""
+    if counts.size and counts.min() < 0:
+        raise ValueError(f"counts hold {counts.min()}, wanted 0 or more: pass assignments, not differences or logits")
+    return counts.astype(np.float64, copy=False)
+
+
+def entropy(share_xE: np.ndarray) -> np.ndarray:
+    """−Σ f ln f in nats, with 0 ln 0 = 0."""
+    return np.asarray(-(share_xE * np.log(np.where(share_xE > 0, share_xE, 1))).sum(axis=-1))
+
+
+def cluster_blocks(counts_DxE: np.ndarray, clusters: Clusters) -> Iterator[np.ndarray]:
+    """Counts summed by cluster, [U, X, E] for successive runs of the flattened x axes: bounds the memory."""
+    flat_DXE = counts_DxE.reshape(len(counts_DxE), -1, counts_DxE.shape[-1])
+    step = max(1, BLOCK // max(1, flat_DXE.shape[0] * flat_DXE.shape[2]))
+    for start in range(0, max(1, flat_DXE.shape[1]), step):
+        yield checked_counts(clusters.sum(flat_DXE[:, start : start + step]))
+
+
+def variance_of_total(values_Cx: np.ndarray, clusters: Clusters, *, cluster_C: np.ndarray | None = None) -> np.ndarray:
+    """Variance of Σ values under the drawing of clusters within strata, Σ_m n/(n−1) Σ_u (value − mean)².
+
+    Rows are of the clusters `cluster_C` (ascending; all of them where it is None), and the others' values are 0. NaN
+    where a stratum has one cluster, since nothing can be said of its variance.
+    """
+    stratum_C = clusters.stratum_U if cluster_C is None else clusters.stratum_U[cluster_C]
+    n_M = np.bincount(clusters.stratum_U)
+    total_x = np.zeros(values_Cx.shape[1:])
+    for m in np.unique(stratum_C):
+        rows_Cx = values_Cx[slice(*np.searchsorted(stratum_C, [m, m + 1]))]
+        mean_x = rows_Cx.sum(axis=0) / n_M[m]
+        squares_x = ((rows_Cx - mean_x) ** 2).sum(axis=0) + (n_M[m] - len(rows_Cx)) * mean_x**2
+        total_x += squares_x * (n_M[m] / (n_M[m] - 1) if n_M[m] > 1 else np.nan)
+    return total_x
+
+
+def unbiased_square(values_UXE: np.ndarray, clusters: Clusters) -> np.ndarray:
+    """|E Σ_u values|², estimated without bias: the square of the sum less its variance. [X]."""
+    return (values_UXE.sum(axis=0) ** 2).sum(axis=-1) - variance_of_total(values_UXE, clusters).sum(axis=-1)
+
+
+def centred(values_Ux: np.ndarray, clusters: Clusters) -> np.ndarray:
+    """Each cluster's values less the mean of its stratum."""
+    out_Ux = np.empty_like(values_Ux)
+    for run in clusters.strata():
+        out_Ux[run] = values_Ux[run] - values_Ux[run].mean(axis=0)
+    return out_Ux
+
+
+def rank_in_run(label_N: np.ndarray) -> np.ndarray:
+    """How many earlier items have the same label."""
+    order_N = np.argsort(label_N, kind="stable")
+    sorted_N = label_N[order_N]
+    index_N = np.arange(len(label_N))
+    start_N = np.maximum.accumulate(np.where(np.diff(sorted_N, prepend=-1) != 0, index_N, 0))
+    rank_N = np.empty(len(label_N), dtype=np.int64)
+    rank_N[order_N] = index_N - start_N
+    return rank_N
+
+
+def t_quantile(degrees: int, level: float) -> float:
+    """The two-sided t quantile of a nominal coverage."""
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}, wanted between 0 and 1: 0.95 is usual")
+    return float(stats.t.ppf((1 + level) / 2, max(degrees, 1)))
