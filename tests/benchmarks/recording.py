@@ -1,6 +1,6 @@
 """How much recording slows a model down, and whether its memory stays flat.
 
-    python -m tests.benchmarks.recording [--rounds 7] [--copies 4] [--memory-tokens 1000000]
+    python -m tests.benchmarks.recording [--rounds 5] [--copies 1] [--memory-tokens 1000000]
 
 Rounds interleave the bare model's plain forward (an unwrapped copy in this process, default kernels, no cache, logits
 at all positions) with `record` to disk over the same batches: text of the bundled corpus, 4,096 padded tokens a batch.
@@ -90,8 +90,8 @@ def main() -> None:
     """Prints the ratios and the growth of memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny-moe")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--copies", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--copies", type=int, default=1)
     parser.add_argument("--memory-tokens", type=int, default=1_000_000)
     asked = parser.parse_args()
     bare, traced = load(asked.model, device="cpu"), load(asked.model, device="cpu")
