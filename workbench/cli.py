@@ -136,7 +136,7 @@ def inspect(
     layers_of: dict[tuple[str, ...], list[int]] = {}
     for router in topology.routers:
         shared = f"{router.shared_width:,}{' gated' if router.shared_gate else ''}" if router.shared_width else "–"
-        row = (
+        row: tuple[str, ...] = (
             router.site, str(router.n_experts), str(router.top_k), router.scoring,
             "normalized" if router.normalized else "as scored", f"{router.expert_width:,}", shared,
         )  # fmt: skip

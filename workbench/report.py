@@ -34,8 +34,11 @@ class Section:
 
 _STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
-body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-figure { margin: 1.5rem 0; } figure img { background: #fff; max-width: 100%; }
+body { max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+h2 { font-size: 1.25rem; margin-top: 3rem; }
+.figures { display: grid; gap: 1.5rem; align-items: start; }
+.figures { grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)); }
+figure { margin: 0; } figure img { background: #fff; width: 100%; }
 figcaption, .files, .not-shown { font-size: 0.875rem; opacity: 0.8; }
 dt { float: left; clear: left; width: 12rem; opacity: 0.7; } dd { margin-left: 12rem; }
 """
@@ -70,8 +73,8 @@ def _section(section: Section, folder: Path) -> str:
     )
     links = " · ".join(f"<a href='{path}'>{_text(name)}</a>" for name, path in of.items())
     return (
-        f"<h2>{_text(section.question)}</h2><p class='not-shown'>{_text(section.not_shown)}</p>{drawn}"
-        f"<p class='files'>{links}</p>"
+        f"<h2>{_text(section.question)}</h2><p class='not-shown'>{_text(section.not_shown)}</p>"
+        f"<div class='figures'>{drawn}</div><p class='files'>{links}</p>"
     )
 
 
