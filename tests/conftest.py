@@ -1,8 +1,10 @@
 """Fixtures of all tests: tiny random models that bite, and a recording of one of them."""
 
+import os
 from pathlib import Path
 
 import beartype  # noqa: F401  before nnsight, which hangs a method on `object` that beartype cannot hash
+import hypothesis
 import pytest
 import torch
 
@@ -11,6 +13,9 @@ from workbench.capture.record import record
 from workbench.models.loading import Model
 from workbench.recording import Recording
 
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)  # a red run must be the change's doing
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 torch.set_num_threads(1)  # tiny models gain nothing from more, and lose much where cores are shared
 
 

@@ -1,7 +1,10 @@
 """What nnsight reads is what plain PyTorch hooks read on an unwrapped model, to the bit."""
 
+import copy
+import gc
 import re
 import threading
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -107,6 +110,17 @@ def test_experts_called_without_ids_are_refused():
     block.forward = lambda hidden: (block.gate(hidden), block.shared_expert_gate(hidden), block.experts(hidden))[2]
     with pytest.raises(CaptureError, match=re.escape("the experts were called with torch.float32 (1, 4, 32); hidden")):
         Tracer(module, topology(tiny.moe().module)).run(torch.arange(4)[None])
+
+
+def test_a_traced_model_can_be_copied_and_is_freed():
+    module = tiny.moe().module
+    Tracer(module, topology(module)).run(torch.arange(4)[None])
+    copied = copy.deepcopy(module)
+    assert Tracer(copied, topology(copied)).run(torch.arange(4)[None]).routers[0].ids_TK.shape == (4, 3)
+    alive = weakref.ref(module)
+    del module
+    gc.collect()
+    assert alive() is None
 
 
 def test_two_threads_may_trace_one_model(moe):

@@ -33,6 +33,7 @@ def test_a_folder_gives_the_very_weights(saved):
     assert weights_digest(model.module) == weights_digest(tiny.moe().module)
     assert model.topology == tiny.moe().topology
     assert not model.module.training
+    assert model.tokenizer is None  # none was saved
 
 
 @pytest.mark.parametrize("name", ["tiny-moe", "tiny-dense", "tiny-moe@step-0", "tiny-dense@parent"])

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from nnsight import NNsight
@@ -56,13 +55,18 @@ class Trace:
 
 
 class _Wrapped:
+    """The wrapping of one model, kept on the model itself: a table beside it would keep every model alive."""
+
     def __init__(self, module: Any) -> None:
         self.envoy = NNsight(module)
         self.lock = threading.Lock()
         self.order: dict[str, int] | None = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A copied model is another model, and not wrapped yet."""
 
-_WRAPPED: "WeakKeyDictionary[Any, _Wrapped]" = WeakKeyDictionary()
+
+_WRAPPED = "_workbench_wrapped"
 _WRAPPING = threading.Lock()
 
 
@@ -73,9 +77,9 @@ class Tracer:
         self._module = module
         self._topology = topology
         with _WRAPPING:
-            if module not in _WRAPPED:
-                _WRAPPED[module] = _Wrapped(module)
-            self._wrapped = _WRAPPED[module]
+            if getattr(module, _WRAPPED, None) is None:
+                setattr(module, _WRAPPED, _Wrapped(module))
+            self._wrapped: _Wrapped = getattr(module, _WRAPPED)
 
     def run(
         self,

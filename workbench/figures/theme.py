@@ -209,7 +209,8 @@ def _around(values: np.ndarray, *, center: float, log: bool) -> list[float]:
         factors = next((f for f in _FACTORS if math.log(f[-1]) >= wanted), _FACTORS[-1])
         return [center * factor for factor in factors]
     unit = 10 ** math.floor(math.log10(wanted)) if wanted > _NOTHING else abs(center) * 0.1 or 1.0
-    reach = next(step * unit for step in (1, 2, 3, 4, 5, 6, 8, 10) if step * unit >= wanted * (1 - 1e-9))
+    rounded = (step * unit for step in (1, 2, 3, 4, 5, 6, 8, 10) if step * unit >= wanted * (1 - 1e-9))
+    reach = next(rounded, wanted)  # below 1e-307 a power of ten is not exact, and none may do
     return [center + reach * share for share in (-1.0, -0.5, 0.0, 0.5, 1.0)]
 
 

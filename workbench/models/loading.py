@@ -332,7 +332,9 @@ def _tokenizer(source: _Source) -> PreTrainedTokenizerBase | None:
             # tokenizer.json says otherwise. A checkpoint that states the generic class means its tokenizer.json.
             stated = get_tokenizer_config(source.folder, revision=_hub_revision(source)).get("tokenizer_class")
             kind = PreTrainedTokenizerFast if stated in _GENERIC_TOKENIZERS else AutoTokenizer
-            return kind.from_pretrained(source.folder, revision=_hub_revision(source), trust_remote_code=False)
+            tokenizer = kind.from_pretrained(source.folder, revision=_hub_revision(source), trust_remote_code=False)
+            # Without files transformers makes one that knows special tokens alone.
+            return tokenizer if len(tokenizer) > len(tokenizer.all_special_ids) else None
     except (OSError, ValueError, KeyError):
         return None  # a corpus of token ids needs none; one of text is refused by name when it is recorded
 

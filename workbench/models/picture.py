@@ -46,6 +46,7 @@ def picture(topology: Topology, name: str) -> HeatMap:
     """A row for each decoder layer, a column for each of its parts, coloured by the share of tokens that use it."""
     rows = [row for layer in range(topology.n_layers) for row in _parts(topology, layer)]
     routed = topology.moe_layers
+    others = list(dict.fromkeys(part for _, part, share, _ in rows if share == 1))
     parameters = f"{short(topology.parameters_total)} parameters, {short(topology.parameters_active)} met by one token"
     return HeatMap(
         pd.DataFrame(rows, columns=["layer", "part", "share", "shape"]),
@@ -53,7 +54,7 @@ def picture(topology: Topology, name: str) -> HeatMap:
         "layer",
         "share",
         title=f"What {name} is made of",
-        x_label="routed expert, or other part" if routed else "part",
+        x_label=f"{'routed expert, then ' if routed else ''}{', '.join(others)}",
         y_label="layer",
         value_label="share of tokens that use it",
         hover=("shape",),
