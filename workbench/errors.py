@@ -25,5 +25,9 @@ class AnalysisError(WorkbenchError):
     """An analysis was asked for something that its recording or settings cannot give."""
 
 
+class HostError(WorkbenchError):
+    """The model host was asked for what it cannot do: an unknown job, or arguments that cannot be meant."""
+
+
 class Cancelled(WorkbenchError):
     """A long job was cancelled by its caller; what is on disk is whole and can be resumed."""
