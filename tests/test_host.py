@@ -22,7 +22,7 @@ from workbench import host_worker
 from workbench.capture.record import record
 from workbench.errors import CorpusError, HostError
 from workbench.host import Host, Job
-from workbench.models import loading
+from workbench.models import loading, memory
 from workbench.models.topology import Topology
 from workbench.recording import Recording
 
@@ -638,7 +638,7 @@ def test_a_folder_that_was_saved_again_wants_another_process(owner, events, tmp_
 
 
 def test_what_the_model_in_memory_holds_counts_as_free(owner, events, monkeypatch):
-    monkeypatch.setattr(loading, "_free_bytes", lambda device: 10**9)
+    monkeypatch.setattr(memory, "_free_bytes", lambda device: 10**9)
     owner.answer({**asked("tiny-moe"), "check": False})
     owner.answer(asked("tiny-moe"))
     owner.answer({**asked("tiny-moe"), "check": False})

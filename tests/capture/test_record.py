@@ -10,9 +10,11 @@ import torch
 from tests import tiny
 from tests.capture.test_hooks import plain_hooks
 from workbench.capture import record as record_module
+from workbench.capture.plan import make_plan
 from workbench.capture.record import record
 from workbench.corpus import Corpus, Document
 from workbench.errors import Cancelled, CaptureError, CorpusError, RecordingError
+from workbench.models.loading import load
 from workbench.recording import Recording
 from workbench.recording_writer import RecordingWriter
 
@@ -67,6 +69,50 @@ def test_recorded_columns_equal_plain_hooks_document_by_document(recording):
             for name, values in expected.items():
                 # A batch adds up in another order than a single document; float32 sums differ in the last bits.
                 np.testing.assert_allclose(columns[layer, name][rows], values, rtol=1e-3, atol=2e-6, err_msg=name)
+
+
+def test_the_bundled_model_is_recorded_as_plain_hooks_see_it(tmp_path):
+    """The real model over real text, the same batches through an unwrapped copy: ids exactly, float16 as it rounds."""
+    model, untouched = load("tiny-moe", device="cpu"), load("tiny-moe", device="cpu").module
+    corpus = Corpus.read("demo")
+    made = record(model, corpus, tmp_path / "r", max_tokens=9000, batch_tokens=2048)
+    encoded = [model.tokenizer(document.text)["input_ids"] for document in corpus.documents]
+    plan = make_plan(
+        [len(ids) for ids in encoded],
+        [document.domain for document in corpus.documents],
+        batch_tokens=2048, shard_tokens=65_536, context=2048, max_tokens=9000,
+    )  # fmt: skip
+    assert made.n_tokens == plan.n_tokens > 8000
+    start = 0
+    columns = {
+        (layer, name): made.router_statistic(name, layer)
+        for layer in made.moe_layers
+        for name in ("ids", "weights", "entropy", "margin", "topk_mass", "shared_gate")
+    }
+    for batch in plan.batches:
+        ids_BS = torch.zeros(len(batch.rows), batch.width, dtype=torch.long)
+        mask_BS = torch.zeros_like(ids_BS)
+        for i, row in enumerate(batch.rows):
+            ids_BS[i, : row.n_tokens] = torch.tensor(encoded[row.document][: row.n_tokens])
+            mask_BS[i, : row.n_tokens] = 1
+        _, seen = plain_hooks(untouched, ids_BS, None if mask_BS.all() else mask_BS)
+        valid_T = mask_BS.reshape(-1).bool()
+        rows = slice(start, start + batch.n_tokens)
+        start += batch.n_tokens
+        for layer, plain in zip(made.moe_layers, seen, strict=True):
+            score_TE = plain["logits"][valid_T].double().softmax(-1)
+            ids_TK = plain["ids"][valid_T]
+            chosen_TK = score_TE.gather(-1, ids_TK)
+            left_TE = score_TE.scatter(-1, ids_TK, -1.0)
+            np.testing.assert_array_equal(columns[layer, "ids"][rows], ids_TK)
+            for name, expected in {
+                "weights": plain["weights"][valid_T],
+                "entropy": torch.special.entr(score_TE).sum(-1),
+                "margin": chosen_TK.amin(-1) - left_TE.amax(-1),
+                "topk_mass": chosen_TK.sum(-1),
+                "shared_gate": plain["gate"][valid_T].double().sigmoid(),
+            }.items():
+                np.testing.assert_allclose(columns[layer, name][rows], expected, **ON_DISK, err_msg=name)
 
 
 @pytest.mark.parametrize("seed", range(3))

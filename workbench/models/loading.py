@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from safetensors import SafetensorError
 from transformers import (
@@ -28,6 +27,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as transformers_logging
 
 from workbench.errors import ModelError
+from workbench.models.memory import MemoryForecast, forecast_memory, gib
 from workbench.models.topology import Topology, topology
 
 DATA = Path(__file__).resolve().parent.parent.parent / "data"
@@ -67,35 +67,6 @@ class Model:
     def dtype(self) -> str:
         """The parameters' dtype, e.g. `float32`."""
         return str(self.module.dtype).removeprefix("torch.")
-
-
-@dataclass(frozen=True)
-class MemoryForecast:
-    """What loading and recording a model will take, in bytes, against what is free.
-
-    Attributes:
-        weights_bytes: Parameters in the asked dtype.
-        kv_cache_bytes: Keys and values of one batch, were they cached (recording does not cache).
-        buffers_bytes: Logits, their float32 copy and router logits of one batch.
-        free_bytes: Free on the device; of several GPUs their sum.
-        device: Where.
-    """
-
-    weights_bytes: int
-    kv_cache_bytes: int
-    buffers_bytes: int
-    free_bytes: int
-    device: str
-
-    @property
-    def needed_bytes(self) -> int:
-        """Weights and recording buffers: what `load` asks for before it reads a weight."""
-        return self.weights_bytes + self.buffers_bytes
-
-    @property
-    def fits(self) -> bool:
-        """Whether what is needed is free."""
-        return self.needed_bytes <= self.free_bytes
 
 
 @dataclass(frozen=True)
@@ -159,12 +130,12 @@ def load(
         config = _config(source)
         where = _device(device)
         torch_dtype = _dtype(dtype, where, config)
-        forecast = _forecast(config, torch_dtype, where)
+        forecast = forecast_memory(topology(_on_meta(config)), value_bytes=torch_dtype.itemsize, device=where)
         if not forecast.fits:
             raise ModelError(
-                f"{source.name} needs {_gib(forecast.needed_bytes)} ({_gib(forecast.weights_bytes)} weights as "
-                f"{str(torch_dtype).removeprefix('torch.')}, {_gib(forecast.buffers_bytes)} recording buffers); "
-                f"{_gib(forecast.free_bytes)} are free on {where}. Use a narrower dtype (--dtype bfloat16), another "
+                f"{source.name} needs {gib(forecast.needed_bytes)} ({gib(forecast.weights_bytes)} weights as "
+                f"{str(torch_dtype).removeprefix('torch.')}, {gib(forecast.buffers_bytes)} recording buffers); "
+                f"{gib(forecast.free_bytes)} are free on {where}. Use a narrower dtype (--dtype bfloat16), another "
                 "device, or a smaller model."
             )
         if weights == "dummy":
@@ -189,7 +160,12 @@ def memory_forecast(
     with _quiet():
         config = _config(_resolve(name, revision, "dummy"))
         where = _device(device)
-        return _forecast(config, _dtype(dtype, where, config), where, batch_tokens)
+        return forecast_memory(
+            topology(_on_meta(config)),
+            value_bytes=_dtype(dtype, where, config).itemsize,
+            device=where,
+            batch_tokens=batch_tokens,
+        )
 
 
 def from_module(module: Any, *, name: str, tokenizer: PreTrainedTokenizerBase | None = None) -> Model:
@@ -362,27 +338,6 @@ def _dtype(dtype: str, device: str, config: Any) -> torch.dtype:
     return known[dtype]
 
 
-def _forecast(config: Any, dtype: torch.dtype, device: str, batch_tokens: int = 4096) -> MemoryForecast:
-    facts = topology(_on_meta(config))
-    size = dtype.itemsize
-    cached = 2 * facts.n_layers * facts.n_kv_groups * facts.head_width * size * batch_tokens
-    routed = sum(router.n_experts * 4 for router in facts.routers)
-    return MemoryForecast(
-        weights_bytes=facts.parameters_total * size,
-        kv_cache_bytes=cached,
-        buffers_bytes=batch_tokens * (facts.vocabulary * (size + 4) + routed),
-        free_bytes=_free_bytes(device),
-        device=device,
-    )
-
-
-def _free_bytes(device: str) -> int:
-    if device == "cpu":
-        return int(psutil.virtual_memory().available)
-    devices = range(torch.cuda.device_count()) if device == "cuda" else [int(device.partition(":")[2])]
-    return sum(torch.cuda.mem_get_info(index)[0] for index in devices)
-
-
 def _refuse_nan(module: Any, name: str) -> None:
     for path, parameter in module.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
@@ -392,10 +347,6 @@ def _refuse_nan(module: Any, name: str) -> None:
                 f"{name}: {where} holds NaN or infinite values; what it computes means nothing. "
                 "Download or convert the checkpoint again."
             )
-
-
-def _gib(n_bytes: int) -> str:
-    return f"{n_bytes / 2**30:.1f} GiB"
 
 
 def _first_line(error: BaseException) -> str:
