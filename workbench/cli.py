@@ -104,10 +104,10 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Shows what a model is made of, from its config alone; without a name, lists the known models."""
-    from workbench.models import loading
+    from workbench.models import bundled, loading
 
     if model is None:
-        known = {"bundled": loading.bundled_models(), "published configs": loading.published_configs()}
+        known = {"bundled": bundled.bundled_models(), "published configs": bundled.published_configs()}
         console.print_json(json.dumps(known))
         return
     topology = loading.inspect_topology(model, revision=revision)

@@ -18,7 +18,7 @@ import workbench as wb
 from workbench.corpus import Corpus, Document
 from workbench.metrics import extremes, load, nulls, specialization, uncertainty
 from workbench.metrics.clusters import Clusters
-from workbench.models.loading import bundled_models
+from workbench.models.bundled import bundled_models
 from workbench.models.topology import Topology
 from workbench.recording import Recording
 

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 from tests import tiny
 from workbench.errors import ModelError
 from workbench.models import loading
-from workbench.models.loading import bundled_models, inspect_topology, load, memory_forecast, weights_digest
+from workbench.models.bundled import MODELS, bundled_models
+from workbench.models.loading import inspect_topology, load, memory_forecast, weights_digest
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def test_bundled_models_load_with_their_tokenizer(name):
 def test_a_tokenizer_splits_as_its_file_says():
     """AutoTokenizer would split the dense model's text by Qwen2's own rules, and its losses would be wrong."""
     text = "def f(x):\n    return x + 1234\n\n\nclass A:\n"
-    expected = Tokenizer.from_file(str(loading.BUNDLED / "tiny-dense" / "tokenizer.json")).encode(text).ids
+    expected = Tokenizer.from_file(str(MODELS / "tiny-dense" / "tokenizer.json")).encode(text).ids
     for name in ("tiny-dense", "tiny-dense@parent", "tiny-moe", "tiny-moe@step-0"):
         assert load(name).tokenizer(text)["input_ids"] == expected
 
@@ -71,7 +72,7 @@ def test_bundled_revisions_are_listed_oldest_first():
 
 
 def test_the_bundled_models_are_small():
-    size = sum(file.stat().st_size for file in loading.BUNDLED.rglob("*") if file.suffix != ".pt" and file.is_file())
+    size = sum(file.stat().st_size for file in MODELS.rglob("*") if file.suffix != ".pt" and file.is_file())
     assert size <= 32 * 10**6
 
 

@@ -27,12 +27,10 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as transformers_logging
 
 from workbench.errors import ModelError
+from workbench.models.bundled import CONFIGS, MODELS, bundled_names, published_configs, revisions
 from workbench.models.memory import MemoryForecast, forecast_memory, gib
 from workbench.models.topology import Topology, topology
 
-DATA = Path(__file__).resolve().parent.parent.parent / "data"
-BUNDLED = DATA / "models"
-CONFIGS = DATA / "configs"
 _GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SAMPLED_ABOVE_BYTES = 256 * 2**20
@@ -75,26 +73,6 @@ class _Source:
     revision: str
     folder: str  # a folder, or a hub id
     kind: str  # bundled, folder, config, hub
-
-
-def bundled_models() -> dict[str, list[str]]:
-    """The bundled models and their earlier revisions, oldest first."""
-    names = [path.parent.name for path in sorted(BUNDLED.glob("*/model.safetensors"))]
-    return {name: sorted(_revisions(BUNDLED / name), key=_step) for name in names}
-
-
-def published_configs() -> list[str]:
-    """The published configs in `data/configs`, which load with dummy weights."""
-    return sorted(path.stem for path in CONFIGS.glob("*.json"))
-
-
-def _revisions(folder: Path) -> list[str]:
-    return [path.parent.name for path in folder.glob("*/model.safetensors")]
-
-
-def _step(revision: str) -> tuple[int, str]:
-    number = re.search(r"\d+$", revision)
-    return (int(number.group()) if number else -1, revision)
 
 
 def load(
@@ -205,10 +183,10 @@ def config_digest(module: Any) -> str:
 def _resolve(name: str, revision: str | None, weights: str) -> _Source:
     bare, _, behind = name.partition("@")
     wanted = revision or behind or ""
-    if "/" not in bare and (BUNDLED / bare / "model.safetensors").is_file():
-        folder = BUNDLED / bare / wanted
+    if "/" not in bare and (MODELS / bare / "model.safetensors").is_file():
+        folder = MODELS / bare / wanted
         if wanted and not (folder / "model.safetensors").is_file():
-            known = ", ".join(sorted(_revisions(BUNDLED / bare), key=_step))
+            known = ", ".join(revisions(bare))
             raise ModelError(
                 f"the bundled model {bare!r} has no revision {wanted!r}; it has {known}, or none for the last."
             )
@@ -224,17 +202,9 @@ def _resolve(name: str, revision: str | None, weights: str) -> _Source:
     if _HUB_ID.fullmatch(bare):
         return _Source(bare, wanted, bare, "hub")
     raise ModelError(
-        f"unknown model {name!r}. Known: bundled {', '.join(_bundled_names())}; published configs "
+        f"unknown model {name!r}. Known: bundled {', '.join(bundled_names())}; published configs "
         f"{', '.join(published_configs()) or 'none'} (dummy weights); or give a local folder or a hub id OWNER/NAME."
     )
-
-
-def _bundled_names() -> list[str]:
-    return [
-        f"{name}{'@' if revision else ''}{revision}"
-        for name, revisions in bundled_models().items()
-        for revision in ["", *revisions]
-    ]
 
 
 def _config(source: _Source) -> Any:

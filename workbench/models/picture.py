@@ -4,7 +4,6 @@ Everything is read off a topology, a memory forecast or a report of the capture 
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,7 +11,6 @@ import pandas as pd
 from workbench.figures.spec import HeatMap
 from workbench.models.topology import Router, Topology
 
-DATA = Path(__file__).resolve().parent.parent.parent / "data"
 _PROOFS = {
     "routers": "routers checked",
     "tokens": "tokens of the check's text",
@@ -24,22 +22,6 @@ _PROOFS = {
     "causal_leak": "change of an earlier token's logits, largest",
     "padding_differences": "choices that differ between a padded batch and single documents",
 }
-
-
-def bundled_models() -> list[str]:
-    """The names of the bundled models, each followed by its earlier checkpoints."""
-    names = []
-    for weights in sorted((DATA / "models").glob("*/model.safetensors")):
-        folder = weights.parent
-        revisions = [found.parent.name for found in folder.glob("*/model.safetensors")]
-        # step-226 before step-904, and both before step-1000
-        names += [folder.name, *(f"{folder.name}@{r}" for r in sorted(revisions, key=lambda r: (len(r), r)))]
-    return names
-
-
-def published_configs() -> list[str]:
-    """The published configs, which can be looked at and have no weights here."""
-    return sorted(path.stem for path in (DATA / "configs").glob("*.json"))
 
 
 def picture(topology: Topology, name: str) -> HeatMap:
