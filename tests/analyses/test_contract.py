@@ -160,5 +160,7 @@ def test_settings_are_read_by_their_types():
 
 
 def test_an_unknown_analysis_lists_the_known_ones():
-    with pytest.raises(AnalysisError, match="unknown analysis 'vibes'; there are domain_load, .*expert_load, load_balance"):
+    with pytest.raises(
+        AnalysisError, match="unknown analysis 'vibes'; there are domain_load, .*expert_load, load_balance"
+    ):
         _batch.get("vibes")
