@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: setup demo test check format benchmarks clean
+.PHONY: setup demo app test check format benchmarks clean
 
 setup: $(STAMP)
 
@@ -16,6 +16,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup  ## record the bundled corpus with the bundled model and write a report
 	$(BIN)/workbench demo
+
+app: setup  ## open the app on http://localhost:8501
+	$(BIN)/workbench app
 
 test: setup
 	$(BIN)/python -m pytest

@@ -14,13 +14,13 @@ from workbench.models.topology import Router, Topology
 _PROOFS = {
     "routers": "routers checked",
     "tokens": "tokens of the check's text",
-    "rebuild_with": "experts recomputed with",
-    "logits_error": "captured logits and the router's own map, largest relative difference",
-    "experts_error": "experts' output and its rebuild from the captured ids and weights, largest relative difference",
-    "block_error": "block's output and its rebuild, largest relative difference",
-    "causal_change": "change of a token's logits when one of its experts is replaced, smallest",
-    "causal_leak": "change of an earlier token's logits, largest",
-    "padding_differences": "choices that differ between a padded batch and single documents",
+    "rebuild_with": "recomputed the experts",
+    "logits_error": "logits against the router's own map",
+    "experts_error": "experts' output against its rebuild",
+    "block_error": "block's output against its rebuild",
+    "causal_change": "least change by another expert",
+    "causal_leak": "change of an earlier token",
+    "padding_differences": "other choices in a padded batch",
 }
 
 
@@ -109,8 +109,8 @@ def memory(forecast: Mapping[str, Any]) -> tuple[pd.DataFrame, str]:
 
 
 def proofs(check: Mapping[str, Any]) -> pd.DataFrame:
-    """What the capture check measured, one row per proof."""
-    return pd.DataFrame({"proof": _PROOFS.values(), "measured": [_measured(check[key]) for key in _PROOFS]})
+    """What the capture check measured: differences are the largest, relative; changes are of logits."""
+    return pd.DataFrame({"measured": [_measured(check[key]) for key in _PROOFS], "of": _PROOFS.values()})
 
 
 def _measured(value: object) -> str:

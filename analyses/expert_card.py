@@ -1,0 +1,323 @@
+"""What is this one expert used for?
+
+Not shown: what it computes. Domains differ in their words, so an expert of a domain can be an expert of its words, and
+the other way round. The tokens are the foremost of many, picked after looking: their shares lean upwards. Contexts are
+drawn at random from all occurrences; they are examples, not a finding.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analyses._batch import main
+from analyses._inputs import design, require, sample_words
+from workbench.errors import AnalysisError
+from workbench.figures.spec import Bars, Figure, TokenStrip
+from workbench.metrics.clusters import MIN_CLUSTERS, Clusters
+from workbench.metrics.uncertainty import domain_ratio_interval, ratio_interval
+from workbench.recording import Recording, prefix
+
+NEEDS = ("routing",)
+TOKENS_DRAWN = 10  # as many names as fit under the bars of a figure of column width
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the analysis.
+
+    Attributes:
+        layer: Decoder layer of the expert; the middle one of the MoE layers unless given.
+        expert: The expert; the busiest of the layer unless given.
+        n_tokens: Tokens shown.
+        min_count: Occurrences that a token needs to be shown.
+        n_contexts: Occurrences shown in their context.
+        window: Tokens shown before and after an occurrence.
+        level: Coverage of the intervals.
+        seed: Of the draw of contexts.
+    """
+
+    layer: int | None = None
+    expert: int | None = None
+    n_tokens: int = 20
+    min_count: int = 5
+    n_contexts: int = 8
+    window: int = 8
+    level: float = 0.95
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """One expert's use.
+
+    Attributes:
+        domains: One row per domain: `rate` (share of its tokens that choose the expert) with `low` and `high`, the
+            corpus' rate, `lift` (their ratio), the balanced rate K/E.
+        tokens: One row per token id, the most assignments beyond the corpus' rate first: `chosen` of its `count`
+            occurrences, `share` (their ratio) with `low` and `high`, the corpus' rate, `lift`, and `clusters` of
+            documents that hold it; fewer than 8, or a share of 1, give no interval.
+        contexts: One row per drawn occurrence: where it is, the text around it, the routing weight.
+        context_tokens: One row per token of these contexts: the expert's routing weight there, NaN where not chosen.
+        layer: The expert's layer.
+        expert: Its id.
+        sample: The sample in words.
+        level: Coverage of the intervals.
+        note: Why intervals are missing, if they are.
+    """
+
+    domains: pd.DataFrame
+    tokens: pd.DataFrame
+    contexts: pd.DataFrame
+    context_tokens: pd.DataFrame
+    layer: int
+    expert: int
+    sample: str
+    level: float
+    note: str
+
+
+def run(recording: Recording, settings: Settings = Settings()) -> Result:
+    """Computes one expert's load by domain, its foremost tokens, and draws some of their contexts.
+
+    Raises:
+        AnalysisError: the recording holds no routing, there is no such layer or expert, or a number of things to show
+            is under 1.
+    """
+    require(recording, NEEDS, "expert_card")
+    layer, expert, counts_DE = _place(recording, settings)
+    clusters, documents = design(recording), recording.documents()
+    tokens = _read(recording, layer, expert)
+    top_k = recording.router(layer).top_k
+    domains, note = _domains(counts_DE, expert, top_k=top_k, clusters=clusters, level=settings.level)
+    contexts, context_tokens = _contexts(tokens, recording.vocabulary, documents, settings)
+    return Result(
+        domains=domains,
+        tokens=_foremost(tokens, recording.vocabulary, documents, clusters=clusters, settings=settings),
+        contexts=contexts,
+        context_tokens=context_tokens,
+        layer=layer,
+        expert=expert,
+        sample=sample_words(recording),
+        level=settings.level,
+        note=note,
+    )
+
+
+def _place(recording: Recording, settings: Settings) -> tuple[int, int, np.ndarray]:
+    """The layer, the expert, and the layer's counts_DE."""
+    for name in ("n_tokens", "n_contexts", "window"):
+        if getattr(settings, name) < 1:
+            raise AnalysisError(f"expert_card: {name} is {getattr(settings, name)}; 1 or more was wanted.")
+    layer = settings.layer if settings.layer is not None else recording.moe_layers[len(recording.moe_layers) // 2]
+    if layer not in recording.moe_layers:
+        raise AnalysisError(
+            f"expert_card: layer {layer} has no router; set layer to one of {list(recording.moe_layers)}."
+        )
+    counts_DE = recording.counts(layer)
+    expert = settings.expert if settings.expert is not None else int(counts_DE.sum(axis=0).argmax())
+    if not 0 <= expert < counts_DE.shape[1]:
+        raise AnalysisError(
+            f"expert_card: layer {layer} has no expert {expert}; set expert to one of 0 to {counts_DE.shape[1] - 1}."
+        )
+    return layer, expert, counts_DE
+
+
+@dataclass(frozen=True, eq=False)
+class _Tokens:
+    """Where the expert was chosen, and with what weight (NaN where not)."""
+
+    document_T: np.ndarray
+    position_T: np.ndarray
+    token_T: np.ndarray
+    chosen_T: np.ndarray
+    weight_T: np.ndarray
+
+
+def _read(recording: Recording, layer: int, expert: int) -> _Tokens:
+    """Part by part, each opened once, and of ids and weights only this expert's kept."""
+    at = prefix(recording.router(layer), recording.topology)
+    names = ["document", "position", "token"]
+    read = []
+    for part in recording.parts([*names, f"{at}.ids", f"{at}.weights"]):
+        mine_TK = part[f"{at}.ids"] == expert
+        chosen_T = mine_TK.any(axis=1)
+        weight_T = np.where(mine_TK, part[f"{at}.weights"].astype(np.float32), 0).sum(axis=1)
+        read.append([*(part[name] for name in names), chosen_T, np.where(chosen_T, weight_T, np.nan)])
+    return _Tokens(*(np.concatenate(column) for column in zip(*read, strict=True)))
+
+
+def _domains(
+    counts_DE: np.ndarray, expert: int, *, top_k: int, clusters: Clusters, level: float
+) -> tuple[pd.DataFrame, str]:
+    chosen_D, tokens_D = counts_DE[:, expert].astype(np.float64), counts_DE.sum(axis=1) / top_k
+    rate = domain_ratio_interval(chosen_D, tokens_D, clusters=clusters, level=level)
+    corpus_rate = chosen_D.sum() / tokens_D.sum()
+    frame = pd.DataFrame(
+        {
+            "domain": clusters.domains,
+            "rate": rate.value,
+            "low": np.maximum(rate.low, 0),
+            "high": np.minimum(rate.high, 1),
+            "corpus_rate": corpus_rate,
+            "lift": rate.value / (corpus_rate or np.nan),
+            "balanced": top_k / counts_DE.shape[1],
+        }
+    )
+    return frame.sort_values("domain", ignore_index=True), rate.note
+
+
+def _foremost(
+    tokens: _Tokens, vocabulary: pd.DataFrame, documents: pd.DataFrame, *, clusters: Clusters, settings: Settings
+) -> pd.DataFrame:
+    """The tokens with the most assignments beyond what the corpus' rate gives."""
+    token_T, chosen_T = tokens.token_T, tokens.chosen_T
+    count_V = np.bincount(token_T)
+    chosen_V = np.bincount(token_T[chosen_T], minlength=len(count_V))
+    rate = chosen_T.mean()
+    known = np.flatnonzero((chosen_V > 0) & (count_V >= settings.min_count))
+    beyond = chosen_V[known] - rate * count_V[known]
+    top_N = known[np.lexsort((known, -beyond))][: settings.n_tokens]
+    place_V = np.full(len(count_V), -1)
+    place_V[top_N] = np.arange(len(top_N))
+    row_of = np.empty(int(documents["document"].max()) + 1, dtype=np.int64)
+    row_of[documents["document"]] = np.arange(len(documents))
+    row_T = row_of[tokens.document_T]
+
+    def by_document(held_T: np.ndarray) -> np.ndarray:
+        cell = row_T[held_T] * len(top_N) + place_V[token_T[held_T]]
+        return np.bincount(cell, minlength=len(documents) * len(top_N)).reshape(len(documents), len(top_N))
+
+    shown_T = place_V[token_T] >= 0
+    count_DN = by_document(shown_T)
+    share = ratio_interval(by_document(shown_T & chosen_T), count_DN, clusters=clusters, level=settings.level)
+    clusters_N = (clusters.sum(count_DN) > 0).sum(axis=0)
+    # Few texts, or a token without exception, show hardly a variance, and the interval would shrink to a point.
+    unknown_N = (clusters_N < MIN_CLUSTERS) | (share.value >= 1)
+    return pd.DataFrame(
+        {
+            "token": top_N,
+            "text": vocabulary.set_index("token")["text"].reindex(top_N).to_numpy(),
+            "chosen": chosen_V[top_N],
+            "count": count_V[top_N],
+            "share": share.value,
+            "low": np.where(unknown_N, np.nan, np.maximum(share.low, 0)),
+            "high": np.where(unknown_N, np.nan, np.minimum(share.high, 1)),
+            "corpus_rate": rate,
+            "lift": share.value / (rate or np.nan),
+            "clusters": clusters_N,
+        }
+    )
+
+
+def _contexts(
+    tokens: _Tokens, vocabulary: pd.DataFrame, documents: pd.DataFrame, settings: Settings
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Occurrences drawn at random, whatever the order of rows on disk, with the text around them."""
+    document_T, position_T = tokens.document_T, tokens.position_T
+    text_of = vocabulary.set_index("token")["text"]
+    named = documents.set_index("document")[["id", "domain"]]
+    found = np.flatnonzero(tokens.chosen_T)
+    found = found[np.lexsort((position_T[found], document_T[found]))]
+    drawn = np.random.default_rng(settings.seed).choice(
+        len(found), size=min(settings.n_contexts, len(found)), replace=False
+    )
+    contexts, around = [], []
+    for row in found[np.sort(drawn)]:
+        document, position = document_T[row], int(position_T[row])
+        rows = np.flatnonzero((document_T == document) & (np.abs(position_T - position) <= settings.window))
+        rows = rows[np.argsort(position_T[rows])]
+        texts, weights = text_of.reindex(tokens.token_T[rows]).tolist(), tokens.weight_T[rows]
+        at = int(np.flatnonzero(rows == row)[0])
+        name, domain = named.loc[int(document)]
+        about = {"domain": domain, "document": name, "position": position}
+        before, after = "".join(texts[:at]), "".join(texts[at + 1 :])
+        contexts.append({**about, "before": before, "text": texts[at], "after": after, "weight": weights[at]})
+        label = f"{name}, token {position}"
+        around.append(pd.DataFrame({"context": label, "position": position_T[rows], "text": texts, "weight": weights}))
+    columns = ["domain", "document", "position", "before", "text", "after", "weight"]
+    nothing = pd.DataFrame({"context": [], "position": [], "text": [], "weight": []})
+    return pd.DataFrame(contexts, columns=columns), pd.concat(around, ignore_index=True) if around else nothing
+
+
+def tables(result: Result) -> dict[str, pd.DataFrame]:
+    """`domains`, `tokens`, `contexts` and `context_tokens`."""
+    return {
+        "domains": result.domains,
+        "tokens": result.tokens,
+        "contexts": result.contexts,
+        "context_tokens": result.context_tokens,
+    }
+
+
+def figures(result: Result) -> dict[str, Figure]:
+    """`by_domain`, and `by_token` and `contexts` of an expert that was chosen at all."""
+    level = f"{result.level:.0%} interval".replace("%", " %")
+    name = f"expert {result.expert} of layer {result.layer}"
+    how = f"{level}: ratio over clusters of documents, t ({result.sample})."
+    most = result.domains.nlargest(1, "rate").iloc[0]
+    drawn: dict[str, Figure] = {
+        "by_domain": Bars(
+            result.domains,
+            "domain",
+            "rate",
+            low="low",
+            high="high",
+            interval_label=level,
+            null="corpus_rate",
+            null_label="rate in the corpus",
+            title=f"Use of {name} by domain",
+            x_label="domain",
+            y_label="share of tokens that choose it",
+            hover=("lift", "balanced"),
+            caption=f"Share of each domain's tokens that choose {name}, beside its share in the corpus. A balanced "
+            f"expert would have {result.domains['balanced'].iloc[0]:.3f}. {how} {result.note}".strip(),
+            alt=f"{most['domain']} uses it most: {most['rate']:.1%} of its tokens.".replace("%", " %"),
+        )
+    }
+    if len(result.tokens):
+        foremost = result.tokens.head(TOKENS_DRAWN)
+        first = foremost.iloc[0]
+        drawn["by_token"] = Bars(
+            foremost.assign(label=_labels(foremost)),
+            "label",
+            "share",
+            low="low",
+            high="high",
+            interval_label=level,
+            null="corpus_rate",
+            null_label="rate in the corpus",
+            title=f"Tokens that choose {name}",
+            x_label="token",
+            y_label="share of its occurrences",
+            hover=("chosen", "count", "lift", "clusters"),
+            caption=f"Share of a token's occurrences that choose {name}, for the tokens with the most assignments "
+            "beyond what the corpus' rate gives, which is what a router that does not look at the token has. Picked "
+            f"after looking: shares lean upwards. {how} No interval for tokens in fewer than {MIN_CLUSTERS} clusters, "
+            f"or of share 1. {result.note}".strip(),
+            alt=f"First is {first['text']!r}: {first['chosen']} of its {first['count']} occurrences choose it.",
+        )
+    if len(result.context_tokens):
+        drawn["contexts"] = TokenStrip(
+            result.context_tokens,
+            "text",
+            value="weight",
+            value_label=f"routing weight of {name}",
+            panel="context",
+            title=f"Some tokens that choose {name}, in their context",
+            hover=("position",),
+            caption=f"{len(result.contexts)} of the tokens that choose {name}, drawn at random, with the text around "
+            f"them ({result.sample}); grey tokens do not choose it.",
+            alt=f"{len(result.contexts)} short pieces of text, coloured by routing weight.",
+        )
+    return drawn
+
+
+def _labels(tokens: pd.DataFrame) -> pd.Series:
+    """A token's text with its blanks to be seen, and with its id where two ids have one text."""
+    text = tokens["text"].str.replace(" ", "␣")
+    return text.where(~text.duplicated(keep=False), text + " #" + tokens["token"].astype(str))
+
+
+if __name__ == "__main__":
+    main()

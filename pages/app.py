@@ -1,0 +1,27 @@
+"""The entry: which pages there are, and what is around each of them."""
+
+from pathlib import Path
+
+import shared
+import streamlit as st
+
+# An icon of our own: Streamlit would fetch a named one from the network.
+st.set_page_config(page_title="MoE workbench", page_icon=Path(__file__).with_name("icon.svg"), layout="wide")
+page = st.navigation(
+    {
+        "Start": [
+            st.Page("models.py", title="Models", icon=":material/schema:", default=True),
+            st.Page("record.py", title="Record", icon=":material/radio_button_checked:"),
+        ],
+        "Explore": [
+            st.Page("tokens.py", title="Tokens", icon=":material/text_fields:"),
+            st.Page("utilization.py", title="Utilization", icon=":material/grid_on:"),
+            st.Page("load_balance.py", title="Load balance", icon=":material/balance:"),
+        ],
+    }
+)
+with shared.sentences():
+    shared.host()
+    shared.enter(page)
+    page.run()
+    shared.write_address()

@@ -1,0 +1,47 @@
+"""Record: a prompt or a corpus through a model, with progress and cancel; and the list of what there is."""
+
+from functools import partial
+from pathlib import Path
+
+import shared
+import streamlit as st
+
+from workbench.host import LONGEST_PROMPT
+from workbench.models import bundled
+from workbench.recording import FIELDS
+
+st.title("Record")
+known = bundled.bundled_names()
+left, right = st.columns([2, 1], gap="large")
+with left:
+    kind = st.segmented_control("What", ["Prompt", "Corpus"], default="Prompt", required=True, key="kind")
+    if kind == "Prompt":
+        text = st.text_area("Prompt", max_chars=LONGEST_PROMPT, height=160, key="prompt", placeholder="Type a text …")
+        what = {"prompt": text}
+    else:
+        upload = st.file_uploader("A JSONL of your own: one object a line, with text and domain", type="jsonl")
+        bundled = st.selectbox("Bundled corpus", ["demo"], disabled=upload is not None)
+        what = {"corpus": bundled}
+with right:
+    model = st.selectbox("Model", known, index=known.index("tiny-moe"), accept_new_options=True, key="recorded-model")
+    fields = st.pills("Fields", FIELDS, selection_mode="multi", default=FIELDS[:2], key="fields")
+    cap = st.number_input("Tokens, at most", min_value=1, value=None, placeholder="all", key="cap")
+    check = st.toggle("Prove the capture first", value=True, key="check")
+if st.button("Record", type="primary", icon=":material/radio_button_checked:"):
+    with shared.sentences():
+        if kind == "Corpus" and upload is not None:
+            what = {"corpus": shared.uploaded_corpus(upload)}
+        how = {"model": model, "fields": tuple(fields), "max_tokens": cap, "check": check}
+        shared.submit("record", partial(shared.host().record, **what, **how))
+made = shared.answer("record")
+if made is not None:
+    shared.forget("record")
+    shared.open_tokens(Path(made["recording"]).name)
+
+st.subheader("Recordings")
+rows = shared.recording_rows()
+chosen = st.dataframe(rows, hide_index=True, on_select="rerun", selection_mode="single-row", key="recordings")
+if chosen.selection.rows and rows:
+    name = rows[chosen.selection.rows[0]]["recording"]
+    if st.button(f"Open {shared.plain(name)}", icon=":material/open_in_new:"):
+        shared.open_tokens(name)
