@@ -62,8 +62,14 @@ def test_no_page_imports_torch(recording, tmp_path):
         f"[app.switch_page(f'{{page}}.py').run() for page in {PAGES}];"
         "sys.exit('torch' in sys.modules)"
     )
+    environment = {"WORKBENCH_DATA": str(tmp_path), "PATH": "", "HOME": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env={"WORKBENCH_DATA": str(tmp_path), "PATH": "", "HOME": str(tmp_path)},
-        capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
