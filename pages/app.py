@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jobs
 import shared
 import streamlit as st
 
@@ -20,8 +21,8 @@ page = st.navigation(
         ],
     }
 )
-with shared.sentences():
-    shared.host()
+with jobs.sentences():
+    jobs.host()
     shared.enter(page)
     page.run()
     shared.write_address()

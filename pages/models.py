@@ -2,7 +2,9 @@
 
 from functools import partial
 
+import jobs
 import shared
+import showing
 import streamlit as st
 
 from workbench.models import bundled, picture
@@ -19,29 +21,29 @@ model = shared.choose(
     accept_new_options=True,
     help="A bundled model, a published config, or type a local folder or a hub id such as Qwen/Qwen1.5-MoE-A2.7B.",
 )
-look = shared.look_at(model)
+look = jobs.look_at(model)
 if look is not None:
     topology = Topology.from_json(look["topology"])
-    shared.facts(picture.facts(topology))
+    showing.facts(picture.facts(topology))
     figure = picture.picture(topology, model)
-    shared.draw(figure, "picture", gaps=True)
-    st.caption(shared.plain(figure.caption))
+    showing.draw(figure, "picture", gaps=True)
+    st.caption(jobs.plain(figure.caption))
 
     memory, capture = st.columns(2, gap="large")
     with memory:
         st.subheader("Memory forecast")
         table, sentence = picture.memory(look["forecast"])
-        st.write(shared.plain(sentence))
+        st.write(jobs.plain(sentence))
         st.dataframe(table, hide_index=True, column_config={"GiB": st.column_config.NumberColumn(format="%.3f")})
-        st.button("Look again", on_click=shared.look_again, args=(model,), type="tertiary", icon=":material/refresh:")
+        st.button("Look again", on_click=jobs.look_again, args=(model,), type="tertiary", icon=":material/refresh:")
     with capture:
         st.subheader("Capture check")
         st.write(
             "Five proofs that what is captured is what the model did: shapes, logits, rebuild, causality, padding."
         )
         if st.button("Load the model and prove the capture", disabled=model in bundled.published_configs()):
-            shared.submit(f"prove {model}", partial(shared.host().inspect, model, check=True))
-        proved = shared.answer(f"prove {model}")
+            jobs.submit(f"prove {model}", partial(jobs.host().inspect, model, check=True))
+        proved = jobs.answer(f"prove {model}")
         if proved is not None:
             st.success("The capture is proved.", icon=":material/verified:")
             st.dataframe(picture.proofs(proved["check"]), hide_index=True)

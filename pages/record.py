@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 
+import jobs
 import shared
 import streamlit as st
 
@@ -28,14 +29,14 @@ with right:
     cap = st.number_input("Tokens, at most", min_value=1, value=None, placeholder="all", key="cap")
     check = st.toggle("Prove the capture first", value=True, key="check")
 if st.button("Record", type="primary", icon=":material/radio_button_checked:"):
-    with shared.sentences():
+    with jobs.sentences():
         if kind == "Corpus" and upload is not None:
-            what = {"corpus": shared.uploaded_corpus(upload)}
+            what = {"corpus": jobs.uploaded_corpus(upload)}
         how = {"model": model, "fields": tuple(fields), "max_tokens": cap, "check": check}
-        shared.submit("record", partial(shared.host().record, **what, **how))
-made = shared.answer("record")
+        jobs.submit("record", partial(jobs.host().record, **what, **how))
+made = jobs.answer("record")
 if made is not None:
-    shared.forget("record")
+    jobs.forget("record")
     shared.open_tokens(Path(made["recording"]).name)
 
 st.subheader("Recordings")
@@ -43,5 +44,5 @@ rows = shared.recording_rows()
 chosen = st.dataframe(rows, hide_index=True, on_select="rerun", selection_mode="single-row", key="recordings")
 if chosen.selection.rows and rows:
     name = rows[chosen.selection.rows[0]]["recording"]
-    if st.button(f"Open {shared.plain(name)}", icon=":material/open_in_new:"):
+    if st.button(f"Open {jobs.plain(name)}", icon=":material/open_in_new:"):
         shared.open_tokens(name)

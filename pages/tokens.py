@@ -1,15 +1,16 @@
 """Tokens: where every token of a document goes, at one layer and across layers."""
 
 import shared
+import showing
 import streamlit as st
 
-shared.ask("Tokens", "token_routing")
+showing.ask("Tokens", "token_routing")
 recording = shared.choose_recording()
 document, first, token = shared.choose_document(recording)
 layer = shared.choose_layer(recording)
 shown = {"document": document, "first": first, "last": first + shared.TOKENS_SHOWN}
-routing = shared.result(recording, "token_routing", layer=layer, **shown)
-across = shared.result(recording, "token_routing", **shown)  # the same for every layer
+routing = showing.result(recording, "token_routing", layer=layer, **shown)
+across = showing.result(recording, "token_routing", **shown)  # the same for every layer
 colours = {"expert": "first expert", "entropy": "router entropy", "loss": "loss"}
 colour = st.segmented_control(
     "Colour by",
@@ -20,11 +21,11 @@ colour = st.segmented_control(
     key="colour",
     persist_state="session",
 )
-shared.show(routing, f"strip_{colour}", follow={"position": "token"})
+showing.show(routing, f"strip_{colour}", follow={"position": "token"})
 if token is not None:
     at_layer, at_all = (table[table["position"] == token] for table in routing.tables.values())
-    shared.show_token(at_layer, at_all)
-shared.show(across, "layer_token_map", follow={"position": "token", "layer": "layer"})
-with shared.folded("Table") as is_open:
+    showing.show_token(at_layer, at_all)
+showing.show(across, "layer_token_map", follow={"position": "token", "layer": "layer"})
+with showing.folded("Table") as is_open:
     if is_open:
-        shared.table(routing, "tokens")
+        showing.table(routing, "tokens")
