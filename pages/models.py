@@ -41,7 +41,9 @@ if look is not None:
         st.write(
             "Five proofs that what is captured is what the model did: shapes, logits, rebuild, causality, padding."
         )
-        if st.button("Load the model and prove the capture", disabled=model in bundled.published_configs()):
+        if model in bundled.published_configs():
+            st.caption("A published config has no weights here, so there is nothing to load.")
+        elif st.button("Load the model and prove the capture"):
             jobs.submit(f"prove {model}", partial(jobs.host().inspect, model, check=True))
         proved = jobs.answer(f"prove {model}")
         if proved is not None:

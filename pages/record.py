@@ -17,12 +17,11 @@ left, right = st.columns([2, 1], gap="large")
 with left:
     kind = st.segmented_control("What", ["Prompt", "Corpus"], default="Prompt", required=True, key="kind")
     if kind == "Prompt":
-        text = st.text_area("Prompt", max_chars=LONGEST_PROMPT, height=160, key="prompt", placeholder="Type a text …")
-        what = {"prompt": text}
+        typed = st.text_area("Prompt", max_chars=LONGEST_PROMPT, height=160, key="prompt", placeholder="Type a text …")
+        what = {"prompt": typed}
     else:
         upload = st.file_uploader("A JSONL of your own: one object a line, with text and domain", type="jsonl")
-        bundled = st.selectbox("Bundled corpus", ["demo"], disabled=upload is not None)
-        what = {"corpus": bundled}
+        what = {"corpus": st.selectbox("Bundled corpus", ["demo"], disabled=upload is not None)}
 with right:
     model = st.selectbox("Model", known, index=known.index("tiny-moe"), accept_new_options=True, key="recorded-model")
     fields = st.pills("Fields", FIELDS, selection_mode="multi", default=FIELDS[:2], key="fields")
@@ -34,6 +33,9 @@ if st.button("Record", type="primary", icon=":material/radio_button_checked:"):
             what = {"corpus": jobs.uploaded_corpus(upload)}
         how = {"model": model, "fields": tuple(fields), "max_tokens": cap, "check": check}
         jobs.submit("record", partial(jobs.host().record, **what, **how))
+if loaded := jobs.host().loaded:
+    st.caption(f"{jobs.plain(loaded)} is in memory.")
+    st.button("Release it", on_click=jobs.host().unload, type="tertiary", icon=":material/eject:")
 made = jobs.answer("record")
 if made is not None:
     jobs.forget("record")

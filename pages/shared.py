@@ -1,4 +1,7 @@
-"""What a visitor chooses: choices that stand in the address and hold on every page, and the recordings to choose from."""
+"""What a visitor chooses from: choices, which stand in the address and hold on every page, and the recordings.
+
+`enter` comes before a page and `write_address` after it; a page itself only asks for its choices.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path

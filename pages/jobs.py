@@ -1,0 +1,180 @@
+"""The app's process: its data folder, the model host, and jobs as a visitor follows them.
+
+Nothing is computed here. Whatever people wrote (names, prompts, errors that quote them) is shown letter by letter:
+through `plain` where Streamlit reads Markdown, as data everywhere else.
+"""
+
+import hashlib
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from analyses import _batch
+from workbench.corpus import Corpus
+from workbench.errors import WorkbenchError
+from workbench.host import Host, Job
+from workbench.recording import MANIFEST
+
+
+def plain(text: object) -> str:
+    """Text that Markdown shows letter by letter."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", str(text))
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Shows an error of the input's or the machine's making as its sentence."""
+    try:
+        yield
+    except WorkbenchError as error:
+        st.error(plain(error), icon=":material/error:")
+
+
+def data_folder() -> Path:
+    """The folder that `workbench app --data` names; else the checkout's."""
+    return Path(os.environ.get("WORKBENCH_DATA", Path(__file__).resolve().parent.parent / "data")).resolve()
+
+
+def host() -> Host:
+    """The model host, one for all visitors."""
+    return _host(str(data_folder()))
+
+
+@st.cache_resource(show_spinner=False, on_release=Host.stop)
+def _host(data: str) -> Host:
+    """Starts the host; in an empty data folder the bundled corpus is recorded, so that no page is ever empty."""
+    started = Host(Path(data))
+    started.start()
+    threading.Thread(target=_import_analyses, daemon=True).start()
+    look = partial(started.inspect, "tiny-moe")  # what the first page shows, asked before a queue can form
+    _looks(data)["tiny-moe"] = Asked(look(), look)
+    if not any((Path(data) / "recordings").glob(f"*/{MANIFEST}")):
+        started.record(model="tiny-moe", corpus="demo", name="demo")
+    return started
+
+
+def _import_analyses() -> None:
+    """Imports what the pages will need, while the first one is being read."""
+    for name in _batch.names():
+        _batch.get(name)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A job of the host's, and what asks for it again."""
+
+    job: str
+    ask: Callable[[], str]
+
+
+def submit(key: str, ask: Callable[[], str]) -> None:
+    """Asks for a job of this visit.
+
+    Raises:
+        WorkbenchError: what the host refuses.
+    """
+    _my_jobs()[key] = Asked(ask(), ask)
+
+
+def look_at(model: str) -> dict[str, Any] | None:
+    """What a model is made of, once it was looked at, for all visitors; until then the progress is shown."""
+    looks = _looks(str(data_folder()))
+    if model not in looks:
+        ask = partial(host().inspect, model)
+        looks[model] = Asked(ask(), ask)
+    return answer(model, looks)
+
+
+def look_again(model: str) -> None:
+    """Forgets what was seen of a model: its folder or the free memory may have changed."""
+    _looks(str(data_folder())).pop(model, None)
+
+
+def answer(key: str, jobs: dict[str, Asked] | None = None) -> dict[str, Any] | None:
+    """The result of a job that was asked for; while it has none, None, and its progress or its failure is shown."""
+    kept = _my_jobs() if jobs is None else jobs
+    if key not in kept:
+        return None
+    job = host().job(kept[key].job)
+    if job.state == "done":
+        return job.result
+    if job.state in ("queued", "running"):
+        st.fragment(_progress, run_every=0.5)(job.id)
+        return None
+    (st.warning if job.state == "cancelled" else st.error)(plain(job.message))
+    if st.button("Go on" if job.kind == "record" else "Try again", key=f"again {key}"):
+        kept[key] = Asked(kept[key].ask(), kept[key].ask)
+        st.rerun()
+    return None
+
+
+def forget(key: str) -> None:
+    """Forgets a job of this visit."""
+    _my_jobs().pop(key, None)
+
+
+def _my_jobs() -> dict[str, Asked]:
+    return st.session_state.setdefault("jobs", {})
+
+
+@st.cache_resource(show_spinner=False)
+def _looks(data: str) -> dict[str, Asked]:
+    return {}
+
+
+def _progress(job_id: str) -> None:
+    job = host().job(job_id)
+    if job.state not in ("queued", "running"):
+        st.rerun()
+    left, right = st.columns([6, 1], vertical_alignment="center")
+    left.progress(job.done_tokens / job.total_tokens if job.total_tokens else 0.0, text=plain(_words(job)))
+    right.button("Cancel", key=f"cancel {job_id}", on_click=host().cancel, args=(job_id,))
+
+
+def _words(job: Job) -> str:
+    if job.state == "queued":
+        return f"{job.title}: waiting, place {job.place} in the queue"
+    if not job.total_tokens:
+        return f"{job.title}: {'loading the model, proving the capture' if job.kind == 'record' else 'looking'} …"
+    left = f", {job.left_s:,.0f} s left" if job.left_s is not None else ""
+    done = f"{job.done_tokens:,} of {job.total_tokens:,} tokens"
+    return f"{job.title}: {done}, {job.tokens_per_s:,.0f} tokens/s{left}"
+
+
+def wait_for_the_first() -> None:
+    """Shows how the first recording comes along, where there is none yet, and stops the page."""
+    active = [job for job in host().jobs() if job.kind == "record" and job.state in ("queued", "running")]
+    if active:
+        st.info("There is no recording yet. The first one is being made; this page opens by itself.")
+        st.fragment(_progress, run_every=0.5)(active[-1].id)
+    else:
+        st.info("There is no recording yet. Make one on the Record page.")
+        st.page_link("record.py", label="Record")
+    st.stop()
+
+
+def uploaded_corpus(upload: Any) -> str:
+    """Keeps an uploaded corpus in the data folder, once it is one.
+
+    Raises:
+        CorpusError: it is no corpus; the line is named.
+    """
+    content = upload.getvalue()
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(upload.name).stem)[:40] or "corpus"
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / f"{stem}.jsonl"
+        draft.write_bytes(content)
+        Corpus.read(draft)
+    kept = data_folder() / "uploads" / hashlib.sha256(content).hexdigest()[:12] / f"{stem}.jsonl"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_bytes(content)
+    return str(kept)

@@ -1,0 +1,251 @@
+"""Results on a page: an analysis' figures and tables, each with its downloads and the command that makes it again."""
+
+import hashlib
+import inspect
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+from jobs import plain
+from shared import pick
+
+from analyses import _batch
+from workbench.errors import AnalysisError
+from workbench.figures.screen import screen
+from workbench.figures.spec import Figure, TokenStrip
+from workbench.figures.theme import DARK, LIGHT
+from workbench.recording import Recording
+
+_MODEBAR = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d", "toImage"]}
+_DRAWING = threading.Lock()  # matplotlib's settings are one for the whole process
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """An analysis' result, ready to be shown.
+
+    Attributes:
+        name: Of the analysis.
+        recording: What it was asked of.
+        settings: As `key=value`, those that are not defaults.
+        result: As the analysis gave it.
+        tables: By name.
+        figures: By name; none where the recording holds too little for them.
+        missing: Why there are no figures.
+        key: Says all that it depends on.
+    """
+
+    name: str
+    recording: Recording
+    settings: tuple[str, ...]
+    result: Any
+    tables: Mapping[str, Any]
+    figures: Mapping[str, Figure]
+    missing: str
+    key: tuple[Any, ...]
+
+    @property
+    def command(self) -> str:
+        """What makes it again."""
+        return _batch.command(self.recording, self.name, settings=self.settings)
+
+
+def result(recording: Recording, name: str, **settings: Any) -> Shown:
+    """Runs an analysis, or finds its result, which is kept by the recording's content, the source and the settings."""
+    module = _batch.get(name)
+    pairs = tuple(f"{key}={value}" for key, value in settings.items() if value is not None)
+    source = hashlib.sha256(inspect.getsource(module).encode()).hexdigest()
+    found = _result(recording.digest, str(recording.path), source, name, pairs, recording)
+    if found.missing:
+        st.info(plain(f"This recording holds too little for the figures, so only tables are shown. {found.missing}"))
+    return found
+
+
+@st.cache_resource(max_entries=64, show_spinner="Computing …")
+def _result(digest: str, path: str, source: str, name: str, pairs: tuple[str, ...], _recording: Recording) -> Shown:
+    module = _batch.get(name)
+    found = module.run(_recording, _batch.parse_settings(module, pairs))
+    figures, missing = {}, ""
+    try:
+        figures = module.figures(found)
+    except AnalysisError as error:  # one short prompt has no pairs of documents to compare
+        missing = str(error)
+    return Shown(name, _recording, pairs, found, module.tables(found), figures, missing, (digest, source, name, pairs))
+
+
+def ask(title: str, name: str) -> None:
+    """The page's title, the analysis' question, and what its numbers do not show."""
+    question, _, rest = (inspect.getdoc(_batch.get(name)) or "").partition("\n\n")
+    st.title(title)
+    left, right = st.columns([5, 1], vertical_alignment="center")
+    left.markdown(f"**{plain(question)}**")
+    with right.popover("Not shown", icon=":material/help:", type="tertiary"):
+        st.markdown(plain(rest.removeprefix("Not shown:").strip()))
+
+
+def show(shown: Shown, name: str, *, follow: Mapping[str, str] | None = None) -> None:
+    """Draws a figure with its caption and downloads.
+
+    Args:
+        shown: The result.
+        name: The figure; nothing is drawn where the result has none of that name.
+        follow: Columns of its marks, with the choices that they are: a click on a mark chooses it, and the mark that
+            is chosen is outlined.
+    """
+    figure = shown.figures.get(name)
+    if figure is None:
+        return
+    key = f"{shown.name}-{name}"
+    drawn = _drawn(shown.key, name, is_dark(), figure)
+    draw(figure, key, drawn=type(drawn)(drawn), follow=follow)  # a copy: choices are outlined in it
+    below = st.container(gap=None)
+    below.caption(plain(figure.caption))
+    with below.popover("Save", icon=":material/download:", type="tertiary", key=f"{key}-save"):
+        _downloads(key, ("pdf", "svg", "png"), partial(_figure_bytes, shown, name))
+        st.code(shown.command, language="bash", wrap_lines=True)
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _drawn(result: tuple[Any, ...], name: str, dark: bool, _figure: Figure) -> Any:
+    return screen(_figure, dark=dark)
+
+
+def draw(
+    figure: Figure, key: str, *, drawn: Any = None, follow: Mapping[str, str] | None = None, gaps: bool = False
+) -> None:
+    """Draws a figure in the page's colours.
+
+    Args:
+        figure: What to draw.
+        key: Of the chart.
+        drawn: It, drawn already.
+        follow: As of `show`.
+        gaps: Whether the cells of a heat map are kept apart.
+    """
+    ink = DARK if is_dark() else LIGHT
+    drawn = screen(figure, dark=is_dark()) if drawn is None else drawn
+    drawn.update_layout(modebar={"bgcolor": "rgba(0,0,0,0)", "color": ink.faint, "activecolor": ink.text})
+    if isinstance(figure, TokenStrip):
+        drawn.update_layout(margin={"l": 0})  # it has no axis to leave room for, and its letters want the width
+    if gaps:
+        drawn.update_traces(xgap=2, ygap=2, selector={"type": "heatmap"})
+        drawn.update_layout(plot_bgcolor=ink.missing)
+    if follow:
+        _outline(drawn, {column: st.session_state["chosen"].get(choice) for column, choice in follow.items()})
+    st.plotly_chart(
+        drawn,
+        key=key,
+        theme=None,
+        on_select=partial(_follow, key, follow) if follow else "ignore",
+        selection_mode="points",
+        config=_MODEBAR,
+        alt=figure.alt,
+    )
+
+
+def _follow(key: str, follow: Mapping[str, str]) -> None:
+    points = st.session_state[key]["selection"]["points"]
+    if points:
+        pick(**{choice: points[0]["customdata"][column] for column, choice in follow.items()})
+
+
+def _outline(drawn: Any, chosen: Mapping[str, Any]) -> None:
+    """Outlines the marks of what is chosen."""
+    ink = DARK if is_dark() else LIGHT
+    for trace in drawn.data:
+        rows = trace.customdata if trace.customdata is not None else ()
+        at = [i for i, row in enumerate(rows) if all(str(row[column]) == text for column, text in chosen.items())]
+        if not at:
+            continue
+        if trace.type == "bar":  # a token: plotly gives selected bars no border of their own
+            borders = [(3, ink.text) if i in at else (1, ink.faint) for i in range(len(rows))]
+            trace.marker.line.width, trace.marker.line.color = map(list, zip(*borders, strict=True))
+        elif trace.mode == "markers":  # the unseen squares over the cells of a heat map
+            for i in at:
+                cell = {"x0": trace.x[i] - 0.5, "x1": trace.x[i] + 0.5, "y0": trace.y[i] - 0.5, "y1": trace.y[i] + 0.5}
+                for line in ({"color": "black", "width": 5}, {"color": "white", "width": 2}):  # seen on any colour
+                    drawn.add_shape(type="rect", xref=trace.xaxis, yref=trace.yaxis, **cell, line=line)
+        else:
+            trace.marker.size = [2 * trace.marker.size if i in at else trace.marker.size for i in range(len(rows))]
+
+
+def table(shown: Shown, name: str, rows: Any = None) -> None:
+    """Shows a table, or the given rows of it, with downloads of the whole."""
+    key = f"{shown.name}-{name}-table"
+    st.dataframe(shown.tables[name] if rows is None else rows, hide_index=True, key=key)
+    with st.popover("Save", icon=":material/download:", type="tertiary", key=f"{key}-save"):
+        _downloads(f"{shown.name}-{name}", ("csv", "tex"), partial(_table_bytes, shown, name))
+        st.code(shown.command, language="bash", wrap_lines=True)
+
+
+def facts(named: Mapping[str, str]) -> None:
+    """A row of facts, each under its name."""
+    row = st.container(horizontal=True)
+    for name, value in named.items():
+        row.metric(name, plain(value), width="content")
+
+
+def show_token(at_layer: Any, at_all: Any) -> None:
+    """The chosen token: its row at the layer, and its first expert at every layer, to be opened."""
+    st.dataframe(at_layer, hide_index=True, key="token-row")
+    row = st.container(horizontal=True)
+    for layer, expert in zip(at_all["layer"].tolist(), at_all["top1"].tolist(), strict=True):
+        there = {"layer": str(layer), "expert": str(expert), "recording": st.session_state["recording"]}
+        row.page_link("utilization.py", label=f"L{layer} E{expert}", query_params=there, width="content")
+
+
+@contextmanager
+def folded(title: str) -> Iterator[bool]:
+    """A part of the page that is folded away at first; whether it is open, for what is folded is not made."""
+    box = st.expander(title, key=title, on_change="rerun")
+    with box:
+        yield bool(box.open)
+
+
+def _downloads(stem: str, kinds: Sequence[str], make: Callable[[str], bytes]) -> None:
+    row = st.container(horizontal=True)
+    for kind in kinds:  # made when it is clicked, and not before
+        file = f"{stem}.{kind}"
+        row.download_button(kind.upper(), partial(make, kind), file, key=f"save {file}", on_click="ignore")
+
+
+def _figure_bytes(shown: Shown, name: str, kind: str) -> bytes:
+    from workbench.export import write_figure
+
+    with tempfile.TemporaryDirectory() as folder, _DRAWING:
+        files = write_figure(shown.figures[name], Path(folder) / name, provenance=_provenance(shown))
+        return next(file for file in files if file.suffix == f".{kind}").read_bytes()
+
+
+def _table_bytes(shown: Shown, name: str, kind: str) -> bytes:
+    from workbench.export import write_table
+
+    with tempfile.TemporaryDirectory() as folder:
+        label = f"{shown.name}-{name}"
+        files = write_table(
+            shown.tables[name], Path(folder) / name, provenance=_provenance(shown), caption=label, label=label
+        )
+        return next(file for file in files if file.suffix == f".{kind}").read_bytes()
+
+
+def _provenance(shown: Shown) -> Any:
+    from workbench.export import Provenance, Source
+
+    model, module = shown.recording.manifest["model"], _batch.get(shown.name)
+    return Provenance(
+        analysis=shown.name,
+        command=shown.command,
+        sources=(Source(digest=shown.recording.digest, model=model["name"], revision=model["revision"] or None),),
+        settings=asdict(_batch.parse_settings(module, shown.settings)),
+    )
+
+
+def is_dark() -> bool:
+    """Whether the visitor's page is dark."""
+    return bool(st.context.theme) and st.context.theme.type == "dark"
