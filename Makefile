@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: setup demo app test check format benchmarks clean
+.PHONY: setup browser demo app test check format benchmarks clean
 
 setup: $(STAMP)
 
@@ -20,8 +20,15 @@ demo: setup  ## record the bundled corpus with the bundled model and write a rep
 app: setup  ## open the app on http://localhost:8501
 	$(BIN)/workbench app
 
-test: setup
+test: setup browser
 	$(BIN)/python -m pytest
+
+# The pages' tests drive Debian's chromium. Without it they are left out, and CI=1 makes that a failure.
+browser:
+	@command -v chromium chromium-browser >/dev/null || { \
+	    [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	    && { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-liberation; } \
+	    || echo "The tests of the app in a browser need chromium (apt-get install chromium); without it they are left out."; }
 
 check: setup
 	$(BIN)/ruff format --check .
@@ -35,6 +42,7 @@ format: setup
 benchmarks: setup
 	$(BIN)/python -m tests.benchmarks.recording
 	$(BIN)/python -m tests.benchmarks.analyses
+	$(BIN)/python -m tests.benchmarks.pages
 
 clean:
 	rm -rf $(VENV) report

@@ -7,7 +7,6 @@ import jobs
 import shared
 import streamlit as st
 
-from workbench.host import LONGEST_PROMPT
 from workbench.models import bundled
 from workbench.recording import FIELDS
 
@@ -17,7 +16,7 @@ left, right = st.columns([2, 1], gap="large")
 with left:
     kind = st.segmented_control("What", ["Prompt", "Corpus"], default="Prompt", required=True, key="kind")
     if kind == "Prompt":
-        typed = st.text_area("Prompt", max_chars=LONGEST_PROMPT, height=160, key="prompt", placeholder="Type a text …")
+        typed = st.text_area("Prompt", height=160, key="prompt", placeholder="Type a text …")
         what = {"prompt": typed}
     else:
         upload = st.file_uploader("A JSONL of your own: one object a line, with text and domain", type="jsonl")
@@ -27,15 +26,17 @@ with right:
     fields = st.pills("Fields", FIELDS, selection_mode="multi", default=FIELDS[:2], key="fields")
     cap = st.number_input("Tokens, at most", min_value=1, value=None, placeholder="all", key="cap")
     check = st.toggle("Prove the capture first", value=True, key="check")
-if st.button("Record", type="primary", icon=":material/radio_button_checked:"):
+row = st.container(horizontal=True, vertical_alignment="center")
+pressed = row.button("Record", type="primary", icon=":material/radio_button_checked:")
+if loaded := jobs.host().loaded:
+    row.caption(f"{jobs.plain(loaded)} is in memory.", width="content")
+    row.button("Release it", on_click=jobs.host().unload, type="tertiary", icon=":material/eject:")
+if pressed:
     with jobs.sentences():
         if kind == "Corpus" and upload is not None:
             what = {"corpus": jobs.uploaded_corpus(upload)}
         how = {"model": model, "fields": tuple(fields), "max_tokens": cap, "check": check}
         jobs.submit("record", partial(jobs.host().record, **what, **how))
-if loaded := jobs.host().loaded:
-    st.caption(f"{jobs.plain(loaded)} is in memory.")
-    st.button("Release it", on_click=jobs.host().unload, type="tertiary", icon=":material/eject:")
 made = jobs.answer("record")
 if made is not None:
     jobs.forget("record")

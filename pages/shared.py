@@ -23,7 +23,7 @@ def enter(page: Any) -> None:
     Between two pages the Back button passes the bare address of the later one. It is left as it is then, for writing
     to it would lead forward again.
     """
-    new = st.session_state.get("page") != page.url_path
+    new = st.session_state.get("written") != page.url_path
     st.session_state.update(page=page.url_path, new_page=new, bare=not st.query_params, on_page=set())
     st.session_state.setdefault("chosen", {})
 
@@ -34,6 +34,7 @@ def write_address() -> None:
     passing = st.session_state["bare"] and not st.session_state["new_page"]
     if not passing and any(st.query_params.get(name) != text for name, text in here.items()):
         st.query_params.update(here)
+    st.session_state["written"] = st.session_state["page"]  # a page that stopped half-way is still new
 
 
 def _chosen_here() -> dict[str, str]:

@@ -29,6 +29,7 @@ FLAGS = (
     "--server.showEmailPrompt=false",
     "--browser.gatherUsageStats=false",
     "--browser.serverAddress=localhost",
+    "--client.disableDataExport=true",  # tables are saved as ours, with no cell that a spreadsheet would run
     "--client.showErrorDetails=none",
     "--client.showErrorLinks=false",
     "--client.toolbarMode=viewer",
@@ -65,10 +66,10 @@ def command(port: int) -> list[str]:
     Raises:
         HostError: the pages are not there.
     """
-    entry = ROOT / "pages" / "app.py"
+    serve, entry = ROOT / "pages" / "serve.py", ROOT / "pages" / "app.py"
     if not entry.is_file():
         raise HostError(f"{entry} is missing: the app runs from a checkout, installed with pip install --editable.")
-    return [sys.executable, "-m", "streamlit", "run", str(entry), *FLAGS, f"--server.port={port}"]
+    return [sys.executable, str(serve), "run", str(entry), *FLAGS, f"--server.port={port}"]
 
 
 def _refuse_taken(port: int) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from analyses import expert_card
 from workbench.errors import AnalysisError
+from workbench.recording import Recording
 
 
 def test_shares_of_tokens_and_domains_by_counting(recording):
@@ -33,6 +34,51 @@ def test_shares_of_tokens_and_domains_by_counting(recording):
 def test_without_settings_it_is_the_busiest_expert_of_the_middle_layer(recording):
     result = expert_card.run(recording)
     assert (result.layer, result.expert) == (2, int(recording.counts(2).sum(0).argmax()))
+
+
+def test_tokens_come_by_assignments_beyond_the_corpus_rate(recording):
+    result = expert_card.run(recording, expert_card.Settings(layer=0, n_tokens=200))
+    beyond = result.tokens["chosen"] - result.tokens["count"] * result.tokens["corpus_rate"]
+    assert (np.diff(beyond) <= 1e-9).all()
+    chosen_T = (recording.ids(0) == result.expert).any(axis=1)
+    assert result.tokens["corpus_rate"].iloc[0] == pytest.approx(chosen_T.mean())
+    assert len(expert_card.run(recording, expert_card.Settings(layer=0, n_tokens=3)).tokens) == 3
+
+
+def test_a_token_of_few_texts_or_without_exception_has_no_interval(recording):
+    tokens = expert_card.run(recording, expert_card.Settings(layer=0, n_tokens=200, min_count=1)).tokens
+    unknown = (tokens["clusters"] < 8) | (tokens["share"] == 1)
+    assert unknown.any() and (~unknown).any()
+    assert tokens.loc[unknown, ["low", "high"]].isna().all(axis=None)
+    known = tokens[~unknown]
+    assert (known["low"] <= known["share"]).all() and (known["share"] <= known["high"]).all()
+
+
+def test_contexts_are_the_text_around(recording):
+    contexts = expert_card.run(recording, expert_card.Settings(layer=2, n_contexts=6, window=2)).contexts
+    frame = recording.tokens().merge(recording.documents()[["document", "id"]], on="document")
+    for row in contexts.itertuples():
+        text = frame[frame["id"] == row.document].sort_values("position")["token"].map("<{}>".format).tolist()
+        assert row.text == text[row.position]
+        assert row.before == "".join(text[max(row.position - 2, 0) : row.position])
+        assert row.after == "".join(text[row.position + 1 : row.position + 3])
+
+
+def test_an_expert_that_is_never_chosen_has_a_card_of_zeros(recording):
+    class Quiet(Recording):
+        def counts(self, layer, *, site=None):
+            return super().counts(layer, site=site) * (np.arange(8) != 6)
+
+        def parts(self, columns, *, table="tokens"):
+            for part in super().parts(columns, table=table):
+                yield {
+                    name: np.where(part[name] == 6, 5, part[name]) if ".ids" in name else part[name] for name in part
+                }
+
+    result = expert_card.run(Quiet(recording.path, recording.manifest), expert_card.Settings(expert=6))
+    assert (result.domains["rate"] == 0).all() and result.domains["lift"].isna().all()
+    assert set(expert_card.figures(result)) == {"by_domain"}
+    assert all(len(result_table) == 0 for name, result_table in expert_card.tables(result).items() if name != "domains")
 
 
 def test_contexts_hold_the_expert_where_they_say(recording):

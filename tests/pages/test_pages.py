@@ -1,75 +1,218 @@
-"""Every page runs through Streamlit's own test harness over a real recording, and says what an address asks wrongly."""
+"""Every page through Streamlit's own harness over a real recording, and what its helpers promise.
 
+The harness draws no figure and writes no address: `test_browser` sees to both.
+"""
+
+import ast
+import inspect
+import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PAGES = ("models", "record", "tokens", "utilization", "load_balance")
+PAGES = ROOT / "pages"
+HELPERS = ("app", "jobs", "serve", "shared", "showing")
+NAMES = sorted(file.stem for file in PAGES.glob("*.py") if file.stem not in HELPERS)
+EXPLORING = ("tokens", "utilization", "load_balance")
+
+
+@pytest.fixture(scope="module")
+def data(recording, tmp_path_factory):
+    """A data folder, with one recording as it should be and some that are not. One model host serves all tests."""
+    data = tmp_path_factory.mktemp("data")
+    for name in ("truncated", "newer", "unfinished", "garbled", "shared"):
+        shutil.copytree(recording.path, data / "recordings" / name)
+    part = data / "recordings" / "truncated" / "tokens" / "part-00000.parquet"
+    part.write_bytes(part.read_bytes()[:-50])
+    for name, change in (("newer", {"schema": 99}), ("unfinished", {"status": "open"})):
+        file = data / "recordings" / name / "manifest.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    (data / "recordings" / "garbled" / "manifest.json").write_text("{")
+    os.utime(data / "recordings" / "shared" / "manifest.json", (0, 0))  # the oldest is the one that opens by itself
+    yield data
+    if "jobs" in sys.modules:
+        sys.modules["jobs"]._host.clear()  # ends the host's process
 
 
 @pytest.fixture
-def app(recording, tmp_path, monkeypatch) -> AppTest:
-    """The app over a data folder with one recording, `shared`."""
-    shutil.copytree(recording.path, tmp_path / "recordings" / "shared")
-    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path))
-    monkeypatch.syspath_prepend(str(ROOT / "pages"))
-    return AppTest.from_file(str(ROOT / "pages" / "app.py"), default_timeout=60)
+def app(data, monkeypatch) -> AppTest:
+    """The app, not yet run."""
+    monkeypatch.setenv("WORKBENCH_DATA", str(data))
+    monkeypatch.syspath_prepend(str(PAGES))
+    return AppTest.from_file(str(PAGES / "app.py"), default_timeout=60)
+
+
+def opened(app: AppTest, page: str, **address: str) -> AppTest:
+    for name, value in address.items():
+        app.query_params[name] = value
+    app.run()
+    return app.switch_page(f"{page}.py").run()
 
 
 def said(app: AppTest) -> str:
-    return " ".join(element.value for kind in (app.error, app.warning, app.info) for element in kind)
+    return " ".join(element.value for kind in (app.error, app.warning, app.info) for element in kind).replace("\\", "")
 
 
-@pytest.mark.parametrize("page", PAGES)
+def test_all_pages_are_known():
+    assert set(EXPLORING) | {"models", "record"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("page", NAMES)
 def test_a_page_opens_without_an_exception(app, page):
-    app.run()
-    app.switch_page(f"{page}.py").run()
+    opened(app, page)
     assert not app.exception
     assert not app.error
     assert app.title
 
 
-@pytest.mark.parametrize("page", ["tokens", "utilization", "load_balance"])
-@pytest.mark.parametrize(("key", "value"), [("recording", "nowhere"), ("layer", "99"), ("layer", "x")])
-def test_an_address_that_names_nothing_is_a_sentence(app, page, key, value):
-    app.query_params[key] = value
-    app.run()
-    app.switch_page(f"{page}.py").run()
+@pytest.mark.parametrize("page", NAMES)
+def test_a_page_is_thin_and_computes_nothing(page):
+    text = (PAGES / f"{page}.py").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 60
+    assert not [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+
+
+@pytest.mark.parametrize("file", sorted(PAGES.glob("*.py")), ids=lambda file: file.stem)
+def test_no_page_writes_markup(file):
+    text = file.read_text(encoding="utf-8")
+    assert not any(way in text for way in ("unsafe_allow", "st.html", "components.", "unsafe_"))
+
+
+@pytest.mark.parametrize("page", EXPLORING)
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ({"recording": "nowhere"}, "there is no recording 'nowhere'"),
+        ({"recording": "../shared"}, "there is no recording '../shared'"),
+        ({"recording": "truncated"}, "was truncated or edited"),
+        ({"recording": "newer"}, "has recording schema 99; this version reads up to"),
+        ({"recording": "unfinished"}, "is not finished"),
+        ({"recording": "garbled"}, "is damaged"),
+        ({"layer": "99"}, "There is no layer “99” here; there are 0, 2. Choose another."),
+        ({"layer": "x"}, "There is no layer “x” here"),
+    ],
+)
+def test_an_address_that_names_nothing_is_a_sentence(app, page, address, sentence):
+    opened(app, page, **address)
     assert not app.exception
-    if key == "recording" or page != "load_balance":  # that page has no layer to choose
-        assert value in said(app)
+    assert sentence in said(app)
+    assert app.title and app.selectbox(key="recording").options == ["truncated", "shared"]
 
 
-def test_a_damaged_recording_is_a_sentence(app, tmp_path):
-    part = tmp_path / "recordings" / "shared" / "tokens" / "part-00000.parquet"
-    part.write_bytes(part.read_bytes()[:-50])
-    app.run()
+def test_a_choice_is_taken_from_the_address_and_written_to_it(app):
+    opened(app, "tokens", layer="0", document="d7", token="3")
+    assert (app.selectbox(key="layer").value, app.selectbox(key="document").value) == (0, "d7")
+    assert app.number_input(key="token").value == 3
+    app.selectbox(key="layer").select(2).run()
+    assert app.query_params["layer"] == "2"
+    assert app.query_params["recording"] == "shared"
+
+
+def test_a_choice_holds_on_other_pages(app):
+    opened(app, "tokens", layer="0", document="d7", token="3")
+    app.switch_page("load_balance.py").run()
+    assert app.selectbox(key="layer").value == 0
     app.switch_page("tokens.py").run()
+    assert (app.selectbox(key="document").value, app.number_input(key="token").value) == ("d7", 3)
+
+
+def test_the_chosen_token_is_shown_at_every_layer(app):
+    opened(app, "tokens", token="3", layer="0")
+    row = app.dataframe[0].value
+    assert row["position"].tolist() == [3]
+    assert [link.value[:2] for link in app.page_link] == ["L0", "L2"]
+    assert app.page_link[0].value == f"L0 E{row['top1'].iloc[0]}"
+
+
+def test_the_experts_card_follows_the_expert(app):
+    opened(app, "utilization", layer="2")
+    assert "The busiest of the layer" in app.caption[1].value
+    app.selectbox(key="expert").select(4).run()
+    assert app.header[0].value == "Expert 4 of layer 2"
+    assert app.query_params["expert"] == "4"
+
+
+def test_load_balance_shows_every_measure_of_the_layer(app):
+    opened(app, "load_balance", layer="2")
+    measures = app.dataframe[0].value
+    assert set(measures["layer"]) == {2}
+    assert {"imbalance", "Gini", "dead experts", "balance loss"} <= set(measures["measure"])
+    assert {"low", "high", "floor", "note"} <= set(measures.columns)
+
+
+def test_the_models_page_shows_what_a_model_is_made_of(app):
+    opened(app, "models", model="qwen2-57b-a14b")
+    for _ in range(200):
+        if app.metric or app.error:
+            break
+        time.sleep(0.3)
+        app.run()
+    shown = {metric.label: metric.value.replace("\\", "") for metric in app.metric}
+    assert shown["parameters"] == "57.41 B" and shown["active per token"] == "14.25 B"
+    assert shown["experts"] == "64, top-8"
+    assert "it would be refused" in app.markdown[0].value or "are free" in app.markdown[0].value
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sentence"),
+    [("  ", "prompt is empty; at least one word was wanted"), ("a" * 20_001, "prompt has 20,001 characters, at most")],
+)
+def test_a_prompt_that_cannot_be_recorded_is_a_sentence(app, prompt, sentence):
+    opened(app, "record")
+    app.text_area(key="prompt").set_value(prompt)
+    app.button[0].click().run()
     assert not app.exception
-    assert "was truncated or edited" in said(app)
+    assert sentence in said(app)
 
 
-def test_no_page_imports_torch(recording, tmp_path):
-    shutil.copytree(recording.path, tmp_path / "recordings" / "shared")
+def test_the_list_says_what_each_recording_holds(app):
+    opened(app, "record")
+    rows = app.dataframe[0].value.set_index("recording")
+    assert rows.loc["shared", ["state", "model", "fields"]].tolist() == [
+        "finished",
+        "tiny-random-moe",
+        "routing, logprob, logits",
+    ]
+    assert rows.loc["unfinished", "state"] == "not finished"
+    assert "schema 99" in rows.loc["newer", "state"] and "damaged" in rows.loc["garbled", "state"]
+
+
+def test_text_is_shown_letter_by_letter(app):
+    app.run()
+    plain = sys.modules["jobs"].plain
+    assert plain("<b> *a* $x$ :red[y] `c` \\") == r"\<b\> \*a\* \$x\$ \:red\[y\] \`c\` \\"
+    assert plain("l’été 中文 12") == "l’été 中文 12"
+
+
+def test_the_command_on_the_page_makes_what_is_shown(app, data):
+    opened(app, "tokens", document="d7", layer="0")
+    command = app.code[0].value
+    assert command.startswith(f"workbench analyze {data / 'recordings' / 'shared'} token_routing")
+    assert "document=d7" in command and "layer=0" in command
+
+
+def test_a_result_is_kept_by_what_it_depends_on(app):
+    app.run()
+    kept = inspect.signature(sys.modules["showing"]._result.__wrapped__).parameters
+    assert [name for name in kept if not name.startswith("_")] == ["digest", "path", "source", "name", "pairs"]
+
+
+def test_the_app_imports_no_torch(data):
     code = (
         "import sys; sys.path.insert(0, 'pages'); from streamlit.testing.v1 import AppTest;"
         "app = AppTest.from_file('pages/app.py', default_timeout=60).run();"
-        f"[app.switch_page(f'{{page}}.py').run() for page in {PAGES}];"
+        f"[app.switch_page(f'{{page}}.py').run() for page in {NAMES}];"
         "sys.exit('torch' in sys.modules)"
     )
-    environment = {"WORKBENCH_DATA": str(tmp_path), "PATH": "", "HOME": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "WORKBENCH_DATA": str(data)},
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr

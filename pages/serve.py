@@ -1,0 +1,29 @@
+"""Starts Streamlit in this process, and readies meanwhile what the first visitor would else wait for.
+
+    python pages/serve.py run pages/app.py [OPTIONS OF STREAMLIT]
+
+`workbench app` runs it. Under `streamlit run pages/app.py` all is the same, but for the first page's wait.
+"""
+
+import contextlib
+import sys
+import threading
+from pathlib import Path
+
+from streamlit.web.cli import main
+
+from workbench.errors import WorkbenchError
+
+
+def _ready() -> None:
+    """The model host and the analyses; what goes wrong is said where a page needs it."""
+    import jobs
+
+    with contextlib.suppress(WorkbenchError):
+        jobs.host()
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    threading.Thread(target=_ready, daemon=True).start()
+    sys.exit(main(prog_name="streamlit"))

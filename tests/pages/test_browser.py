@@ -1,0 +1,232 @@
+"""The app in a real browser: what researchers do with it, and what must not happen."""
+
+import json
+import re
+import socket
+
+import pytest
+
+from tests.pages.browser import Visitor, serving
+from workbench.corpus import Corpus
+from workbench.recording import Recording
+
+CANARY = "<img src=x onerror=alert(1)> **b** $x^2$ :red[r] [l](javascript:alert(1)) the fox"
+PAGES = {"/": "Models", "/record": "Record", "/tokens": "Tokens", "/utilization": "Utilization",
+         "/load_balance": "Load balance"}  # fmt: skip
+
+
+def record(visitor: Visitor, prompt: str, *, check: bool = False) -> None:
+    visitor.open("/record")
+    visitor.page.get_by_label("Prompt", exact=True).fill(prompt)
+    if not check:
+        visitor.page.get_by_text("Prove the capture first").click()
+    visitor.page.get_by_role("button", name="Record").click()
+
+
+def tokens_drawn(visitor: Visitor) -> str:
+    """The text of the strip of the recording that was just made."""
+    visitor.page.wait_for_url("**/tokens?*recording=tiny-moe-prompt-*", timeout=90_000)
+    visitor.settle()
+    points = visitor.chart("token_routing-strip_expert").locator(".bars .point text")
+    return "".join(points.all_text_contents())
+
+
+def letters(text: str) -> str:
+    """Without blanks and the numbers of experts beside the tokens."""
+    return "".join(c for c in text if c not in "₀₁₂₃₄₅₆₇₈₉" and not c.isspace())
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize(("path", "title"), PAGES.items())
+def test_a_page_opens_without_an_error(chrome, app, path, title, dark):
+    visitor = Visitor(chrome, app, dark=dark)
+    visitor.open(path)
+    assert visitor.page.get_by_role("heading", name=title, exact=True).is_visible()
+    assert visitor.page.locator("[data-testid=stException]").count() == 0
+    assert visitor.troubles == []
+    visitor.close()
+
+
+def test_prompt_to_tokens_to_expert_to_pdf(visitor):
+    record(visitor, "The river rose in the night, and 1,204 sandbags lined the bank.", check=True)
+    assert letters(tokens_drawn(visitor)) == "Theriverroseinthenight,and1,204sandbagslinedthebank."
+    visitor.click_token("token_routing-strip_expert", 4)
+    assert "token=4" in visitor.address()
+    link = visitor.page.get_by_role("link", name="L1 E")
+    chosen = link.inner_text().split("E")[1]
+    link.click()
+    visitor.settle()
+    assert visitor.page.get_by_role("heading", name=f"Expert {chosen} of layer 1", exact=True).is_visible()
+    assert visitor.save("expert_load-load_map", "PDF").startswith(b"%PDF")
+    assert visitor.save("expert_load-load_map", "SVG").startswith(b"<?xml")
+    assert visitor.save("expert_load-load_map", "PNG").startswith(b"\x89PNG")
+
+
+def test_a_click_on_the_map_chooses_the_expert_and_another_browser_sees_the_same(chrome, app, visitor):
+    visitor.open("/utilization")
+    visitor.click_mark("expert_load-load_map", 5.5 / 8, 0.75)  # the second of two MoE layers, 0 and 2
+    assert "layer=2" in visitor.address() and "expert=5" in visitor.address()
+    other = Visitor(chrome, app)
+    other.open(visitor.address())
+    for each in (visitor, other):
+        assert each.page.get_by_role("heading", name="Expert 5 of layer 2", exact=True).is_visible()
+        assert each.chart("expert_load-load_map").locator(".shapelayer path").count() == 2  # the outline of the cell
+    assert other.address() == visitor.address()
+    other.close()
+
+
+def test_what_is_chosen_on_one_page_holds_on_the_others(visitor):
+    visitor.open("/tokens?document=d7&layer=0&token=3")
+    for name in ("Load balance", "Utilization", "Models", "Tokens"):
+        visitor.go(name)
+        assert name == "Models" or "layer=0" in visitor.address()
+    assert all(part in visitor.address() for part in ("recording=shared", "document=d7", "token=3"))
+    visitor.page.go_back()
+    visitor.page.go_back()
+    visitor.settle()
+    assert visitor.address().startswith("/?model")  # Back leads out of a page, not in circles
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("/tokens?recording=nowhere", "there is no recording 'nowhere'"),
+        ("/utilization?recording=../shared", "there is no recording '../shared'"),
+        ("/tokens?layer=1", "There is no layer “1” here; there are 0, 2."),
+        ("/tokens?document=none", "There is no document “none” here"),
+        ("/tokens?token=9999", "There is no token “9999” here"),
+        ("/utilization?expert=<b>8</b>", "There is no expert “<b>8</b>” here; there are 0 to 7"),
+        ("/?model=nothing-of-the-kind", "unknown model 'nothing-of-the-kind'"),
+    ],
+)
+def test_an_address_that_names_nothing_is_a_sentence(visitor, address, sentence):
+    visitor.open(address)
+    visitor.page.get_by_test_id("stAlert").first.wait_for(timeout=60_000)
+    assert sentence in visitor.heard()
+
+
+def test_markup_in_a_prompt_stays_text(visitor):
+    record(visitor, CANARY)
+    assert letters(tokens_drawn(visitor)) == letters(CANARY)
+    visitor.click_token("token_routing-strip_expert", 2)
+    visitor.go("Utilization")
+    visitor.go("Record")
+    assert visitor.page.locator("img[src=x]").count() == 0
+
+
+def test_markup_in_a_corpus_stays_text(visitor, tmp_path):
+    rows = [{"id": f"{CANARY} {i}", "domain": "<b>bold</b> *d*", "text": f"{CANARY} number {i}"} for i in range(3)]
+    file = tmp_path / "<i>corpus.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    visitor.open("/record")
+    visitor.page.get_by_text("Corpus", exact=True).click()
+    visitor.settle()
+    visitor.page.locator("input[type=file]").set_input_files(file)
+    visitor.settle()
+    visitor.page.get_by_role("button", name="Record").click()
+    visitor.page.wait_for_url("**/tokens?*recording=*", timeout=90_000)
+    visitor.settle()
+    for page in ("Tokens", "Utilization", "Load balance", "Record"):
+        visitor.go(page)
+        assert visitor.page.locator("img[src=x]").count() == 0
+        assert visitor.page.locator("strong, em, b, i", has_text="bold").count() == 0
+
+
+def test_a_table_is_saved_with_its_provenance(visitor):
+    visitor.open("/load_balance?layer=2")
+    table = visitor.save("load_balance-layers-table", "CSV").decode()
+    assert table.startswith("layer,measure,value,estimate,low,high,floor")
+    latex = visitor.save("load_balance-layers-table", "TEX").decode()
+    assert "\\toprule" in latex and "workbench analyze" in latex
+    assert visitor.page.get_by_test_id("stElementToolbarButton").get_by_label("Download as CSV").count() == 0
+
+
+def test_an_upload_that_is_no_corpus_names_the_line(visitor, tmp_path):
+    file = tmp_path / "broken.jsonl"
+    file.write_text('{"text": "fine"}\n{"text": \n')
+    visitor.open("/record")
+    visitor.page.get_by_text("Corpus", exact=True).click()
+    visitor.settle()
+    visitor.page.locator("input[type=file]").set_input_files(file)
+    visitor.settle()
+    visitor.page.get_by_role("button", name="Record").click()
+    visitor.page.get_by_test_id("stAlert").first.wait_for()
+    assert "line 2: not JSON" in visitor.heard()
+
+
+def test_a_corpus_is_cancelled_and_goes_on(visitor, app):
+    visitor.open("/record")
+    visitor.page.get_by_text("Corpus", exact=True).click()
+    visitor.settle()
+    visitor.page.get_by_text("Prove the capture first").click()
+    visitor.page.get_by_role("button", name="Record").click()
+    visitor.page.get_by_text("tokens/s").wait_for(timeout=60_000)
+    visitor.page.get_by_role("button", name="Cancel").click()
+    visitor.page.get_by_role("button", name="Go on").wait_for(timeout=60_000)
+    assert "cancelled after" in visitor.heard()
+    visitor.page.get_by_role("button", name="Go on").click()
+    visitor.page.wait_for_url("**/tokens?*recording=tiny-moe-demo-*", timeout=120_000)
+    name = re.search("recording=([^&]+)", visitor.address())[1]
+    recording = Recording.open(app.data / "recordings" / name)
+    recording.verify()
+    assert recording.n_documents == len(Corpus.read("demo").documents)
+
+
+def test_two_visitors_record_at_once_and_each_gets_their_own(chrome, app):
+    prompts = ["One visitor asks about queues.", "Another one asks about rain and bread."]
+    visitors = [Visitor(chrome, app) for _ in prompts]
+    for visitor, prompt in zip(visitors, prompts, strict=True):
+        record(visitor, prompt)
+    for visitor, prompt in zip(visitors, prompts, strict=True):
+        assert letters(tokens_drawn(visitor)) == letters(prompt)
+        assert visitor.troubles == []
+        visitor.close()
+
+
+def test_the_model_is_killed_and_the_app_lives_on(visitor, app):
+    visitor.open("/record")
+    visitor.page.get_by_text("Corpus", exact=True).click()
+    visitor.settle()
+    visitor.page.get_by_label("Tokens, at most").fill("60000")
+    visitor.page.keyboard.press("Tab")
+    visitor.settle()
+    visitor.page.get_by_role("button", name="Record").click()
+    visitor.page.get_by_text("tokens/s").wait_for(timeout=60_000)
+    app.model_process().kill()
+    visitor.page.get_by_role("button", name="Go on").wait_for(timeout=60_000)
+    assert "was ended by signal 9" in visitor.heard()
+    record(visitor, "And it still answers.")
+    assert letters(tokens_drawn(visitor)) == "Anditstillanswers."
+
+
+def test_the_apps_process_holds_no_torch(visitor, app):
+    visitor.open("/utilization")
+    maps = [mapped.path for mapped in app.server().memory_maps()]
+    assert any("libarrow" in path for path in maps)
+    assert not any("libtorch" in path for path in maps)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "evil.example"])
+def test_it_answers_this_machine_only(app, host):
+    port = int(app.url.rpartition(":")[2])
+    assert {c.laddr.ip for c in app.server().net_connections() if c.status == "LISTEN"} == {"127.0.0.1"}
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        upgrade = (
+            f"GET /_stcore/stream HTTP/1.1\r\nHost: {host}:{port}\r\nOrigin: http://{host}:{port}\r\n"
+            "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        connection.sendall(upgrade.encode())
+        status = connection.recv(100).split()[1]
+    assert (status == b"101") == (host == "127.0.0.1")
+
+
+def test_a_first_start_records_the_bundled_corpus_and_no_page_is_empty(chrome, tmp_path):
+    with serving(tmp_path) as app:
+        visitor = Visitor(chrome, app)
+        visitor.open("/tokens")
+        visitor.page.get_by_text("The first one is being made; this page opens by itself.").wait_for()
+        visitor.page.wait_for_selector(".st-key-token_routing-strip_expert .main-svg", timeout=180_000)
+        assert "recording=demo" in visitor.address()
+        assert visitor.troubles == []
+        visitor.close()
