@@ -101,6 +101,7 @@ def command(recording: Recording, name: str, *, settings: Sequence[str] = (), wi
     words = ["workbench", "analyze", str(recording.path), name]
     words += [word for pair in settings for word in ("--set", pair)]
     words += ["--width", width] if width != "column" else []
+    words += ["--phase", recording.chosen_phase] if recording.chosen_phase else []
     return shlex.join([*words, "--out", "out"])
 
 
@@ -114,9 +115,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     parser.add_argument("--width", choices=["column", "text"], default="column")
+    parser.add_argument("--phase", choices=["prefill", "decode"], help="of a recording that holds both")
     arguments = parser.parse_args()
     try:
         recording = Recording.open(arguments.recording)
+        recording = recording.of_phase(arguments.phase) if arguments.phase else recording
         files, _ = analyze(recording, name, arguments.out, settings=arguments.settings, width=arguments.width)
     except WorkbenchError as error:
         sys.exit(f"workbench: {error}")

@@ -27,6 +27,7 @@ def analyze(
     all_: Annotated[bool, typer.Option("--all", help="every analysis")] = False,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, for one analysis")] = None,
     width: Annotated[str, typer.Option(help="of figures: column (3.25 in) or text (6.75 in)")] = "column",
+    phase: Annotated[str | None, typer.Option(help="prefill or decode, of a recording that holds both")] = None,
 ) -> None:
     """Runs analyses of a recording and writes their tables and figures, with a page that shows them all."""
     from analyses import _batch
@@ -42,7 +43,9 @@ def analyze(
         _batch.parse_settings(_batch.get(name), settings or [])  # refused before anything is run
     if width not in ("column", "text"):
         raise AnalysisError(f"--width is {width!r}; column or text was wanted.")
-    _run(Recording.open(recording), chosen, out, settings=settings or [], width=cast("Width", width))
+    opened = Recording.open(recording)
+    opened = opened.of_phase(phase) if phase is not None else opened
+    _run(opened, chosen, out, settings=settings or [], width=cast("Width", width))
 
 
 def _run(recording: "Recording", names: list[str], out: Path, *, settings: list[str], width: "Width") -> Path:
@@ -66,7 +69,7 @@ def _run(recording: "Recording", names: list[str], out: Path, *, settings: list[
         "model": model,
         "corpus": f"{corpus['name']}: {recording.n_documents:,} documents, {recording.n_tokens:,} tokens, "
         f"{len(corpus['domains'])} domains",
-        "capture check": "skipped" if isinstance(recording.manifest["check"], str) else "passed",
+        "capture check": recording.manifest["check"] if isinstance(recording.manifest["check"], str) else "passed",
         "recording": recording.digest[:16],
     }
     write_report(page, title=f"{model} on {corpus['name']}", facts=facts, sections=sections)

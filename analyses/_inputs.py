@@ -16,11 +16,20 @@ from workbench.models.topology import Router
 from workbench.recording import Recording, prefix
 
 
-def require(recording: Recording, needs: tuple[str, ...], analysis: str) -> None:
+def require(
+    recording: Recording, needs: tuple[str, ...], analysis: str, *, columns: tuple[str, ...] = ("counts",)
+) -> None:
     """Refuses a recording that lacks what an analysis needs.
 
+    Args:
+        recording: What is asked.
+        needs: Fields.
+        analysis: Its name.
+        columns: Columns without which it has no answer; an imported recording may lack some of a field's.
+
     Raises:
-        AnalysisError: the model has no MoE layer, a field was not recorded, or prefill and decode are mixed.
+        AnalysisError: the model has no MoE layer, a field was not recorded, the source of an imported recording did not
+            have a column, or prefill and decode are mixed.
     """
     if "routing" in needs and not recording.moe_layers:
         name = recording.manifest["identity"]["model"]
@@ -29,6 +38,8 @@ def require(recording: Recording, needs: tuple[str, ...], analysis: str) -> None
             "record a model with routers (`workbench inspect MODEL` shows whether it has any)."
         )
     missing = [field for field in needs if field not in recording.fields]
+    if missing and "source" in recording.manifest:
+        raise AnalysisError(f"{analysis}: {recording.absent(missing[0])}")
     if missing:
         wanted = ",".join([*recording.fields, *missing])
         raise AnalysisError(
@@ -38,8 +49,11 @@ def require(recording: Recording, needs: tuple[str, ...], analysis: str) -> None
     if len(recording.manifest["phases"]) > 1:
         raise AnalysisError(
             f"{analysis}: {recording.path} holds {' and '.join(recording.manifest['phases'])}, which are never "
-            "averaged; record the given text alone."
+            "averaged; choose one: --phase prefill or --phase decode."
         )
+    lacked = [column for column in columns if column in recording.lacks]
+    if lacked:
+        raise AnalysisError(f"{analysis}: {recording.absent(lacked[0])}")
 
 
 def design(recording: Recording) -> Clusters:
@@ -107,4 +121,11 @@ def sample_words(recording: Recording) -> str:
     domains = recording.manifest["corpus"]["domains"]
     kinds = f" in {len(domains)} domains" if len(domains) > 1 else ""
     name = recording.manifest["identity"]["model"].rstrip("/").rpartition("/")[2]
-    return f"{name}; {recording.n_tokens:,} tokens of {recording.n_documents:,} documents{kinds}"
+    source = recording.manifest.get("source", {"unit": "documents"})
+    words = f"{name}; {recording.n_tokens:,} tokens of {recording.n_documents:,} {source['unit']}{kinds}"
+    if recording.chosen_phase is not None:
+        words += {"prefill": ", given text", "decode": ", text the model wrote"}[recording.chosen_phase]
+    if "format" not in source:
+        return words
+    unsaid = ", prefill and decoding not told apart" if "phase" in recording.lacks else ""
+    return f"{words}, imported from {source['format']}{unsaid}"

@@ -19,6 +19,7 @@ from workbench.recording import Recording
 
 NEEDS = ("routing",)
 MOST_PANELS = 4  # layers in the map: as many as a column of a paper holds
+NO_HASH = "no token ids were recorded: the hash of the token id is not known"
 _BITS = 1 / np.log(2)
 
 
@@ -50,7 +51,8 @@ class Result:
             and `high`, the corpus' rate, `lift` (their ratio), and the balanced rate K/E.
         information: One row per layer, in bits: information of a chosen expert about the domain (`value` of the
             sample, bias-corrected `estimate` with `low` and `high`), `permuted` (mean when documents' domains are
-            permuted) with `p`, `hashed` (a random hash of the token id as router), and `ceiling`.
+            permuted) with `p`, `hashed` (a random hash of the token id as router; NaN where an imported recording has
+            no token ids, with a `note`), and `ceiling`.
         sample: The sample in words.
         level: Coverage of the intervals.
         note: Why intervals are missing, if they are.
@@ -112,16 +114,7 @@ def _information(
     test = specialization.domain_information_test(
         counts_DLE, clusters=clusters, n_draws=settings.n_draws, seed=settings.seed
     )
-    domain_of = np.empty(int(recording.column("document", table="documents").max()) + 1, dtype=np.int64)
-    domain_of[recording.column("document", table="documents")] = clusters.domain_D
-    hashed_R = specialization.hash_router_information(
-        recording.column("token"),
-        domain_of[recording.column("document")],
-        n_domains=len(clusters.domains),
-        n_experts=stack.n_experts,
-        top_k=stack.top_k,
-        n_seeds=settings.n_seeds,
-    )
+    hashed = _hashed(recording, stack, clusters, settings) if recording.has("token") else np.nan
     counts_MLE = specialization.domain_counts(counts_DLE, clusters=clusters)
     return stack.labels().assign(
         value=test.statistic * _BITS,
@@ -131,11 +124,27 @@ def _information(
         permuted=test.null_mean * _BITS,
         permuted_high=test.null_high * _BITS,
         p=test.p,
-        hashed=hashed_R.mean() * _BITS,
+        hashed=hashed * _BITS,
         ceiling=specialization.domain_information_ceiling(counts_MLE, top_k=stack.top_k) * _BITS,
         method=interval.method,
-        note=[_joined(interval.note, test.note)] * len(stack.routers),
+        note=[_joined(interval.note, test.note, "" if recording.has("token") else NO_HASH)] * len(stack.routers),
     )
+
+
+def _hashed(recording: Recording, stack: RouterStack, clusters: Clusters, settings: Settings) -> float:
+    """Mean information, over seeds, of a router that is a random hash of the token id."""
+    document_D = recording.column("document", table="documents")
+    domain_of = np.empty(int(document_D.max()) + 1, dtype=np.int64)
+    domain_of[document_D] = clusters.domain_D
+    hashed_R = specialization.hash_router_information(
+        recording.column("token"),
+        domain_of[recording.column("document")],
+        n_domains=len(clusters.domains),
+        n_experts=stack.n_experts,
+        top_k=stack.top_k,
+        n_seeds=settings.n_seeds,
+    )
+    return float(hashed_R.mean())
 
 
 def _joined(*notes: str) -> str:
@@ -155,6 +164,8 @@ def figures(result: Result) -> dict[str, Figure]:
     ).merge(result.information[["layer", "low", "high"]].assign(router="value"), how="left", on=["layer", "router"])
     names = {"value": "model", "permuted": "domains permuted", "hashed": "hash of the token id"}
     long["router"] = long["router"].map(names)
+    hashed = long["bits"].notna().all()
+    long = long[long["bits"].notna()]
     layers = result.information["layer"].tolist()
     shown = [layers[i] for i in np.unique(np.linspace(0, len(layers) - 1, MOST_PANELS).round().astype(int))]
     some = (
@@ -162,6 +173,8 @@ def figures(result: Result) -> dict[str, Figure]:
     )
     most = result.experts.nlargest(1, "lift").iloc[0]
     top = result.information.nlargest(1, "value").iloc[0]
+    beside = "a router that is a random hash of the token id (mean of seeds)" if hashed else f"nothing else: {NO_HASH}"
+    hash_alt = f"the hash of the token id {top['hashed']:.3f}" if hashed else NO_HASH
     return {
         "domain_map": HeatMap(
             result.experts[result.experts["layer"].isin(shown)],
@@ -194,11 +207,9 @@ def figures(result: Result) -> dict[str, Figure]:
             x_label="layer",
             y_label="information (bits)",
             caption=f"Information between a token's domain and one of its chosen experts, equal weight per domain "
-            f"({result.sample}), beside documents whose domains are permuted within strata of length, and beside a "
-            f"router that is a random hash of the token id (mean of seeds). {level}: bias-corrected cluster bootstrap, "
-            f"t. {result.note}".strip(),
-            alt=f"The model has at most {top['value']:.3f} bits, at layer {top['layer']}; the hash of the token id "
-            f"{top['hashed']:.3f}.",
+            f"({result.sample}), beside documents whose domains are permuted within strata of length, and beside "
+            f"{beside}. {level}: bias-corrected cluster bootstrap, t. {result.note}".strip(),
+            alt=f"The model has at most {top['value']:.3f} bits, at layer {top['layer']}; {hash_alt}.",
         ),
     }
 

@@ -57,8 +57,9 @@ class Result:
         tokens: One row per token id, the most assignments beyond the corpus' rate first: `chosen` of its `count`
             occurrences, `share` (their ratio) with `low` and `high`, the corpus' rate, `lift`, and `clusters` of
             documents that hold it; fewer than 8, or a share of 1, give no interval.
-        contexts: One row per drawn occurrence: where it is, the text around it, the routing weight.
-        context_tokens: One row per token of these contexts: the expert's routing weight there, NaN where not chosen.
+        contexts: One row per drawn occurrence: where it is, the text around it, the routing weight (where recorded).
+        context_tokens: One row per token of these contexts: the expert's routing weight there, or 1 where weights were
+            not recorded, NaN where not chosen.
         layer: The expert's layer.
         expert: Its id.
         sample: The sample in words.
@@ -84,13 +85,15 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         AnalysisError: the recording holds no routing, there is no such layer or expert, or a number of things to show
             is under 1.
     """
-    require(recording, NEEDS, "expert_card")
+    require(recording, NEEDS, "expert_card", columns=("ids", "token"))
     layer, expert, counts_DE = _place(recording, settings)
     clusters, documents = design(recording), recording.documents()
     tokens = _read(recording, layer, expert)
     top_k = recording.router(layer).top_k
     domains, note = _domains(counts_DE, expert, top_k=top_k, clusters=clusters, level=settings.level)
     contexts, context_tokens = _contexts(tokens, recording.vocabulary, documents, settings)
+    if not recording.has("weights"):
+        contexts = contexts.drop(columns="weight")
     return Result(
         domains=domains,
         tokens=_foremost(tokens, recording.vocabulary, documents, clusters=clusters, settings=settings),
@@ -125,7 +128,7 @@ def _place(recording: Recording, settings: Settings) -> tuple[int, int, np.ndarr
 
 @dataclass(frozen=True, eq=False)
 class _Tokens:
-    """Where the expert was chosen, and with what weight (NaN where not)."""
+    """Where the expert was chosen, and with what weight (NaN where not; 1 where weights were not recorded)."""
 
     document_T: np.ndarray
     position_T: np.ndarray
@@ -138,11 +141,13 @@ def _read(recording: Recording, layer: int, expert: int) -> _Tokens:
     """Part by part, each opened once, and of ids and weights only this expert's kept."""
     at = prefix(recording.router(layer), recording.topology)
     names = ["document", "position", "token"]
+    weights = [f"{at}.weights"] if recording.has("weights") else []
     read = []
-    for part in recording.parts([*names, f"{at}.ids", f"{at}.weights"]):
+    for part in recording.parts([*names, f"{at}.ids", *weights]):
         mine_TK = part[f"{at}.ids"] == expert
         chosen_T = mine_TK.any(axis=1)
-        weight_T = np.where(mine_TK, part[f"{at}.weights"].astype(np.float32), 0).sum(axis=1)
+        weights_TK = part[weights[0]].astype(np.float32) if weights else np.float32(1)
+        weight_T = np.where(mine_TK, weights_TK, 0).sum(axis=1)
         read.append([*(part[name] for name in names), chosen_T, np.where(chosen_T, weight_T, np.nan)])
     return _Tokens(*(np.concatenate(column) for column in zip(*read, strict=True)))
 
@@ -256,6 +261,7 @@ def figures(result: Result) -> dict[str, Figure]:
     name = f"expert {result.expert} of layer {result.layer}"
     how = f"{level}: ratio over clusters of documents, t ({result.sample})."
     most = result.domains.nlargest(1, "rate").iloc[0]
+    weighted = "weight" in result.contexts
     drawn: dict[str, Figure] = {
         "by_domain": Bars(
             result.domains,
@@ -302,13 +308,13 @@ def figures(result: Result) -> dict[str, Figure]:
             result.context_tokens,
             "text",
             value="weight",
-            value_label=f"routing weight of {name}",
+            value_label=f"{'routing weight' if weighted else 'choice'} of {name}",
             panel="context",
             title=f"Some tokens that choose {name}, in their context",
             hover=("position",),
             caption=f"{len(result.contexts)} of the tokens that choose {name}, drawn at random, with the text around "
             f"them ({result.sample}); grey tokens do not choose it.",
-            alt=f"{len(result.contexts)} short pieces of text, coloured by routing weight.",
+            alt=f"{len(result.contexts)} short pieces of text, coloured by routing weight{'' if weighted else ' (1)'}.",
         )
     return drawn
 

@@ -41,8 +41,8 @@ class Result:
 
     Attributes:
         experts: One row per layer and expert: `assignments`, `load`, `load_over_balance` with `low` and `high`,
-            `weight_over_balance` (its share of the routing weight times E), `p` of the deviation from balance
-            (family-wise over the layer's experts).
+            `weight_over_balance` (its share of the routing weight times E; where weights were recorded), `p` of the
+            deviation from balance (family-wise over the layer's experts).
         layers: One row per layer: quantiles of load over balance, experts off balance at p ≤ .05, unused experts.
         sample: The sample in words.
         note: Why intervals are missing, if they are.
@@ -70,7 +70,10 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         share = ratio_interval(counts_DLE, counts_DLE.sum(-1, keepdims=True), clusters=clusters, level=settings.level)
         test = max_t_test(counts_DLE, clusters=clusters, n_draws=settings.n_draws, seed=settings.seed)
         over_LE = share.value * stack.n_experts
-        weight_LE = load(stack.stacked(recording, "weight_sum").astype(np.float64).sum(0)) * stack.n_experts
+        weight = {}
+        if recording.has("weight_sum"):
+            weight_LE = stack.stacked(recording, "weight_sum").astype(np.float64).sum(0)
+            weight["weight_over_balance"] = load(weight_LE) * stack.n_experts
         table = long_form(
             stack.labels(),
             "expert",
@@ -80,7 +83,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
                 "load_over_balance": over_LE,
                 "low": np.maximum(share.low, 0) * stack.n_experts,
                 "high": share.high * stack.n_experts,
-                "weight_over_balance": weight_LE,
+                **weight,
                 "p": test.p,
             },
         )
@@ -134,7 +137,9 @@ def figures(result: Result) -> dict[str, Figure]:
             value_label="load / balanced load",
             center=1.0,
             log=True,
-            hover=("assignments", "low", "high", "weight_over_balance", "p"),
+            hover=tuple(
+                name for name in ("assignments", "low", "high", "weight_over_balance", "p") if name in result.experts
+            ),
             caption="Share of a layer's assignments that each expert gets, over the balanced share 1/E "
             f"({result.sample}). {off} of {len(result.experts)} experts are off balance at a family-wise 5 % per layer "
             f"(sign flips of document clusters). {result.note}".strip(),

@@ -48,7 +48,7 @@ class Result:
     Attributes:
         layers: One row per layer and measure, over the corpus: `value` of the sample, `estimate` (bias-corrected
             where the method corrects), `low`, `high`, `floor` (expected of uniform random routing with as many tokens),
-            `excess` (value less floor), `method`, `note`.
+            `excess` (value less floor), `method`, `note`. The balance loss only where scores were recorded.
         tests: One row per layer: the unbiased imbalance, the 95 % quantile under balance, `p`, tokens, and effective
             tokens (how many independent tokens would tell as much).
         documents: One row per layer: mean squared coefficient of variation of a document's load, against documents of
@@ -77,7 +77,8 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         counts_DLE = stack.stacked(recording, "counts")
         tokens_L = counts_DLE.sum((0, 2)) / stack.top_k
         test = nulls.balance_test(counts_DLE, clusters=clusters, n_draws=settings.n_draws, seed=settings.seed)
-        score_LE = stack.stacked(recording, "score_sum").astype(np.float64).sum(0)
+        scored = recording.has("score_sum")
+        score_LE = stack.stacked(recording, "score_sum").astype(np.float64).sum(0) if scored else None
         layers.append(_measures(stack, counts_DLE, score_LE, clusters=clusters, settings=settings))
         tests.append(
             stack.labels().assign(
@@ -102,7 +103,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
 def _measures(
     stack: RouterStack,
     counts_DLE: np.ndarray,
-    score_LE: np.ndarray,
+    score_LE: np.ndarray | None,
     *,
     clusters: Clusters,
     settings: Settings,
@@ -120,8 +121,6 @@ def _measures(
         return uncertainty.bias_corrected_interval(statistic, resamples, scale=scale, level=level)
 
     deficit_L = floors.expected_entropy_deficit(tokens_L, **shape)
-    none_L = np.full(len(tokens_L), np.nan)
-    loss_L = load.balance_loss(counts_DLE.sum(0), score_LE / tokens_L[:, None])
     measured = {
         HEADLINE: (uncertainty.jackknife_interval(counts_DLE, clusters=clusters, level=level), np.zeros(len(tokens_L))),
         "coefficient of variation": (
@@ -140,8 +139,10 @@ def _measures(
         "dead experts": (
             extremes.dead_experts_interval(band), floors.expected_dead_experts(tokens_L, **shape)
         ),
-        "balance loss": (_without_interval(loss_L, clusters, level), none_L),
     }  # fmt: skip
+    if score_LE is not None:
+        loss_L = load.balance_loss(counts_DLE.sum(0), score_LE / tokens_L[:, None])
+        measured["balance loss"] = (_without_interval(loss_L, clusters, level), np.full(len(tokens_L), np.nan))
     frames = []
     for name, (interval, floor_L) in measured.items():
         frame = with_interval(stack.labels(), interval).rename(columns={"value": "estimate"})
@@ -190,7 +191,7 @@ def tables(result: Result) -> dict[str, pd.DataFrame]:
 
 
 def figures(result: Result) -> dict[str, Figure]:
-    """`imbalance` (the headline), `measures` of all kinds, `documents` against the corpus."""
+    """`imbalance` (the headline; of two clusters or more), `measures` of all kinds, `documents` against the corpus."""
     headline = result.layers[result.layers["measure"] == HEADLINE]
     shown = result.layers[
         result.layers["measure"].isin(["coefficient of variation", "max violation", "Gini", "entropy / ln E"])
@@ -209,9 +210,10 @@ def figures(result: Result) -> dict[str, Figure]:
     long["documents"] = long["documents"].map(names)
     level = f"{result.level:.0%} interval".replace("%", " %")
     rejected = int((result.tests["p"] <= 0.05).sum())
-    worst = headline.nlargest(1, "value").iloc[0]
-    return {
-        "imbalance": Lines(
+    drawn: dict[str, Figure] = {}
+    if headline["value"].notna().any():  # one cluster has no pairs
+        worst = headline.nlargest(1, "value").iloc[0]
+        drawn["imbalance"] = Lines(
             headline,
             "layer",
             "value",
@@ -228,7 +230,8 @@ def figures(result: Result) -> dict[str, Figure]:
             f"documents. Balance is rejected at 5 % in {rejected} of {len(result.tests)} layers (sign flips of "
             "clusters).",
             alt=f"The largest imbalance is {worst['value']:.2f}, at layer {worst['layer']}; balanced routing has 0.",
-        ),
+        )
+    return drawn | {
         "measures": Lines(
             shown,
             "layer",

@@ -63,7 +63,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     Raises:
         AnalysisError: the recording holds no routing.
     """
-    require(recording, NEEDS, "router_confidence")
+    require(recording, NEEDS, "router_confidence", columns=("entropy", "margin", "topk_mass"))
     clusters = design(recording)
     row_T = _document_rows(recording)
     position_T = recording.column("position")

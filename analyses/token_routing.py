@@ -14,7 +14,8 @@ from analyses._inputs import require
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Figure, HeatMap, TokenStrip
 from workbench.metrics.router import normalized_entropy
-from workbench.recording import Recording
+from workbench.models.topology import Router
+from workbench.recording import Recording, prefix
 
 NEEDS = ("routing",)
 
@@ -43,10 +44,12 @@ class Result:
     Attributes:
         tokens: One row per token: `position`, `text`, `loss` (nats; of this token given its prefix), `predicted`
             (text of the most probable next token), and of the layer `top1`, `chosen` (ids with weights), `entropy`
-            (over ln E), `margin`.
+            (over ln E), `margin`. What the source of an imported recording did not have has no column; without weights
+            `top1` is the first of ranked ids.
         layers: One row per token and MoE layer: `top1`, `entropy`.
         document: Its id and domain in words.
         layer: The layer of `tokens`.
+        first_by: What `top1` is first by, in words.
         first: First token shown.
         last: End of the tokens shown.
     """
@@ -55,6 +58,7 @@ class Result:
     layers: pd.DataFrame
     document: str
     layer: int
+    first_by: str
     first: int
     last: int
 
@@ -63,9 +67,12 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     """Reads one document's routing.
 
     Raises:
-        AnalysisError: the recording holds no routing, or has no such document, layer or range of tokens.
+        AnalysisError: the recording holds no routing, no tokens, or neither weights nor ranked ids; or it has no such
+            document, layer or range of tokens.
     """
-    require(recording, NEEDS, "token_routing")
+    require(recording, NEEDS, "token_routing", columns=("ids", "token"))
+    if not (recording.has("weights") or recording.ids_ranked):
+        raise AnalysisError(f"token_routing: its ids are not ranked, and {recording.absent('weights')}")
     documents = recording.documents()
     document = _document(documents, settings.document, recording)
     layer = settings.layer if settings.layer is not None else recording.moe_layers[len(recording.moe_layers) // 2]
@@ -73,46 +80,44 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         raise AnalysisError(
             f"token_routing: layer {layer} has no router; set layer to one of {list(recording.moe_layers)}."
         )
-    rows = np.flatnonzero(recording.column("document") == document["document"])
-    if not 0 <= settings.first < min(settings.last, len(rows)):
+    n_tokens = int(document["tokens"])
+    if not 0 <= settings.first < min(settings.last, n_tokens):
         raise AnalysisError(
-            f"token_routing: first is {settings.first} and last {settings.last}; the document has {len(rows)} tokens, "
+            f"token_routing: first is {settings.first} and last {settings.last}; the document has {n_tokens} tokens, "
             "0 ≤ first < last was wanted, with first inside the document."
         )
+    read = _read(recording, int(document["document"]), recording.router(layer))
     text_of = recording.vocabulary.set_index("token")["text"]
-    frame = recording.tokens().iloc[rows].reset_index(drop=True)
-    tokens = pd.DataFrame({"position": frame["position"], "text": frame["token"].map(text_of)})
-    if "logprob" in frame:
-        tokens["loss"] = -frame["logprob"]
-        tokens["predicted"] = frame["predicted"].map(text_of)
-    router = recording.router(layer)
-    ids_TK, weights_TK = recording.ids(layer)[rows], recording.weights(layer)[rows].astype(np.float64)
-    tokens["top1"] = _top1(ids_TK, weights_TK)
-    tokens["chosen"] = [
-        ", ".join(f"{e} ({w:.3f})" for e, w in zip(ids, weights, strict=True))
-        for ids, weights in zip(ids_TK, weights_TK, strict=True)
-    ]
-    tokens["entropy"] = _entropy(recording, layer, router.n_experts)[rows]
-    tokens["margin"] = recording.router_statistic("margin", layer)[rows].astype(np.float64)
+    tokens = pd.DataFrame({"position": read["position"], "text": text_of.loc[read["token"]].to_numpy()})
+    if "logprob" in read:
+        tokens["loss"] = -read["logprob"]
+        tokens["predicted"] = text_of.loc[read["predicted"]].to_numpy()
+    at = prefix(recording.router(layer), recording.topology)
+    tokens["top1"] = _top1(read, at)
+    tokens["chosen"] = _chosen(read, at)
+    tokens = tokens.assign(**_entropy(read, at, recording.router(layer).n_experts))
+    if f"{at}.margin" in read:
+        tokens["margin"] = read[f"{at}.margin"].astype(np.float64)
     layers = [
         pd.DataFrame(
             {
-                "layer": at,
+                "layer": router.layer,
                 "position": tokens["position"],
                 "text": tokens["text"],
-                "top1": _top1(recording.ids(at)[rows], recording.weights(at)[rows].astype(np.float64)),
-                "entropy": _entropy(recording, at, recording.router(at).n_experts)[rows],
+                "top1": _top1(read, at),
+                **_entropy(read, at, router.n_experts),
             }
         )
-        for at in recording.moe_layers
+        for at, router in _routers(recording)
     ]
     return Result(
         tokens=tokens,
         layers=pd.concat(layers, ignore_index=True),
         document=f"{document['id']} ({document['domain']})",
         layer=layer,
+        first_by="largest routing weight" if recording.has("weights") else "first place among the ranked ids",
         first=settings.first,
-        last=min(settings.last, len(rows)),
+        last=min(settings.last, n_tokens),
     )
 
 
@@ -127,14 +132,47 @@ def _document(documents: pd.DataFrame, wanted: str, recording: Recording) -> pd.
     return found.iloc[0]
 
 
-def _top1(ids_TK: np.ndarray, weights_TK: np.ndarray) -> np.ndarray:
-    """The chosen expert with the largest weight; of equal ones the lowest id."""
+def _top1(read: dict[str, np.ndarray], at: str) -> np.ndarray:
+    """The chosen expert with the largest weight, of equal ones the lowest id; without weights the first, ids ranked."""
+    ids_TK = read[f"{at}.ids"].astype(np.int64)
+    if f"{at}.weights" not in read:
+        return ids_TK[:, 0]
+    weights_TK = read[f"{at}.weights"].astype(np.float64)
     best_TK = weights_TK == weights_TK.max(axis=1, keepdims=True)
-    return np.where(best_TK, ids_TK.astype(np.int64), np.iinfo(np.int64).max).min(axis=1)
+    return np.where(best_TK, ids_TK, np.iinfo(np.int64).max).min(axis=1)
 
 
-def _entropy(recording: Recording, layer: int, n_experts: int) -> np.ndarray:
-    return normalized_entropy(recording.router_statistic("entropy", layer).astype(np.float64), n_experts=n_experts)
+def _chosen(read: dict[str, np.ndarray], at: str) -> list[str]:
+    """Each token's experts, with their weights where they were recorded."""
+    ids_TK = read[f"{at}.ids"]
+    if f"{at}.weights" not in read:
+        return [", ".join(map(str, ids)) for ids in ids_TK]
+    return [
+        ", ".join(f"{e} ({w:.3f})" for e, w in zip(ids, weights, strict=True))
+        for ids, weights in zip(ids_TK, read[f"{at}.weights"].astype(np.float64), strict=True)
+    ]
+
+
+def _entropy(read: dict[str, np.ndarray], at: str, n_experts: int) -> dict[str, np.ndarray]:
+    """The column `entropy`, where it was recorded."""
+    if f"{at}.entropy" not in read:
+        return {}
+    return {"entropy": normalized_entropy(read[f"{at}.entropy"].astype(np.float64), n_experts=n_experts)}
+
+
+def _routers(recording: Recording) -> list[tuple[str, Router]]:
+    """The first router of each MoE layer, after its column prefix."""
+    first = {router.layer: router for router in reversed(recording.topology.routers)}
+    return [(prefix(first[layer], recording.topology), first[layer]) for layer in recording.moe_layers]
+
+
+def _read(recording: Recording, document: int, asked: Router) -> dict[str, np.ndarray]:
+    """The columns of one document, all at once: opening a part is most of the cost."""
+    of_router = [name for name in ("ids", "weights", "entropy") if recording.has(name)]
+    names = [f"{at}.{name}" for at, _ in _routers(recording) for name in of_router]
+    own = ("logprob", "predicted") if "logprob" in recording.fields else ()
+    margin = [f"{prefix(asked, recording.topology)}.margin"] if recording.has("margin") else []
+    return recording.of_document(document, ["position", "token", *own, *names, *margin])
 
 
 def tables(result: Result) -> dict[str, pd.DataFrame]:
@@ -143,7 +181,7 @@ def tables(result: Result) -> dict[str, pd.DataFrame]:
 
 
 def figures(result: Result) -> dict[str, Figure]:
-    """`strip_expert`, `strip_entropy`, `strip_loss` where it was recorded, and the `layer_token_map`."""
+    """`strip_expert`; where they were recorded `strip_entropy`, the `layer_token_map` of entropy, and `strip_loss`."""
     shown = result.tokens.iloc[result.first : result.last]
     mapped = result.layers[result.layers["position"].between(result.first, result.last - 1)]
     part = f"tokens {result.first}–{result.last - 1} of {len(result.tokens)}, document {result.document}"
@@ -154,13 +192,15 @@ def figures(result: Result) -> dict[str, Figure]:
             shown.assign(expert=shown["top1"].astype(str)),
             "text",
             category="expert",
-            value_label="expert with the largest weight",
+            value_label=f"expert with the {result.first_by.replace('routing ', '')}",
             title=f"First expert of each token, {at}",
             hover=hover,
-            caption=f"Chosen expert with the largest routing weight at {at}; {part}.",
+            caption=f"Chosen expert with the {result.first_by} at {at}; {part}.",
             alt=f"{shown['top1'].nunique()} experts lead among {len(shown)} tokens.",
         ),
-        "strip_entropy": TokenStrip(
+    }
+    if "entropy" in shown:
+        strips["strip_entropy"] = TokenStrip(
             shown,
             "text",
             value="entropy",
@@ -169,8 +209,8 @@ def figures(result: Result) -> dict[str, Figure]:
             hover=hover,
             caption=f"Entropy of the router's scores over that of equal scores, at {at}; {part}.",
             alt=f"Entropy from {shown['entropy'].min():.2f} to {shown['entropy'].max():.2f} of equal scores'.",
-        ),
-        "layer_token_map": HeatMap(
+        )
+        strips["layer_token_map"] = HeatMap(
             mapped,
             "position",
             "layer",
@@ -182,8 +222,7 @@ def figures(result: Result) -> dict[str, Figure]:
             hover=("text", "top1"),
             caption=f"Entropy of the router's scores over that of equal scores; {part}.",
             alt="A row for each MoE layer, a column for each token.",
-        ),
-    }
+        )
     if "loss" in shown and shown["loss"].notna().any():
         strips["strip_loss"] = TokenStrip(
             shown,

@@ -123,7 +123,7 @@ def choose_expert(recording: Recording, layer: int | None) -> int | None:
 
 def choose_document(recording: Recording) -> tuple[str, int, int | None]:
     """The document chosen in the sidebar, the first of its tokens that are shown, and the token chosen, if any."""
-    lengths = _lengths(recording.digest, recording)
+    lengths = _lengths(f"{recording.digest} {recording.chosen_phase}", recording)
     document = choose("Document", "document", list(lengths), default=next(iter(lengths)), quiet=True)
     n_tokens = lengths[document]
     asked = _asked("token")
@@ -176,7 +176,12 @@ def choose_recording() -> Recording:
         st.sidebar.selectbox("Recording", names, index=None, key="recording", on_change=_note, args=("recording",))
         _refuse_recording(asked)
     # Newest on top; the oldest unless the address says otherwise, for it is the one that stays the same.
-    return open_recording(choose("Recording", "recording", names, default=names[-1]))
+    recording = open_recording(choose("Recording", "recording", names, default=names[-1]))
+    if len(recording.phases) == 1:
+        return recording
+    return recording.of_phase(
+        choose("Phase", "phase", recording.phases, default="prefill", help="Given text, or text that the model wrote.")
+    )
 
 
 def open_recording(name: str) -> Recording:
@@ -238,7 +243,7 @@ def recording_rows() -> list[dict[str, Any]]:
                 "documents": sum(part["documents"]["rows"] for part in manifest["parts"]) if closed else None,
                 "tokens": sum(part["tokens"]["rows"] for part in manifest["parts"]) if closed else None,
                 "fields": ", ".join(manifest["fields"]),
-                "capture": "skipped" if isinstance(manifest["check"], str) else "proved",
+                "capture": manifest["check"].split()[0].rstrip(":") if isinstance(manifest["check"], str) else "proved",
                 "made": made[:16].replace("T", " ") + " UTC",
             }
         )

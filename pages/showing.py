@@ -61,7 +61,7 @@ def result(recording: Recording, name: str, **settings: Any) -> Shown:
     module = _batch.get(name)
     pairs = tuple(f"{key}={value}" for key, value in settings.items() if value is not None)
     source = hashlib.sha256(inspect.getsource(module).encode()).hexdigest()
-    found = _result(recording.digest, str(recording.path), source, name, pairs, recording)
+    found = _result(f"{recording.digest} {recording.chosen_phase}", str(recording.path), source, name, pairs, recording)
     if found.missing:
         st.info(plain(f"This recording holds too little for the figures, so only tables are shown. {found.missing}"))
     return found

@@ -74,6 +74,27 @@ def test_what_reproduce_says_makes_the_same_files(inputs, tmp_path):
     assert all(one.read_bytes() == two.read_bytes() for one, two in zip(first, second, strict=True))
 
 
+def test_import_and_analyze(tmp_path, monkeypatch, capsys):
+    trace, out = tmp_path / "c4_results.jsonl", tmp_path / "r"
+    ids = [[[e % 4, 3], [(e + 1) % 4, 0]] if e % 4 not in (2, 3) else [[0, -1], [1, -1]] for e in range(8)]
+    trace.write_text(json.dumps({"input_ids": list(range(8)), "exp_ids": ids}))
+    status, said, _ = run(
+        monkeypatch, capsys, "import", "olmoe", trace, "--out", out, "--experts", 4, "--layers", "0,2"
+    )
+    assert status == 0
+    assert "4 tokens of 1 chunks of text in" in said
+    assert "MoE layers 0, 2; not in the trace: entropy," in said
+    assert "padding masked: 4 tokens (8 marks)" in said
+    assert "of them padding in part: 4; first: c4_results.jsonl, line 1, row 2, layer 2: ids [-1, -1]" in said
+    assert Recording.open(out).manifest["check"] == "imported: not proved"
+    status, _, _ = run(monkeypatch, capsys, "analyze", out, "expert_load", "--out", tmp_path / "out")
+    assert status == 0
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert "unknown model (c4_results.jsonl)" in page and "imported: not proved" in page
+    status, _, said = run(monkeypatch, capsys, "analyze", out, "router_confidence", "--out", tmp_path / "out")
+    assert status == 1 and "which has no router scores" in said and "Traceback" not in said
+
+
 def test_inspect_prints_the_reference_model(monkeypatch, capsys):
     status, said, _ = run(monkeypatch, capsys, "inspect", "qwen2-57b-a14b")
     assert status == 0
@@ -98,6 +119,8 @@ def test_inspect_says_when_there_is_no_moe_layer(monkeypatch, capsys):
             ["record", "tiny-moe", "--corpus", "demo", "--out", "r", "--fields", "x"],
             "workbench: fields: 'x' is unknown",
         ),
+        (["import", "olmoe", "no.jsonl", "--out", "r"], "workbench: no.jsonl: no such file; name the trace"),
+        (["import", "olmoe", "x", "--out", "r", "--layers", "b"], "workbench: --layers 'b': 'b' is no layer"),
         (["verify", "nowhere"], "workbench: nowhere is not a folder"),
         (["analyze", "nowhere", "expert_load"], "workbench: nowhere is not a folder"),
         (["analyze", "nowhere"], "workbench: name an analysis, or give --all; there are domain_load"),

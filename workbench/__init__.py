@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from workbench.capture.record import Progress, record
     from workbench.corpus import Corpus, Document
     from workbench.errors import WorkbenchError
+    from workbench.importers.build import import_trace
     from workbench.models.check import check_capture
     from workbench.models.loading import Model, from_module, load, memory_forecast
     from workbench.models.topology import Topology, topology
@@ -20,6 +21,7 @@ _HOMES = {
     "workbench.capture.record": ("Progress", "record"),
     "workbench.corpus": ("Corpus", "Document"),
     "workbench.errors": ("WorkbenchError",),
+    "workbench.importers.build": ("import_trace",),
     "workbench.models.check": ("check_capture",),
     "workbench.models.loading": ("Model", "from_module", "load", "memory_forecast"),
     "workbench.models.topology": ("Topology", "topology"),
@@ -28,8 +30,8 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "load", "record", "Recording", "Corpus", "Document", "Model", "Topology", "Progress", "WorkbenchError",
-    "check_capture", "from_module", "memory_forecast", "topology",
+    "load", "record", "import_trace", "Recording", "Corpus", "Document", "Model", "Topology", "Progress",
+    "WorkbenchError", "check_capture", "from_module", "memory_forecast", "topology",
 ]  # fmt: skip
 
 

@@ -67,13 +67,18 @@ def record(
     revision: Annotated[str | None, typer.Option(help="of a hub or bundled model")] = None,
     weights: Annotated[str, typer.Option(help="checkpoint, or dummy for random ones")] = "checkpoint",
     check: Annotated[bool, typer.Option(help="prove the capture before recording")] = True,
+    generate: Annotated[int | None, typer.Option(help="tokens the model writes behind each text, recorded too")] = None,
+    temperature: Annotated[float, typer.Option(help="of the writing; 0 takes the most probable token")] = 0.0,
+    seed: Annotated[int, typer.Option(help="of the writing, where the temperature is not 0")] = 0,
 ) -> None:
     """Records a model over a corpus; a run that was stopped goes on where it stopped."""
+    from workbench.capture.generate import Generation
     from workbench.capture.record import record as run
     from workbench.corpus import Corpus
     from workbench.models.loading import load
 
     documents = Corpus.read(corpus)
+    generation = Generation(generate, temperature, seed) if generate is not None else None
     with console.status(f"loading {model}"):
         loaded = load(model, device=device, dtype=dtype, revision=revision, weights=weights)
     with token_progress(f"recording {loaded.name}") as update:
@@ -85,6 +90,7 @@ def record(
             max_tokens=max_tokens,
             batch_tokens=batch_tokens,
             shard_tokens=shard_tokens,
+            generation=generation,
             check=check,
             on_progress=update,
         )
@@ -132,13 +138,12 @@ def inspect(
     if not topology.routers:
         console.print("no MoE layer: routing analyses have nothing to show for this model")
         return
-    routers = Table("layers", "site", "experts", "top-k", "scoring", "weights", "expert width", "shared width")
+    routers = Table("layers", "site", "experts", "rule of choice and weights", "expert width", "shared width")
     layers_of: dict[tuple[str, ...], list[int]] = {}
     for router in topology.routers:
         shared = f"{router.shared_width:,}{' gated' if router.shared_gate else ''}" if router.shared_width else "–"
         row: tuple[str, ...] = (
-            router.site, str(router.n_experts), str(router.top_k), router.scoring,
-            "normalized" if router.normalized else "as scored", f"{router.expert_width:,}", shared,
+            router.site, str(router.n_experts), router.rule, f"{router.expert_width:,}", shared,
         )  # fmt: skip
         layers_of.setdefault(row, []).append(router.layer)
     for row, layers in layers_of.items():
@@ -155,6 +160,56 @@ def _ranges(numbers: list[int]) -> str:
         else:
             runs.append([number])
     return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+@app.command(name="import")
+def import_(
+    kind: Annotated[str, typer.Argument(metavar="FORMAT", help="sglang, routed-experts, olmoe, numpy or parquet")],
+    path: Annotated[Path, typer.Argument(help="the trace: a file, or a folder of files")],
+    out: Annotated[Path, typer.Option(help="folder of the recording")],
+    layers: Annotated[str | None, typer.Option(help="decoder layers of the trace's columns, e.g. 1-27")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="whose config says layers, experts and k (no weight is read)")
+    ] = None,
+    experts: Annotated[int | None, typer.Option(help="routed experts of a layer")] = None,
+    top_k: Annotated[int | None, typer.Option(help="experts of a token, for traces of counts")] = None,
+    ranks: Annotated[int, typer.Option(help="ranks that counted the same tokens, for traces of counts")] = 1,
+    ranked: Annotated[bool, typer.Option("--ranked", help="a token's ids stand in the order of their scores")] = False,
+    documents: Annotated[Path | None, typer.Option(help="JSONL: id, domain, cluster, token_ids … of each")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="model or folder whose tokenizer gives ids their text")] = None,
+    phase: Annotated[str | None, typer.Option(help="prefill or decode: take these tokens, or say that all are")] = None,
+    shard_tokens: Annotated[int, typer.Option(help="tokens of a part on disk")] = 65_536,
+) -> None:
+    """Makes a recording of a routing trace that another tool wrote; what the trace lacks is not in it."""
+    from workbench.importers.build import import_trace
+    from workbench.importers.layout import parse_layers
+
+    with console.status(f"importing {path}"):
+        recording = import_trace(
+            kind,
+            path,
+            out,
+            layers=parse_layers(layers) if layers is not None else None,
+            model=model,
+            n_experts=experts,
+            top_k=top_k,
+            ranks=ranks,
+            ids_ranked=ranked,
+            documents=documents,
+            tokenizer=tokenizer,
+            phase=phase,
+            shard_tokens=shard_tokens,
+        )
+    source = recording.manifest["source"]
+    masked = source["padding"]
+    console.print(
+        f"{recording.n_tokens:,} tokens of {recording.n_documents:,} {source['unit']} in {out}", soft_wrap=True
+    )
+    console.print(f"MoE layers {_ranges(list(recording.moe_layers))}; not in the trace: {', '.join(recording.lacks)}")
+    if masked["tokens"]:
+        console.print(f"padding masked: {masked['tokens']:,} tokens ({masked['marks']:,} marks)")
+    if masked["tokens_in_part"]:
+        console.print(f"of them padding in part: {masked['tokens_in_part']:,}; first: {masked['first_in_part']}")
 
 
 @app.command()

@@ -21,6 +21,10 @@ class RecordingError(WorkbenchError):
     """A recording is missing, damaged, incomplete, of another schema, or in the way."""
 
 
+class TraceError(WorkbenchError):
+    """A trace that another tool made cannot be imported, or does not say enough to be."""
+
+
 class AnalysisError(WorkbenchError):
     """An analysis was asked for something that its recording or settings cannot give."""
 

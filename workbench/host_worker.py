@@ -201,7 +201,7 @@ def _state_of_folder(name: str) -> tuple[Any, ...]:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    from accelerate.utils.memory import should_reduce_batch_size  # type: ignore[import-untyped]  # it ships no types
+    from accelerate.utils.memory import should_reduce_batch_size
 
     return isinstance(error, MemoryError) or (isinstance(error, Exception) and should_reduce_batch_size(error))
 

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from workbench.absent import absent_sentence
 from workbench.errors import RecordingError
 from workbench.models.topology import Router, Topology
 
@@ -54,7 +56,17 @@ def _list_of(dtype: Any, width: int) -> pa.DataType:
     return pa.list_(pa.from_numpy_dtype(np.dtype(dtype)), width)
 
 
-def token_schema(topology: Topology, fields: tuple[str, ...]) -> pa.Schema:
+def lacks_of(manifest: dict[str, Any]) -> tuple[str, ...]:
+    """The columns that the source of an imported recording did not have; none of a model's own recording."""
+    return tuple(manifest.get("source", {}).get("lacks", ()))
+
+
+def _without(lacks: tuple[str, ...], columns: list[tuple[str, pa.DataType]]) -> pa.Schema:
+    """The columns less those lacked: a router's column is lacked under its last name, for all layers alike."""
+    return pa.schema([column for column in columns if column[0].rpartition(".")[2] not in lacks])
+
+
+def token_schema(topology: Topology, fields: tuple[str, ...], lacks: tuple[str, ...] = ()) -> pa.Schema:
     """Columns of the `tokens` table."""
     columns: list[tuple[str, pa.DataType]] = [
         ("document", pa.int32()), ("position", pa.int32()), ("token", pa.int32()),
@@ -76,10 +88,10 @@ def token_schema(topology: Topology, fields: tuple[str, ...]) -> pa.Schema:
             columns.append((f"{at}.shared_gate", pa.float16()))
         if "logits" in fields:
             columns.append((f"{at}.logits", _list_of(np.float16, router.n_experts)))
-    return pa.schema(columns)
+    return _without(lacks, columns)
 
 
-def document_schema(topology: Topology, fields: tuple[str, ...]) -> pa.Schema:
+def document_schema(topology: Topology, fields: tuple[str, ...], lacks: tuple[str, ...] = ()) -> pa.Schema:
     """Columns of the `documents` table."""
     text = ("id", "domain", "source", "cluster", "text_digest")
     columns: list[tuple[str, pa.DataType]] = [("document", pa.int32()), *((name, pa.string()) for name in text)]
@@ -93,7 +105,7 @@ def document_schema(topology: Topology, fields: tuple[str, ...]) -> pa.Schema:
             (f"{at}.score_sum", _list_of(np.float32, router.n_experts)),
             (f"{at}.weight_sum", _list_of(np.float32, router.n_experts)),
         ]
-    return pa.schema(columns)
+    return _without(lacks, columns)
 
 
 def part_name(table: str, index: int) -> str:
@@ -195,8 +207,8 @@ class Recording:
 
     def _schemas(self) -> dict[str, pa.Schema]:
         return {
-            "tokens": token_schema(self.topology, self.fields),
-            "documents": document_schema(self.topology, self.fields),
+            "tokens": token_schema(self.topology, self.fields, self.lacks),
+            "documents": document_schema(self.topology, self.fields, self.lacks),
         }
 
     def _check_part(self, name: str, expected: dict[str, Any], schema: pa.Schema) -> None:
@@ -229,17 +241,20 @@ class Recording:
         Raises:
             RecordingError: names the first file whose digest is not what was written.
         """
-        size, files = 0, 0
         listed = [(part_name(table, p["index"]), p[table]) for p in self.manifest["parts"] for table in self._schemas()]
-        for name, expected in [*listed, (VOCABULARY, self.manifest["vocabulary"])]:
-            file = self.path / name
-            if not file.is_file() or file_digest(file) != expected["sha256"]:
-                raise RecordingError(
-                    f"{self.path}: {name} is not what was written (its SHA-256 differs). "
-                    "Restore it from a copy, or record again into an empty folder."
-                )
-            size, files = size + file.stat().st_size, files + 1
-        return Verification(files=files, size_bytes=size, digest=self.digest)
+        listed.append((VOCABULARY, self.manifest["vocabulary"]))
+        with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+            sizes = list(pool.map(self._verify_file, *zip(*listed, strict=True)))
+        return Verification(files=len(sizes), size_bytes=sum(sizes), digest=self.digest)
+
+    def _verify_file(self, name: str, expected: dict[str, Any]) -> int:
+        file = self.path / name
+        if not file.is_file() or file_digest(file) != expected["sha256"]:
+            raise RecordingError(
+                f"{self.path}: {name} is not what was written (its SHA-256 differs). "
+                "Restore it from a copy, or record again into an empty folder."
+            )
+        return file.stat().st_size
 
     @property
     def digest(self) -> str:
@@ -252,13 +267,56 @@ class Recording:
         return tuple(self.manifest["fields"])
 
     @property
+    def lacks(self) -> tuple[str, ...]:
+        """Columns that an imported recording does not have because its source did not (`weights`, `token` …)."""
+        return lacks_of(self.manifest)
+
+    @property
+    def ids_ranked(self) -> bool:
+        """Whether a token's ids stand in the order of their scores, though the weights may be lacking."""
+        return bool(self.manifest.get("ids_ranked", False))
+
+    def has(self, column: str) -> bool:
+        """Whether a column is there: `token`, `phase`, … or a router's (`weights`, `entropy`, `score_sum` …)."""
+        names = (name for schema in self._schemas().values() for name in schema.names)
+        return any(name.rpartition(".")[2] == column for name in names)
+
+    def absent(self, column: str, *, table: str = "tokens") -> str:
+        """Why a column or field is not there and what to do, as a sentence."""
+        return absent_sentence(self.path, self.manifest, column, table=table)
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """Of `prefill` (given text) and `decode` (text that the model wrote, token by token) those it holds."""
+        return tuple(self.manifest["phases"])
+
+    def of_phase(self, phase: str) -> "Recording":
+        """The tokens and documents of one phase alone: analyses never average the two.
+
+        Raises:
+            RecordingError: it holds no such phase.
+        """
+        if phase not in self.phases:
+            raise RecordingError(f"{self.path} holds no phase {phase!r}, only {' and '.join(self.phases)}.")
+        if len(self.phases) == 1:
+            return self
+        return _OfPhase(self.path, {**self.manifest, "phases": [phase]})
+
+    @property
+    def chosen_phase(self) -> str | None:
+        """The phase that `of_phase` chose of several; None for a whole recording."""
+        return None
+
+    @property
     def moe_layers(self) -> tuple[int, ...]:
         """Decoder indices of the layers with a router."""
         return self.topology.moe_layers
 
     @property
     def n_tokens(self) -> int:
-        """T, tokens of all phases."""
+        """T, tokens of all phases; where the source had counts alone, those that the counts are of."""
+        if "ids" in self.lacks:
+            return int(self.column("tokens", table="documents").sum())
         return sum(part["tokens"]["rows"] for part in self.manifest["parts"])
 
     @property
@@ -286,19 +344,31 @@ class Recording:
         """One column of all parts: [T] or, of a list column, [T, width]; documents in the same order."""
         return np.concatenate([chunk[name] for chunk in self.parts([name], table=table)])
 
+    def of_document(self, document: int, columns: list[str]) -> dict[str, np.ndarray]:
+        """Columns of the tokens of one document, by its number, in order; reads the one part that holds it.
+
+        Raises:
+            RecordingError: no part holds it; else as `parts`.
+        """
+        for index, part in enumerate(self.parts(["document"], table="documents")):
+            if document in part["document"]:
+                only = type(self)(self.path, {**self.manifest, "parts": [self.manifest["parts"][index]]})
+                (read,) = only.parts(["document", *columns])
+                here = read["document"] == document
+                return {name: read[name][here] for name in columns}
+        raise RecordingError(f"{self.path} has no document number {document}; it has {self.n_documents}.")
+
     def parts(self, columns: list[str], *, table: str = "tokens") -> Iterator[dict[str, np.ndarray]]:
         """Yields the columns part by part, so that nothing needs the whole in memory.
 
         Raises:
-            RecordingError: a column that was not recorded, with the fields that were.
+            RecordingError: a column that was not recorded, with the fields that were; or that the source of an
+                imported recording did not have, with what to do.
         """
         known = self._schemas()[table].names
         unknown = [name for name in columns if name not in known]
         if unknown:
-            raise RecordingError(
-                f"{self.path} has no {table} column {unknown[0]!r}; it was recorded with fields "
-                f"{','.join(self.fields)}. Record again with the field that has it (`workbench record --fields …`)."
-            )
+            raise RecordingError(self.absent(unknown[0], table=table))
         for part in self.manifest["parts"]:
             file = self.path / part_name(table, part["index"])
             try:
@@ -337,7 +407,13 @@ class Recording:
         return self._routing("weight_sum", layer, site, table="documents")
 
     def tokens(self) -> pd.DataFrame:
-        """The scalar columns of every token; `logprob` and `predicted` where they were recorded."""
+        """The scalar columns of every token; `logprob` and `predicted` where they were recorded.
+
+        Raises:
+            RecordingError: the source of an imported recording had counts and no tokens.
+        """
+        if "ids" in self.lacks:
+            raise RecordingError(self.absent("ids"))
         return self._frame("tokens", TOKEN_COLUMNS)
 
     def documents(self) -> pd.DataFrame:
@@ -354,6 +430,31 @@ class Recording:
     def vocabulary(self) -> pd.DataFrame:
         """The token ids that occur: `token`, `bytes`, and `text` that is always printable."""
         return pq.read_table(self.path / VOCABULARY).to_pandas()
+
+
+class _OfPhase(Recording):
+    """One phase of a recording that holds two."""
+
+    @property
+    def chosen_phase(self) -> str | None:
+        return self.phases[0]
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.column("tokens", table="documents").sum())
+
+    @property
+    def n_documents(self) -> int:
+        return len(self.column("document", table="documents"))
+
+    def parts(self, columns: list[str], *, table: str = "tokens") -> Iterator[dict[str, np.ndarray]]:
+        for part in super().parts([*columns, "phase"], table=table):
+            of_phase = part["phase"] == self.phases[0]
+            yield {name: part[name][of_phase] for name in columns}
+
+    def _frame(self, table: str, columns: tuple[str, ...]) -> pd.DataFrame:
+        frame = super()._frame(table, columns)
+        return frame[frame["phase"] == self.phases[0]].reset_index(drop=True)
 
 
 def _to_numpy(column: pa.ChunkedArray) -> np.ndarray:

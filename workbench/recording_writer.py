@@ -31,6 +31,7 @@ from workbench.recording import (
     VOCABULARY,
     document_schema,
     file_digest,
+    lacks_of,
     part_name,
     read_manifest,
     recording_digest,
@@ -62,8 +63,8 @@ class RecordingWriter:
         self.path = path
         self.n_shards = n_shards
         self._schemas = {
-            "tokens": token_schema(topology, fields),
-            "documents": document_schema(topology, fields),
+            "tokens": token_schema(topology, fields, lacks_of(manifest)),
+            "documents": document_schema(topology, fields, lacks_of(manifest)),
         }
         self._refuse_foreign_folder()
         path.mkdir(parents=True, exist_ok=True)

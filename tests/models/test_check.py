@@ -7,7 +7,11 @@ import torch
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from tests import tiny
+from workbench.capture import reduce
+from workbench.capture.hooks import Tracer
+from workbench.capture.reduce import BatchTokens
 from workbench.errors import CaptureError
+from workbench.models import check
 from workbench.models.check import check_capture
 from workbench.models.loading import with_module
 
@@ -34,8 +38,6 @@ def test_a_dense_model_has_nothing_to_prove(dense):
 
 def test_routers_of_the_tests_are_decided(moe):
     """Weights that make the proofs bite: router entropy below 0.9 ln E."""
-    from workbench.capture.hooks import Tracer
-
     trace = Tracer(moe.module, moe.topology).run(torch.randint(0, tiny.VOCABULARY, (2, 30)))
     for capture in trace.routers:
         score_TE = capture.logits_TE.softmax(-1)
@@ -122,3 +124,63 @@ def test_a_batch_that_leaks_into_its_rows_fails_padding():
     embedding.register_forward_hook(lambda m, args, out: out + out.mean(0, keepdim=True) * (len(out) > 1))
     with pytest.raises(CaptureError, match="proof of padding: expected the same experts for a document alone"):
         check_capture(model)
+
+
+def broken_capture(monkeypatch, breaking):
+    """Captures that a fault in the workbench itself would give; the model is as it should be."""
+    run = Tracer.run
+
+    def broken(self, *args, **options):
+        trace = run(self, *args, **options)
+        return replace(trace, routers=tuple(breaking(i, trace.routers) for i in range(len(trace.routers))))
+
+    monkeypatch.setattr(Tracer, "run", broken)
+
+
+def test_ids_of_the_layer_before_are_caught(monkeypatch):
+    broken_capture(monkeypatch, lambda i, routers: replace(routers[i], ids_TK=routers[i - 1].ids_TK))
+    with pytest.raises(CaptureError, match="layer 0 mlp: .*proof of top-k: expected chosen ids with the k largest"):
+        check_capture(tiny.moe())
+
+
+def test_ids_and_logits_of_the_layer_before_are_caught(monkeypatch):
+    """Consistent with each other, and of another layer: no look at one capture alone would tell."""
+    broken_capture(
+        monkeypatch,
+        lambda i, routers: replace(
+            routers[i - 1],
+            **{name: getattr(routers[i], name) for name in DEEP},
+        ),
+    )
+    with pytest.raises(CaptureError, match="layer 0 mlp: .*proof of logits: expected the router's linear map"):
+        check_capture(tiny.moe())
+
+
+DEEP = ("linear_input", "hidden_TC", "routed_TC", "block_inputs", "block_output")
+
+
+def test_probabilities_given_as_logits_are_caught(monkeypatch):
+    broken_capture(monkeypatch, lambda i, routers: replace(routers[i], logits_TE=routers[i].logits_TE.softmax(-1)))
+    with pytest.raises(CaptureError, match="expected raw router logits, found rows that are non-negative and sum to 1"):
+        check_capture(tiny.moe())
+
+
+def test_a_choice_derived_again_from_bfloat16_logits_is_caught(monkeypatch):
+    def derived(i, routers):
+        rounded_TE = routers[i].logits_TE.bfloat16().float()
+        return replace(routers[i], ids_TK=rounded_TE.topk(3, dim=-1).indices)
+
+    broken_capture(monkeypatch, derived)
+    model = tiny.moe(n_experts=64)  # many experts stand close to the border
+    with pytest.raises(CaptureError, match="proof of (top-k|weights|rebuild)"):
+        check_capture(model)
+
+
+def test_padding_that_is_kept_is_caught(monkeypatch):
+    def without_mask(trace, batch, facts, *, with_logits):
+        whole = torch.full_like(batch.lengths_B, batch.ids_BS.shape[1])
+        return reduce.routing_columns(trace, BatchTokens(batch.ids_BS, whole), facts, with_logits=with_logits)
+
+    monkeypatch.setattr(check, "routing_columns", without_mask)
+    with pytest.raises(CaptureError, match="proof of padding: expected 63 tokens .*padding was kept"):
+        check_capture(tiny.moe())

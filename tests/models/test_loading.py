@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
+from transformers import SwitchTransformersConfig, ViTConfig
 
 from tests import tiny
 from workbench.errors import ModelError
@@ -83,7 +84,7 @@ def test_an_unknown_revision_lists_the_known_ones():
 
 def test_an_unknown_name_lists_what_is_known():
     with pytest.raises(
-        ModelError, match=r"unknown model 'gpt-9'. Known: bundled tiny-dense.*published configs qwen2-57b"
+        ModelError, match=r"unknown model 'gpt-9'. Known: bundled tiny-dense.*published configs .*qwen2-57b"
     ):
         load("gpt-9")
 
@@ -198,3 +199,29 @@ def test_a_large_models_digest_is_sampled_and_says_so(monkeypatch):
     assert before.startswith("sampled:")
     module.model.layers[0].mlp.gate.weight[0, 0] += 1
     assert weights_digest(module) != before
+
+
+def test_an_encoder_decoder_is_refused(tmp_path):
+    SwitchTransformersConfig(d_model=16, num_layers=2, num_decoder_layers=2, num_heads=2, d_kv=8, d_ff=16,
+                             num_experts=4, vocab_size=50).save_pretrained(tmp_path / "switch")  # fmt: skip
+    for refuse in (inspect_topology, load):
+        with pytest.raises(
+            ModelError, match=r"switch \(switch_transformers\) is an encoder-decoder model: its decoder"
+        ):
+            refuse(str(tmp_path / "switch"))
+
+
+def test_a_model_that_is_no_language_model_is_refused(tmp_path):
+    ViTConfig().save_pretrained(tmp_path / "vit")
+    with pytest.raises(ModelError, match="vit: transformers has no causal language model of type 'vit'"):
+        inspect_topology(str(tmp_path / "vit"))
+
+
+def test_a_model_with_code_of_its_own_is_refused_and_the_code_is_not_run(tmp_path):
+    canary = tmp_path / "it ran"
+    config = {"model_type": "homemade", "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "code.py").write_text(f"open({str(canary)!r}, 'w')")
+    with pytest.raises(ModelError, match=r"brings code of its own \(auto_map in its config.json\), which is never run"):
+        load(str(tmp_path))
+    assert not canary.exists()

@@ -60,11 +60,21 @@ def test_a_block_without_experts_is_refused(monkeypatch):
         topology(tiny.moe().module)
 
 
-def test_a_config_without_the_named_number_is_refused(monkeypatch):
-    facts = replace(families.FAMILIES["qwen2_moe"], top_k=("n_chosen",))
-    monkeypatch.setitem(families.FAMILIES, "qwen2_moe", facts)
-    with pytest.raises(ModelError, match="qwen2_moe: the config has none of n_chosen"):
-        topology(tiny.moe().module)
+def test_a_model_that_states_no_k_is_refused(monkeypatch):
+    monkeypatch.setattr("workbench.models.topology._TOP_K", ())
+    module = tiny.moe().module
+    del module.model.layers[0].mlp.gate.top_k
+    with pytest.raises(
+        ModelError, match=r"neither the router of 'model\.layers\.0\.mlp' nor the config states how many"
+    ):
+        topology(module)
+
+
+def test_experts_without_a_declared_router_are_refused():
+    module = tiny.moe().module
+    module.model.layers[1].mlp.experts = type(module.model.layers[0].mlp.experts)(module.config)
+    with pytest.raises(ModelError, match=r"'model\.layers\.1\.mlp\.experts' holds routed experts .* has no router"):
+        topology(module)
 
 
 def test_a_router_outside_the_layers_is_refused():

@@ -7,15 +7,17 @@ Axes: B rows of the batch, S positions, T = B·S tokens flattened row by row (pa
 token, C model width, V vocabulary.
 """
 
+import inspect
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from nnsight import NNsight
 
 from workbench.errors import CaptureError
+from workbench.models.placement import here
 from workbench.models.topology import Router, Topology
 
 
@@ -28,10 +30,11 @@ class RouterCapture:
         ids_TK: Chosen experts, as given to the experts module.
         weights_TK: Routing weights, as given to the experts module.
         shared_gate_T: The shared expert's gate before its sigmoid; None where there is none.
+        bias_E: The correction bias of the choice; None where there is none.
         hidden_TC: Input of the experts; only in a deep trace.
         routed_TC: Output of the experts; only in a deep trace.
-        router_input: Input of the router; only in a deep trace.
-        block_input: Input of the block; only in a deep trace.
+        linear_input: Input of the linear map that gives the logits; only in a deep trace.
+        block_inputs: Positional and named inputs of the block; only in a deep trace.
         block_output: Output of the block; only in a deep trace.
     """
 
@@ -39,19 +42,21 @@ class RouterCapture:
     ids_TK: torch.Tensor
     weights_TK: torch.Tensor
     shared_gate_T: torch.Tensor | None
+    bias_E: torch.Tensor | None = None
     hidden_TC: torch.Tensor | None = None
     routed_TC: torch.Tensor | None = None
-    router_input: torch.Tensor | None = None
-    block_input: torch.Tensor | None = None
+    linear_input: torch.Tensor | None = None
+    block_inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
     block_output: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One forward pass: the model's logits_BSV, and what each router did, in the order of the topology."""
+    """One forward pass: the model's logits_BSV, what each router did, in the order of the topology, and its cache."""
 
     logits: torch.Tensor
     routers: tuple[RouterCapture, ...]
+    cache: Any = None
 
 
 class _Wrapped:
@@ -76,6 +81,7 @@ class Tracer:
     def __init__(self, module: Any, topology: Topology) -> None:
         self._module = module
         self._topology = topology
+        self._keeps_logits = "logits_to_keep" in inspect.signature(module.forward).parameters
         with _WRAPPING:
             if getattr(module, _WRAPPED, None) is None:
                 setattr(module, _WRAPPED, _Wrapped(module))
@@ -89,8 +95,10 @@ class Tracer:
         routers: Iterable[Router] | None = None,
         logits_to_keep: int = 0,
         deep: bool = False,
+        cache: Any = None,
+        keep_cache: bool = False,
     ) -> Trace:
-        """One forward pass without cache.
+        """One forward pass.
 
         Args:
             ids_BS: Token ids.
@@ -98,6 +106,8 @@ class Tracer:
             routers: Which to read; all of the topology unless given.
             logits_to_keep: 0 for the model's logits at all positions, n for the last n.
             deep: Also read inputs and outputs of the blocks and experts, for the proofs.
+            cache: Keys, values and states of the tokens before these, from an earlier trace.
+            keep_cache: Whether the model keeps a cache, to be found in the trace.
 
         Raises:
             CaptureError: a site that the topology names was never reached, or gave something else than ids and weights.
@@ -106,11 +116,15 @@ class Tracer:
         with self._wrapped.lock, torch.no_grad():
             sites = self._sites(wanted, deep=deep, ids_BS=ids_BS)
             read: dict[str, Any] = {}
-            with self._wrapped.envoy.trace(**self._inputs(ids_BS, mask_BS, logits_to_keep)):
+            inputs = self._inputs(ids_BS, mask_BS, logits_to_keep) | {"use_cache": keep_cache}
+            if cache is not None:
+                inputs["past_key_values"] = cache
+            with self._wrapped.envoy.trace(**inputs):
                 for key, envoy, side in sites:
                     read[key] = (envoy.inputs if side == "in" else envoy.output).save()
-                logits = self._wrapped.envoy.output.logits.save()
-        return Trace(logits, tuple(_capture(router, read) for router in wanted))
+                output = self._wrapped.envoy.output.save()
+        kept = output.past_key_values if keep_cache else None
+        return Trace(output.logits, tuple(self._capture(router, read) for router in wanted), kept)
 
     def forced(
         self, ids_BS: torch.Tensor, mask_BS: torch.Tensor | None, *, router: Router, chosen_TK: torch.Tensor
@@ -124,18 +138,31 @@ class Tracer:
             chosen_TK: Expert ids for every token, padding included.
         """
         with self._wrapped.lock, torch.no_grad():
-            experts = self._envoy(router.experts_path)
+            site = self._envoy(router.router_path if router.way == "scores" else router.experts_path)
             with self._wrapped.envoy.trace(**self._inputs(ids_BS, mask_BS, 0)):
-                given = experts.inputs
-                experts.inputs = _with_ids(given, chosen_TK)
+                if router.way == "scores":
+                    given = site.output
+                    site.output = (_with_scores(given[0], chosen_TK), *given[1:])
+                else:
+                    given = site.inputs
+                    site.inputs = _with_ids(given, chosen_TK)
                 logits = self._wrapped.envoy.output.logits.save()
         return logits
+
+    def _capture(self, router: Router, read: Mapping[str, Any]) -> RouterCapture:
+        owner, _, name = router.bias_path.rpartition(".")
+        if not owner:
+            return _capture(router, read)
+        module = self._module.get_submodule(owner)
+        with here(module):
+            bias_E = getattr(module, name).float().reshape(-1)
+        return replace(_capture(router, read), bias_E=bias_E)
 
     def _inputs(self, ids_BS: torch.Tensor, mask_BS: torch.Tensor | None, logits_to_keep: int) -> dict[str, Any]:
         inputs: dict[str, Any] = {"input_ids": ids_BS, "use_cache": False}
         if mask_BS is not None:
             inputs["attention_mask"] = mask_BS
-        if logits_to_keep:
+        if logits_to_keep and self._keeps_logits:
             inputs["logits_to_keep"] = logits_to_keep
         return inputs
 
@@ -185,34 +212,68 @@ class Tracer:
         return {key: i for i, key in enumerate(events)}
 
 
+def _logits_path(router: Router) -> str:
+    return router.logits_path or router.router_path
+
+
 def _keys(router: Router, *, deep: bool) -> list[str]:
-    keys = [f"out:{router.router_path}", f"in:{router.experts_path}"]
+    keys = [f"out:{_logits_path(router)}"]
+    if router.way == "scores":
+        keys.append(f"out:{router.router_path}")
+    if router.way == "experts" or deep:
+        keys.append(f"in:{router.experts_path}")
     if router.shared_gate_path:
         keys.append(f"out:{router.shared_gate_path}")
     if deep:
-        keys += [f"in:{router.router_path}", f"out:{router.experts_path}"]
+        keys += [f"in:{router.linear_input_path or router.router_path}", f"out:{router.experts_path}"]
         keys += [f"in:{router.block_path}", f"out:{router.block_path}"]
-    return keys
+    return list(dict.fromkeys(keys))
 
 
 def _capture(router: Router, read: Mapping[str, Any]) -> RouterCapture:
-    output = read[f"out:{router.router_path}"]
+    output = read[f"out:{_logits_path(router)}"]
     logits = output if router.logits_index is None else output[router.logits_index]
-    hidden, ids, weights = _bound(read[f"in:{router.experts_path}"], router)
+    if router.way == "scores":
+        ids, weights = _of_scores(read[f"out:{router.router_path}"][0], router)
+        hidden = _first_tensor(read[f"in:{router.experts_path}"]) if f"in:{router.experts_path}" in read else None
+    else:
+        hidden, ids, weights = _bound(read[f"in:{router.experts_path}"], router)
+        ids, weights = ids.reshape(-1, ids.shape[-1]), weights.reshape(-1, weights.shape[-1])
+    if router.skips:
+        ids = torch.where(weights == 0, torch.full_like(ids, router.n_experts - 1), ids)
     gate = read.get(f"out:{router.shared_gate_path}")
     block_output = read.get(f"out:{router.block_path}")
     deep = block_output is not None
     return RouterCapture(
         logits_TE=logits.reshape(-1, logits.shape[-1]),
-        ids_TK=ids.reshape(-1, ids.shape[-1]),
-        weights_TK=weights.reshape(-1, weights.shape[-1]),
+        ids_TK=ids,
+        weights_TK=weights,
         shared_gate_T=None if gate is None else gate.reshape(-1),
         hidden_TC=hidden if deep else None,
         routed_TC=read.get(f"out:{router.experts_path}"),
-        router_input=_first_tensor(read[f"in:{router.router_path}"]) if deep else None,
-        block_input=_first_tensor(read[f"in:{router.block_path}"]) if deep else None,
+        linear_input=_first_tensor(read[f"in:{router.linear_input_path or router.router_path}"]) if deep else None,
+        block_inputs=read[f"in:{router.block_path}"] if deep else None,
         block_output=block_output[0] if isinstance(block_output, tuple) else block_output,
     )
+
+
+def _of_scores(score_TE: torch.Tensor, router: Router) -> tuple[torch.Tensor, torch.Tensor]:
+    """Chosen ids and weights of scores that are zero for every expert not chosen."""
+    chosen_TE = score_TE != 0
+    if not bool((chosen_TE.sum(-1) == router.top_k).all()):
+        counts = sorted(set(chosen_TE.sum(-1).tolist()))
+        raise CaptureError(
+            f"layer {router.layer} {router.router_path}: a token's scores are not zero for {counts} experts; "
+            f"{router.top_k} were expected. Correct the family's facts in workbench/models/families.py (way)."
+        )
+    ids_TK = chosen_TE.nonzero()[:, 1].reshape(-1, router.top_k)
+    return ids_TK, score_TE.gather(-1, ids_TK)
+
+
+def _with_scores(score_TE: torch.Tensor, chosen_TK: torch.Tensor) -> torch.Tensor:
+    """The scores given to other experts, each token's in their order."""
+    given_TK = score_TE[score_TE != 0].reshape(chosen_TK.shape)
+    return torch.zeros_like(score_TE).scatter(-1, chosen_TK.long(), given_TK)
 
 
 def _bound(inputs: tuple[tuple[Any, ...], dict[str, Any]], router: Router) -> tuple[torch.Tensor, ...]:

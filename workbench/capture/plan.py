@@ -81,6 +81,7 @@ def make_plan(
     shard_tokens: int,
     context: int | None = None,
     max_tokens: int | None = None,
+    one_length: bool = False,
 ) -> Plan:
     """Plans the batches.
 
@@ -95,6 +96,7 @@ def make_plan(
         shard_tokens: A shard ends with the batch that brings it to this many tokens.
         context: Longest sequence the model takes; None for no limit.
         max_tokens: Cap over the corpus; None for none.
+        one_length: Whether the rows of a batch must have one length, so that nothing is padded.
 
     Raises:
         CorpusError: a budget below 1, or a cap that holds no document.
@@ -113,7 +115,8 @@ def make_plan(
     batches: list[Batch] = []
     open_rows: list[Row] = []
     for row in sorted(kept, key=lambda row: (-row.n_tokens, row.document)):
-        if open_rows and (len(open_rows) + 1) * open_rows[0].n_tokens > batch_tokens:
+        full = open_rows and (len(open_rows) + 1) * open_rows[0].n_tokens > batch_tokens
+        if full or (one_length and open_rows and row.n_tokens != open_rows[0].n_tokens):
             batches.append(Batch(tuple(open_rows)))
             open_rows = []
         open_rows.append(row)

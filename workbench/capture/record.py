@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from workbench.capture.hooks import Tracer
+from workbench.capture.generate import Generation, Written, generate, stop_ids
+from workbench.capture.hooks import Trace, Tracer
 from workbench.capture.plan import Batch, Plan, Row, make_plan
 from workbench.capture.reduce import BatchTokens, logprob_columns, routing_columns
 from workbench.capture.vocabulary import vocabulary_table
@@ -58,6 +59,7 @@ def record(
     max_tokens: int | None = None,
     batch_tokens: int = 4096,
     shard_tokens: int = 65_536,
+    generation: Generation | None = None,
     check: bool = True,
     on_progress: Callable[[Progress], None] | None = None,
     should_cancel: Callable[[], bool] | None = None,
@@ -72,6 +74,8 @@ def record(
         max_tokens: Cap over the corpus, kept by whole documents, taken from the domains in turn.
         batch_tokens: Padded positions of one batch, at most; also the longest a document can be.
         shard_tokens: Tokens of one part on disk, at least.
+        generation: How each document is continued by the model, and that recorded too, as phase `decode`; None for the
+            given text alone. `max_tokens` and progress count the given text.
         check: Prove the capture first; False is noted in the manifest.
         on_progress: Called after every batch.
         should_cancel: Asked before every batch; True ends the run with what is on disk whole.
@@ -94,21 +98,19 @@ def record(
         [document.domain for document in corpus.documents],
         batch_tokens=batch_tokens,
         shard_tokens=shard_tokens,
-        context=model.topology.context,
+        context=_room(model, generation),
         max_tokens=max_tokens,
+        one_length=generation is not None,
     )
-    manifest = _manifest(
-        model,
-        corpus,
-        plan,
-        fields=fields,
-        settings={"max_tokens": max_tokens, "batch_tokens": batch_tokens, "shard_tokens": shard_tokens},
-    )
+    settings: dict[str, Any] = {"max_tokens": max_tokens, "batch_tokens": batch_tokens, "shard_tokens": shard_tokens}
+    if generation is not None:
+        settings["generation"] = asdict(generation)
+    manifest = _manifest(model, corpus, plan, fields=fields, settings=settings)
     _refuse_before_proof(out)
     manifest["check"] = check_capture(model).to_json() if check else "skipped (--no-check)"
     with RecordingWriter(out, manifest, topology=model.topology, fields=fields, n_shards=len(plan.shards)) as writer:
         if not writer.closed:
-            run = _Run(model, corpus, encoded=encoded, plan=plan, fields=fields, writer=writer)
+            run = _Run(model, corpus, encoded=encoded, plan=plan, fields=fields, writer=writer, generation=generation)
             run.all_shards(on_progress, should_cancel)
             writer.close(vocabulary_table(model.tokenizer, run.tokens_seen()))
     return Recording.open(out)
@@ -123,6 +125,18 @@ def _checked_fields(fields: tuple[str, ...]) -> tuple[str, ...]:
     if "logits" in fields and "routing" not in fields:
         raise RecordingError("fields: 'logits' are the router's and go with 'routing'; give routing,logits.")
     return tuple(field for field in FIELDS if field in fields)
+
+
+def _room(model: Model, generation: Generation | None) -> int | None:
+    """The longest a given text may be, so that what is written behind it has room in the context."""
+    context = model.topology.context
+    if context is None or generation is None:
+        return context
+    if generation.new_tokens >= context:
+        raise RecordingError(
+            f"{generation.new_tokens} new tokens do not fit into the context of {model.name}, {context}; ask for fewer."
+        )
+    return context - generation.new_tokens
 
 
 def _refuse_before_proof(out: Path) -> None:
@@ -200,12 +214,15 @@ def _manifest(
             "tokens_cut": sum(row.n_cut for batch in plan.batches for row in batch.rows),
         },
         "fields": list(fields),
-        "phases": ["prefill"],
+        "phases": ["prefill", "decode"] if "generation" in settings else ["prefill"],
         "settings": settings,
         "padding_share": round(plan.padding_share, 4),
         "halved_batches": [],
         "topology": model.topology.to_json(),
-        "seed": None,  # nothing is drawn: prefill of given text
+        # Nothing is drawn where the text is given, or the most probable token is taken.
+        "seed": settings.get("generation", {}).get("seed")
+        if settings.get("generation", {}).get("temperature")
+        else None,
         "versions": {
             "workbench": version("moe-workbench"),
             "python": platform.python_version(),
@@ -240,9 +257,11 @@ class _Run:
         plan: Plan,
         fields: tuple[str, ...],
         writer: RecordingWriter,
+        generation: Generation | None,
     ) -> None:
         self._model, self._corpus, self._encoded, self._plan = model, corpus, encoded, plan
-        self._fields, self._writer = fields, writer
+        self._fields, self._writer, self._generation = fields, writer, generation
+        self._stop = stop_ids(model.module) if generation is not None else set()
         self._tracer = Tracer(model.module, model.topology)
 
     def all_shards(
@@ -308,30 +327,51 @@ class _Run:
 
     def _run_rows(self, rows: tuple[Row, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
         batch = self._batch_tokens(rows)
-        with_logprob = "logprob" in self._fields
-        routed = "routing" in self._fields
-        trace = self._tracer.run(
-            batch.ids_BS,
-            batch.mask_BS.long() if batch.padded else None,
-            routers=None if routed else (),
-            logits_to_keep=0 if with_logprob else 1,
+        traced: dict[str, Any] = {
+            "routers": None if "routing" in self._fields else (),
+            "logits_to_keep": 0 if "logprob" in self._fields else 1,
+        }
+        if self._generation is None:
+            trace = self._tracer.run(batch.ids_BS, batch.mask_BS.long() if batch.padded else None, **traced)
+            return self._columns(rows, batch, trace)
+        numbers = [row.document for row in rows]
+        written = generate(self._tracer, batch.ids_BS, numbers, self._generation, stop=self._stop, **traced)
+        given, new = self._columns(rows, batch, written.prefill), self._columns(rows, written.batch, written)
+        return tuple(  # type: ignore[return-value]
+            {name: np.concatenate([of_given[name], of_new[name]]) for name in of_given}
+            for of_given, of_new in zip(given, new, strict=True)
         )
-        lengths = np.array([row.n_tokens for row in rows])
+
+    def _columns(
+        self, rows: tuple[Row, ...], batch: BatchTokens, run: Trace | Written
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The columns of given text, or of what was written behind it."""
+        decoded = isinstance(run, Written)
+        lengths = batch.lengths_B.cpu().numpy()
+        starts = [row.n_tokens if decoded else 0 for row in rows]
+        trace = run.decode if isinstance(run, Written) else run
         tokens: dict[str, Any] = {
             "document": np.repeat(np.array([row.document for row in rows], np.int32), lengths),
-            "position": np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
-            "token": np.concatenate([np.array(self._kept_ids(row), np.int32) for row in rows]),
-            "phase": np.zeros(lengths.sum(), np.int8),
+            "position": np.concatenate(
+                [np.arange(start, start + n, dtype=np.int32) for start, n in zip(starts, lengths, strict=True)]
+            ),
+            "token": batch.ids_BS[batch.mask_BS].to(torch.int32).cpu().numpy(),
+            "phase": np.full(lengths.sum(), decoded, np.int8),
         }
-        documents = self._document_columns(rows)
-        if routed:
+        documents = self._document_columns(rows) | {
+            "tokens": lengths.astype(np.int32),
+            "phase": np.full(len(rows), decoded, np.int8),
+        }
+        if "routing" in self._fields:
             of_tokens, of_documents = routing_columns(
                 trace, batch, self._model.topology, with_logits="logits" in self._fields
             )
             tokens |= of_tokens
             documents |= of_documents
-        if with_logprob:
-            of_tokens, of_documents = logprob_columns(trace.logits, batch)
+        if "logprob" in self._fields:
+            of_tokens, of_documents = (
+                _written_columns(run) if isinstance(run, Written) else logprob_columns(trace.logits, batch)
+            )
             tokens |= of_tokens
             documents |= of_documents
         return tokens, documents
@@ -353,10 +393,19 @@ class _Run:
             "document": np.array([row.document for row in rows], np.int32),
             **{name: np.array(values, dtype=object) for name, values in texts.items()},
             "text_digest": np.array([document.digest for document in documents], dtype=object),
-            "tokens": np.array([row.n_tokens for row in rows], np.int32),
             "tokens_cut": np.array([row.n_cut for row in rows], np.int32),
-            "phase": np.zeros(len(rows), np.int8),
         }
+
+
+def _written_columns(written: Written) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """`logprob`, `predicted` and `loss` of tokens that the model wrote."""
+    mask_BN = written.batch.mask_BS
+    total_B = torch.where(mask_BN, -written.logprob_BN.to(mask_BN.device), 0).double().sum(-1)
+    tokens = {
+        "logprob": written.logprob_BN[mask_BN].float().cpu().numpy(),
+        "predicted": written.predicted_BN[mask_BN].to(torch.int32).cpu().numpy(),
+    }
+    return tokens, {"loss": (total_B / mask_BN.sum(-1)).float().cpu().numpy()}
 
 
 def _halves(batch: Batch, times: int) -> list[Batch]:
@@ -377,4 +426,4 @@ def _append(columns: dict[str, list[np.ndarray]], more: dict[str, np.ndarray]) -
         columns.setdefault(name, []).append(values)
 
 
-__all__ = ["DEFAULT_FIELDS", "CheckReport", "Progress", "record"]
+__all__ = ["DEFAULT_FIELDS", "CheckReport", "Generation", "Progress", "record"]

@@ -42,12 +42,31 @@ class BatchTokens:
         return bool((self.lengths_B < self.ids_BS.shape[1]).any())
 
 
-def router_scores(logits_TE: torch.Tensor, scoring: str) -> torch.Tensor:
-    """Normalized scores: softmax, or sigmoids divided by their sum; float32."""
+def router_scores(logits_TE: torch.Tensor, scoring: str, *, divided: bool = True) -> torch.Tensor:
+    """Scores of the logits, float32: a softmax, or sigmoids or roots of softplus.
+
+    Args:
+        logits_TE: Router logits.
+        scoring: Of `Router.scoring`.
+        divided: Whether scores that do not sum to 1 by themselves are divided by their sum.
+    """
     if scoring == "softmax":
         return logits_TE.float().softmax(-1)
-    score_TE = logits_TE.float().sigmoid()
-    return score_TE / score_TE.sum(-1, keepdim=True)
+    logits_TE = logits_TE.float()
+    score_TE = logits_TE.sigmoid() if scoring == "sigmoid" else torch.nn.functional.softplus(logits_TE).sqrt()
+    return score_TE / score_TE.sum(-1, keepdim=True) if divided else score_TE
+
+
+def selection(router: Router, capture: RouterCapture) -> torch.Tensor:
+    """What the top-k compares, [T, E], float32: scores or logits, with the correction bias where there is one.
+
+    Groups and hashes are not in it: they may choose an expert over one that has more of this.
+    """
+    if router.choice == "logits":
+        value_TE = capture.logits_TE.float()
+    else:
+        value_TE = router_scores(capture.logits_TE, router.scoring, divided=False)
+    return value_TE if capture.bias_E is None else value_TE + capture.bias_E.to(value_TE.device)
 
 
 def routing_columns(
@@ -96,9 +115,7 @@ def _reduce_router(
             f"{row} of a batch. The weights are broken or the dtype is too narrow; try --dtype float32 or bfloat16."
         )
     score_TE = router_scores(logits_TE, router.scoring)
-    # What the family's top-k compares: for softmax the scores themselves, for sigmoid the sigmoids before they are
-    # divided by their sum.
-    selection_TE = score_TE if router.scoring == "softmax" else logits_TE.sigmoid()
+    selection_TE = valid(selection(router, capture))
     chosen_TK = selection_TE.gather(-1, ids_TK)
     others_TE = selection_TE.scatter(-1, ids_TK, -torch.inf)
     counts = torch.bincount(

@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from workbench.capture.hooks import RouterCapture, Tracer
-from workbench.capture.reduce import router_scores
+from workbench.capture.reduce import BatchTokens, router_scores, routing_columns, selection
 from workbench.errors import CaptureError
-from workbench.models.families import family_facts
 from workbench.models.loading import Model
+from workbench.models.placement import here
 from workbench.models.topology import Router
+from workbench.recording import prefix
 
 TEXT = (
     "The river rose in the night. By morning 1,204 sandbags lined the bank; def fill(n): return n + 1 — "
@@ -123,7 +124,6 @@ class _Proof:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.facts = family_facts(model.topology.family)
         self.modules = dict(model.module.named_modules())
         self.tracer = Tracer(model.module, model.topology)
         self.ids_BS, self.mask_BS = _sample(model)
@@ -172,10 +172,16 @@ class _Proof:
                 expected="raw router logits",
                 found="rows that are non-negative and sum to 1: probabilities",
             )
-        assert capture.router_input is not None
-        module = self.modules[router.router_path]
-        x_TC = capture.router_input.reshape(-1, capture.router_input.shape[-1]).to(module.weight.dtype)
-        error = _relative(logits_TE, F.linear(x_TC, module.weight, getattr(module, "bias", None)))
+        assert capture.linear_input is not None
+        module = self.modules[router.linear_path or router.router_path]
+        x_TC = capture.linear_input.reshape(-1, capture.linear_input.shape[-1])
+        with here(module):
+            weight_EC, bias_E = module.weight, getattr(module, "bias", None)
+            # Some families compute their logits in float32 whatever the dtype of the weights.
+            dtype = capture.logits_TE.dtype if capture.logits_TE.dtype == torch.float32 else weight_EC.dtype
+            bias_E = None if bias_E is None else bias_E.to(dtype)
+            mapped_TE = F.linear(x_TC.to(weight_EC.device, dtype), weight_EC.to(dtype), bias_E)
+        error = _relative(logits_TE, mapped_TE[:, : router.n_experts])
         if error > self.tolerance:
             raise self.failure(
                 router,
@@ -183,47 +189,75 @@ class _Proof:
                 expected=f"the router's linear map within {self.tolerance:g}",
                 found=f"a relative error of {error:.2g}",
             )
-        if self.facts.plain_topk:
-            score_TE = router_scores(capture.logits_TE, router.scoring)
-            chosen_TK = score_TE.gather(-1, capture.ids_TK.long()).sort(-1, descending=True).values
-            best_TK = score_TE.topk(router.top_k, dim=-1).values
-            # Scores are compared and not ids: at a tie either expert is a right choice.
-            wrong = int((~torch.isclose(chosen_TK, best_TK, rtol=1e-6, atol=0)).any(-1).sum())
-            if wrong:
-                raise self.failure(
-                    router,
-                    proof="top-k",
-                    expected="chosen ids with the k largest scores",
-                    found=f"{wrong} tokens with another choice",
-                )
+        self.choice(router, capture)
+        self.weights(router, capture)
         return error
+
+    def choice(self, router: Router, capture: RouterCapture) -> None:
+        """The chosen ids follow from the logits by the family's rule."""
+        if router.choice == "hash":
+            return
+        selection_TE, ids_TK = selection(router, capture), capture.ids_TK.long()
+        if router.n_groups == 1:
+            wrong = int((~_are_largest(selection_TE, ids_TK)).sum())
+        else:
+            wrong = min(int((~_are_largest(open_TE, ids_TK)).sum()) for open_TE in _within_groups(selection_TE, router))
+        if wrong:
+            of_groups = f" of {router.groups_chosen} in {router.n_groups} groups" if router.n_groups > 1 else ""
+            raise self.failure(
+                router,
+                proof="top-k",
+                expected=f"chosen ids with the k largest scores{of_groups}",
+                found=f"{wrong} tokens with another choice",
+            )
+
+    def weights(self, router: Router, capture: RouterCapture) -> None:
+        """The weights follow from the logits and ids by the family's rule."""
+        if router.own_weights:
+            return
+        ids_TK, weights_TK = capture.ids_TK.long(), capture.weights_TK.float()
+        chosen_TK = router_scores(capture.logits_TE, router.scoring, divided=False).gather(-1, ids_TK)
+        if router.normalized:
+            chosen_TK = chosen_TK / chosen_TK.sum(-1, keepdim=True)
+        given_T = weights_TK.ne(0).any(-1)  # no expert was wanted where all are zero
+        error = _relative(weights_TK[given_T], router.scale * chosen_TK[given_T])
+        tolerance = max(self.tolerance, 1e-4)  # some families add 1e-20 to the sum, others 1e-6
+        if error > tolerance:
+            raise self.failure(
+                router,
+                proof="weights",
+                expected=f"{'normalized ' if router.normalized else ''}{router.scoring} scores times {router.scale:g}",
+                found=f"a relative error of {error:.2g}",
+            )
 
     def other_implementation(self, router: Router) -> tuple[str, Rebuild]:
         """An implementation of the experts other than the one that ran, with its name."""
         experts = self.modules[router.experts_path]
         plain = getattr(type(experts).forward, "__wrapped__", None)
         if plain is None:
-            raise self.failure(
-                router,
-                proof="rebuild",
-                expected="experts that transformers dispatches",
-                found=f"{type(experts).__name__}, which it does not",
-            )
+            return "plain loop", plain_experts(experts, router)
+        n_real = router.n_experts - router.n_zero
+
+        def inside(ids_TK: torch.Tensor) -> torch.Tensor:
+            return ids_TK.clamp(max=n_real - 1) if router.skips else ids_TK  # their weight is zero
+
         if experts.config._experts_implementation == "eager":
             batched = ALL_EXPERTS_FUNCTIONS["batched_mm"]
-            return "batched_mm", lambda hidden, ids, weights: batched(experts, hidden, ids, weights)
-        return "eager", lambda hidden, ids, weights: plain(experts, hidden, ids, weights)
+            return "batched_mm", lambda hidden, ids, weights: batched(experts, hidden, inside(ids), weights)
+        return "eager", lambda hidden, ids, weights: plain(experts, hidden, inside(ids), weights)
 
     def rebuild(self, router: Router, capture: RouterCapture, rebuild: Rebuild) -> tuple[float, float]:
         """Proof 3; returns the largest relative errors of experts and block."""
         assert capture.hidden_TC is not None and capture.routed_TC is not None
-        assert capture.block_input is not None and capture.block_output is not None
+        assert capture.block_inputs is not None and capture.block_output is not None
         with torch.no_grad():
-            rebuilt_TC = rebuild(capture.hidden_TC, capture.ids_TK, capture.weights_TK)
+            with here(self.modules[router.experts_path]):
+                rebuilt_TC = rebuild(capture.hidden_TC, capture.ids_TK, capture.weights_TK)
             # The block combines routed and shared parts by its own code; only its experts' output is ours.
             handle = self.modules[router.experts_path].register_forward_hook(lambda *_: rebuilt_TC)
             try:
-                block = self.modules[router.block_path](capture.block_input)
+                arguments, keywords = capture.block_inputs
+                block = self.modules[router.block_path](*arguments, **keywords)
             finally:
                 handle.remove()
         errors = {
@@ -243,18 +277,25 @@ class _Proof:
     def causality(self) -> tuple[float, float]:
         """Proof 4; returns the smallest wanted change and the largest unwanted one."""
         smallest_change, largest_leak = float("inf"), 0.0
-        position = self.ids_BS.shape[1] // 2
         logits_SV = self.trace.logits[0].float()
         for router, capture in zip(self.model.topology.routers, self.trace.routers, strict=True):
-            if router.top_k == router.n_experts:
+            position = self.ids_BS.shape[1] // 2
+            n_real = router.n_experts - router.n_zero
+            if router.top_k >= n_real:
                 continue  # every expert is chosen already: there is no other one to force
             chosen_TK = capture.ids_TK.clone()
+            given_S = capture.weights_TK[: self.ids_BS.shape[1]].ne(0).any(-1)
+            if not bool(given_S[position]):  # no expert was wanted there: the nearest token that wanted one
+                with_expert = given_S.nonzero().squeeze(-1)
+                if not len(with_expert):
+                    continue
+                position = int(with_expert[(with_expert - position).abs().argmin()])
             heaviest = int(capture.weights_TK[position].abs().argmax())
             taken = capture.ids_TK[position].tolist()
-            chosen_TK[position, heaviest] = next(e for e in range(router.n_experts) if e not in taken)
+            chosen_TK[position, heaviest] = next(e for e in range(n_real) if e not in taken)
             forced_BSV = self.tracer.forced(self.ids_BS, self.mask_BS, router=router, chosen_TK=chosen_TK)
             moved_S = (forced_BSV[0].float() - logits_SV).abs().amax(-1)
-            change, leak = float(moved_S[position]), float(moved_S[:position].max())
+            change, leak = float(moved_S[position]), float(moved_S[:position].max()) if position else 0.0
             if change <= leak:
                 raise self.failure(
                     router,
@@ -273,9 +314,26 @@ class _Proof:
             smallest_change, largest_leak = min(smallest_change, change), max(largest_leak, leak)
         return (0.0 if smallest_change == float("inf") else smallest_change), largest_leak
 
+    def left_out(self) -> None:
+        """What is kept of a padded batch are its tokens, and none of its padding."""
+        lengths_B = self.mask_BS.sum(-1)
+        batch, facts = BatchTokens(self.ids_BS, lengths_B), self.model.topology
+        tokens, documents = routing_columns(self.trace, batch, facts, with_logits=False)
+        for router in facts.routers:
+            at, wanted_B = prefix(router, facts), (lengths_B * router.top_k).tolist()
+            kept_B, n_rows = documents[f"{at}.counts"].sum(-1).tolist(), len(tokens[f"{at}.ids"])
+            if kept_B != wanted_B or n_rows != int(lengths_B.sum()):
+                raise self.failure(
+                    router,
+                    proof="padding",
+                    expected=f"{int(lengths_B.sum())} tokens of the padded batch, {wanted_B} assignments a document",
+                    found=f"{n_rows} and {kept_B}: padding was kept, or tokens were lost",
+                )
+
     def padding(self) -> int:
         """Proof 5; returns the ids that differ, all of them within rounding."""
         differences = 0
+        self.left_out()
         width = self.ids_BS.shape[1]
         for row, length in enumerate(self.mask_BS.sum(-1).tolist()):
             alone = self.tracer.run(self.ids_BS[row : row + 1, :length])
@@ -286,7 +344,9 @@ class _Proof:
                 differs_S = (together_SK != single_SK).any(-1)
                 if not bool(differs_S.any()):
                     continue
-                ordered_SE = single.logits_TE[differs_S].float().sort(-1, descending=True).values
+                # Where nothing is added to the scores, logits are compared: there rounding is even.
+                value_SE = single.logits_TE.float() if single.bias_E is None else selection(router, single)
+                ordered_SE = value_SE[differs_S].sort(-1, descending=True).values
                 border_S = ordered_SE[:, router.top_k - 1] - ordered_SE[:, router.top_k]
                 allowed_S = self.rounding * ordered_SE.abs().amax(-1)
                 if bool((border_S > allowed_S).any()):
@@ -299,6 +359,82 @@ class _Proof:
                     )
                 differences += int((together_SK != single_SK).sum())
         return differences
+
+
+def _are_largest(selection_TE: torch.Tensor, ids_TK: torch.Tensor) -> torch.Tensor:
+    """Whether the ids have the K largest values; values are compared, for at a tie either expert is a right choice."""
+    chosen_TK = selection_TE.gather(-1, ids_TK).sort(-1, descending=True).values
+    best_TK = selection_TE.topk(ids_TK.shape[-1], dim=-1).values
+    return torch.isclose(chosen_TK, best_TK, rtol=1e-6, atol=1e-7).all(-1)
+
+
+def _within_groups(selection_TE: torch.Tensor, router: Router) -> list[torch.Tensor]:
+    """The values when only the best groups are open, under each rule in use.
+
+    A group is as good as its two largest values together (DeepSeek-V3) or its largest (V2); closed groups get minus
+    infinity, or 0, which beats a negative value: then an expert of a closed group may be chosen.
+    """
+    selection_TGE = selection_TE.reshape(len(selection_TE), router.n_groups, -1)
+    candidates = []
+    for n_best in (2, 1):
+        score_TG = selection_TGE.topk(min(n_best, selection_TGE.shape[-1]), -1).values.sum(-1)
+        open_TG = torch.zeros_like(score_TG).scatter(-1, score_TG.topk(router.groups_chosen, -1).indices, 1) > 0
+        for closed in (0.0, -torch.inf):
+            candidates.append(selection_TGE.masked_fill(~open_TG[..., None], closed).reshape(selection_TE.shape))
+    return candidates
+
+
+def plain_experts(experts: Any, router: Router) -> Rebuild:
+    """The routed experts as a loop over tokens and experts, for classes that transformers does not dispatch.
+
+    Raises:
+        CaptureError: the experts hold their weights in a form that is not known.
+    """
+    n_real = router.n_experts - router.n_zero
+
+    def one(expert: int, x_NC: torch.Tensor) -> torch.Tensor:
+        if expert >= n_real:
+            return x_NC  # an identity
+        gate_up, down = _matrices(experts, expert, router)
+        gate_NF, up_NF = (x_NC @ gate_up).chunk(2, -1)
+        act = getattr(experts, "act_fn", None) or experts.mlp.activation_fn
+        return (act(gate_NF) * up_NF) @ down
+
+    def rebuild(hidden: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
+        if router.way == "scores":
+            return scaled_inputs(hidden, ids_TK)
+        flat_TC = hidden.reshape(-1, hidden.shape[-1])
+        out_TC = torch.zeros_like(flat_TC)
+        for expert in range(router.n_experts):
+            token_N, slot_N = (ids_TK == expert).nonzero(as_tuple=True)
+            if len(token_N):
+                out = one(expert, flat_TC[token_N]) * weights_TK[token_N, slot_N, None]
+                out_TC.index_add_(0, token_N, out.to(out_TC.dtype))
+        return out_TC.reshape(hidden.shape)
+
+    def scaled_inputs(hidden: torch.Tensor, ids_TK: torch.Tensor) -> torch.Tensor:
+        """Every token for every expert, scaled before: rows of experts not chosen are zero."""
+        x_ETC = hidden.reshape(router.n_experts, -1, hidden.shape[-1])
+        out_ETC = torch.zeros_like(x_ETC)
+        for expert in range(router.n_experts):
+            token_N = (ids_TK == expert).any(-1).nonzero().squeeze(-1)
+            out_ETC[expert, token_N] = one(expert, x_ETC[expert, token_N])
+        return out_ETC.reshape(hidden.shape)
+
+    return rebuild
+
+
+def _matrices(experts: Any, expert: int, router: Router) -> tuple[torch.Tensor, torch.Tensor]:
+    """[C, 2F] (gate, then up) and [F, C] of one expert."""
+    if hasattr(experts, "gate_up_proj"):
+        gate_up, down = experts.gate_up_proj[expert], experts.down_proj[expert]
+        return (gate_up, down) if router.way == "scores" else (gate_up.T, down.T)
+    glu = experts.mlp
+    w1, v1, w2 = (getattr(glu, name).view(-1, router.expert_width, glu.hidden_size)[expert] for name in _DBRX)
+    return torch.cat([w1.T, v1.T], dim=1), w2
+
+
+_DBRX = ("w1", "v1", "w2")
 
 
 def _sample(model: Model) -> tuple[torch.Tensor, torch.Tensor]:
@@ -316,5 +452,6 @@ def _sample(model: Model) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    expected = expected.to(found.device)
     scale = float(expected.float().abs().max())
     return float((found.float() - expected.float()).abs().max()) / max(scale, 1e-30)

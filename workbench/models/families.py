@@ -1,6 +1,8 @@
 """The few facts about model families that transformers does not declare: a table, each row with its reason.
 
-A family that is not listed gets `DEFAULT`, which is how most of transformers 5 names things.
+A family that is not listed gets `DEFAULT`, which is how most of transformers 5 does things. What a row says is held
+against the numbers whenever a capture is proved (`check.py`), and for every family in `tests/families`. Rows were read
+from `transformers/models/FAMILY/modeling_FAMILY.py` of transformers 5.23 unless they name another file.
 """
 
 from dataclasses import dataclass
@@ -8,46 +10,114 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FamilyFacts:
-    """What the modules of a family's MoE block are called and by what rule its router chooses.
+    """By what rule a family's router chooses, and where its choice can be read.
 
     Attributes:
-        experts: Attribute of the block that holds the routed experts.
-        n_experts: Config names of E, first match.
-        top_k: Config names of K, first match.
-        expert_width: Config names of one routed expert's FFN width, first match.
-        shared_expert: Attribute of the block that holds the shared expert; empty where the family has none.
-        shared_width: Config names of the shared FFN width, first match.
-        shared_gate: Attribute of the block that gates the shared expert; empty where there is none.
-        scoring: How router logits become scores: `softmax` or `sigmoid`.
+        scoring: How router logits become scores: `softmax`, `sigmoid` or `sqrtsoftplus` (the root of the softplus).
         normalized: Whether chosen weights are divided by their sum, where the config does not say (`norm_topk_prob`).
-        plain_topk: Whether the K largest scores are chosen, with no bias, groups or noise.
-        router_returns_tuple: Whether the router's output is a tuple; False where it is the logits themselves.
-        reason: Why the row differs from the default, and the transformers file it was read from.
+        scale: Config names of a factor on the chosen weights, first match; none where it is applied to the output.
+        weights_rule: Whether the weights are the chosen scores, normalized and scaled as said; False where the family
+            has a rule of its own.
+        choice: What the top-k compares: `scores` (with the correction bias), or `logits` (with it).
+        groups: Whether a config's `n_group` limits the choice to `topk_group` of as many groups of experts.
+        experts: Attribute of the block that holds the routed experts.
+        way: Where chosen ids and weights are read: `experts`, the inputs of the experts module; `scores`, the router's
+            first output, [T, E], which is zero for experts not chosen.
+        logits: Child of the router whose output is the logits, where the router itself returns something else.
+        returns_logits: Whether the router returns the logits alone.
+        shared: Attributes that may hold the shared expert, in the block or the decoder layer around it.
+        hash_routers: Class names of routers that transformers does not declare.
+        skips: Whether the router's last class is "no expert", which the experts see as expert 0 with weight 0.
+        calls_linear: Whether the router calls the module that holds its linear map, and does not take its weight alone.
+        rows_beyond: Config name of the number of logits that belong to shared experts, behind those of the routed.
+        reason: Why the row differs from the default.
     """
 
-    experts: str = "experts"
-    n_experts: tuple[str, ...] = ("num_experts", "num_local_experts", "n_routed_experts")
-    top_k: tuple[str, ...] = ("num_experts_per_tok",)
-    expert_width: tuple[str, ...] = ("moe_intermediate_size", "intermediate_size")
-    shared_expert: str = ""
-    shared_width: tuple[str, ...] = ()
-    shared_gate: str = ""
     scoring: str = "softmax"
     normalized: bool = True
-    plain_topk: bool = True
-    router_returns_tuple: bool = True
+    scale: tuple[str, ...] = ("routed_scaling_factor", "route_scale", "router_scaling_factor")
+    weights_rule: bool = True
+    choice: str = "scores"
+    groups: bool = True
+    experts: str = "experts"
+    way: str = "experts"
+    logits: str = ""
+    returns_logits: bool = False
+    shared: tuple[str, ...] = ("shared_expert", "shared_experts", "shared_mlp")
+    hash_routers: tuple[str, ...] = ()
+    skips: bool = False
+    calls_linear: bool = True
+    rows_beyond: str = ""
     reason: str = ""
 
 
 DEFAULT = FamilyFacts()
+_SIGMOID = FamilyFacts(scoring="sigmoid", reason="the router's scores are sigmoids of its logits")
+
+# Families whose only difference is that scores are sigmoids.
+SIGMOID = (
+    "afmoe", "axk1", "axk2", "bailing_hybrid", "deepseek_v3", "deepseek_v32", "dots1", "dots3_note_text", "exaone_moe",
+    "flint", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "hy_v3", "hy_v4", "inkling2_text", "kimi_linear", "lfm2_moe",
+    "mimo_v2_flash", "minimax_m2", "nemotron_h", "solar_open",
+)  # fmt: skip
 
 FAMILIES: dict[str, FamilyFacts] = {
-    "qwen2_moe": FamilyFacts(
-        shared_expert="shared_expert",
-        shared_width=("shared_expert_intermediate_size",),
-        shared_gate="shared_expert_gate",
+    **dict.fromkeys(SIGMOID, _SIGMOID),
+    "beam": FamilyFacts(
+        scoring="sigmoid", scale=(), reason="sigmoid scores; routed_scaling_factor scales the block's output"
+    ),
+    "dbrx": FamilyFacts(returns_logits=True, reason="the router returns its logits; the block chooses from them"),
+    "deepseek_v2": FamilyFacts(
+        groups=False, reason="groups limit the choice only where topk_method is group_limited_greedy"
+    ),
+    "deepseek_v4": FamilyFacts(
+        scoring="sqrtsoftplus",
+        hash_routers=("DeepseekV4HashRouter",),
+        reason="scores are roots of softplus; the first layers choose by token id, and transformers declares no "
+        "recorder for their router",
+    ),
+    "gemma4_text": FamilyFacts(
+        logits="proj",
+        weights_rule=False,
+        shared=("mlp",),
+        reason="what is declared as router_logits are probabilities; the weights are scaled for each expert; router "
+        "and experts sit in the decoder layer, beside an MLP that every token passes",
+    ),
+    "inkling_text": FamilyFacts(
+        scoring="sigmoid",
+        weights_rule=False,
+        rows_beyond="n_shared_experts",
+        reason="weights are normalized over chosen and shared experts together",
+    ),
+    "jamba": FamilyFacts(normalized=False, reason="the chosen probabilities are not divided by their sum"),
+    "kolibri1": FamilyFacts(
+        scoring="sigmoid", choice="logits", reason="sigmoid scores; the correction bias is added to the logits"
+    ),
+    "laguna": FamilyFacts(
+        scoring="sigmoid", scale=(), reason="sigmoid scores; moe_routed_scaling_factor scales the block's output"
+    ),
+    "llama4_text": FamilyFacts(
+        scoring="sigmoid",
         normalized=False,
-        reason="one shared expert behind a sigmoid gate (qwen2_moe/modeling_qwen2_moe.py, Qwen2MoeSparseMoeBlock)",
+        way="scores",
+        reason="the experts see every token, scaled by its score, which is zero where an expert was not chosen",
+    ),
+    "longcat_flash": FamilyFacts(
+        normalized=False,
+        calls_linear=False,
+        reason="weights are chosen probabilities times routed_scaling_factor; the last experts are identities",
+    ),
+    "minimax_m3_vl_text": FamilyFacts(
+        scoring="sigmoid", scale=(), reason="sigmoid scores; routed_scaling_factor scales the block's output"
+    ),
+    "phimoe": FamilyFacts(
+        weights_rule=False, reason="sparsemixer: each weight is a softmax over scores near the chosen one"
+    ),
+    "qwen2_moe": FamilyFacts(normalized=False, reason="the chosen probabilities are not divided by their sum"),
+    "zaya": FamilyFacts(
+        normalized=False,
+        skips=True,
+        reason="one class more than experts: a token may skip them; the experts then get expert 0 with weight 0",
     ),
 }
 

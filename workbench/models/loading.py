@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -29,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 from workbench.errors import ModelError
 from workbench.models.bundled import CONFIGS, MODELS, bundled_names, published_configs, revisions
 from workbench.models.memory import MemoryForecast, forecast_memory, gib
+from workbench.models.placement import named_weights
 from workbench.models.topology import Topology, topology
 
 _GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
@@ -131,6 +133,18 @@ def inspect_topology(name: str, *, revision: str | None = None) -> Topology:
         return topology(_on_meta(_config(_resolve(name, revision, "dummy"))))
 
 
+def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, without its weights.
+
+    Raises:
+        ModelError: an unknown name, or no tokenizer beside the model.
+    """
+    tokenizer = _tokenizer(_resolve(name, revision, "dummy"))
+    if tokenizer is None:
+        raise ModelError(f"{name} has no tokenizer that can be read; name a folder with tokenizer.json, or a hub id.")
+    return tokenizer
+
+
 def memory_forecast(
     name: str, *, device: str = "auto", dtype: str = "auto", revision: str | None = None, batch_tokens: int = 4096
 ) -> MemoryForecast:
@@ -157,10 +171,9 @@ def weights_digest(module: Any) -> str:
     Above 256 MiB of parameters a fixed sample of 4,096 values of each tensor stands for its values; the digest then
     begins with `sampled:`.
     """
-    parameters = sorted(module.named_parameters(), key=lambda item: item[0])
-    sampled = sum(p.numel() * p.element_size() for _, p in parameters) > _SAMPLED_ABOVE_BYTES
+    sampled = sum(p.numel() * p.element_size() for p in module.parameters()) > _SAMPLED_ABOVE_BYTES
     digest = hashlib.sha256()
-    for name, parameter in parameters:
+    for name, parameter in named_weights(module):
         values = parameter.detach().reshape(-1)
         if sampled and values.numel() > 4096:
             at = torch.linspace(0, values.numel() - 1, 4096, dtype=torch.float64).long()
@@ -213,8 +226,14 @@ def _config(source: _Source) -> Any:
             f"{source.folder} has no config.json, so it is no model folder; give the folder that holds it."
         )
     try:
-        return AutoConfig.from_pretrained(source.folder, revision=_hub_revision(source), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source.folder, revision=_hub_revision(source), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{source.name} brings code of its own (auto_map in its config.json), which is never run here: what it "
+                "computes cannot be proved, and it can do anything to this machine. Use a model type that transformers "
+                "itself has."
+            ) from error
         raise ModelError(
             f"{source.name}: the config cannot be read ({_first_line(error)}). "
             + (
@@ -223,6 +242,17 @@ def _config(source: _Source) -> Any:
                 else "Mend config.json or save the model again."
             )
         ) from error
+    if config.is_encoder_decoder:
+        raise ModelError(
+            f"{source.name} ({config.model_type}) is an encoder-decoder model: its decoder reads an encoder's "
+            "output, so a recording of one text would not say what was fed to it. Only causal models are recorded."
+        )
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(
+            f"{source.name}: transformers has no causal language model of type {config.model_type!r}. Give one "
+            "that AutoModelForCausalLM loads."
+        )
+    return config
 
 
 def _checkpoint(source: _Source, config: Any, dtype: torch.dtype, device: str) -> Any:
@@ -309,7 +339,7 @@ def _dtype(dtype: str, device: str, config: Any) -> torch.dtype:
 
 
 def _refuse_nan(module: Any, name: str) -> None:
-    for path, parameter in module.named_parameters():
+    for path, parameter in named_weights(module):
         if not bool(torch.isfinite(parameter).all()):
             layer = re.search(r"\.(\d+)\.", path)
             where = f"layer {layer.group(1)}, {path}" if layer else path

@@ -1,5 +1,6 @@
 """The memory a model will take, held against what is free before a weight is read. A forecast, not a measurement."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -37,6 +38,11 @@ class MemoryForecast:
         return self.needed_bytes <= self.free_bytes
 
 
+def _cached(topology: Topology) -> Sequence[int]:
+    """The layers that keep keys and values."""
+    return range(topology.n_layers) if topology.attention_layers is None else topology.attention_layers
+
+
 def forecast_memory(topology: Topology, *, value_bytes: int, device: str, batch_tokens: int = 4096) -> MemoryForecast:
     """What loading a model and recording with it will take.
 
@@ -48,7 +54,12 @@ def forecast_memory(topology: Topology, *, value_bytes: int, device: str, batch_
     """
     return MemoryForecast(
         weights_bytes=topology.parameters_total * value_bytes,
-        kv_cache_bytes=2 * topology.n_layers * topology.n_kv_groups * topology.head_width * value_bytes * batch_tokens,
+        kv_cache_bytes=2
+        * len(_cached(topology))
+        * topology.n_kv_groups
+        * topology.head_width
+        * value_bytes
+        * batch_tokens,
         buffers_bytes=batch_tokens
         * (topology.vocabulary * (value_bytes + 4) + sum(router.n_experts * 4 for router in topology.routers)),
         free_bytes=_free_bytes(device),

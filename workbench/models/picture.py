@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from workbench.figures.spec import HeatMap
-from workbench.models.topology import Router, Topology
+from workbench.models.topology import Topology
 
 _PROOFS = {
     "routers": "routers checked",
@@ -54,7 +54,7 @@ def _parts(topology: Topology, layer: int) -> list[tuple[int, str, float, str]]:
     parts: list[tuple[int, str, float, str]] = []
     for router in routers:
         site = f"{router.site} " if len(sites) > 1 else ""
-        share, shape = router.top_k / router.n_experts, f"width {router.expert_width:,}, {_rule(router)}"
+        share, shape = router.top_k / router.n_experts, f"width {router.expert_width:,}, {router.rule}"
         parts += [(layer, f"{site}{expert}", share, shape) for expert in range(router.n_experts)]
     parts.append((layer, "attention", 1.0, heads))
     for router in routers:
@@ -65,11 +65,6 @@ def _parts(topology: Topology, layer: int) -> list[tuple[int, str, float, str]]:
     if not routers:
         parts.append((layer, "dense", 1.0, "feed-forward block without a router"))
     return parts
-
-
-def _rule(router: Router) -> str:
-    scaled = "normalized" if router.normalized else "as scored"
-    return f"{router.top_k} of {router.n_experts} by {router.scoring}, weights {scaled}"
 
 
 def facts(topology: Topology) -> dict[str, str]:

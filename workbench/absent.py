@@ -1,0 +1,59 @@
+"""Why a recording does not have something, in one sentence: it was not asked for, or an imported trace never had it.
+
+A word list, not a check: `recording.py` knows which columns there are.
+"""
+
+from pathlib import Path
+from typing import Any
+
+_RECORD = "Record the model itself to have them: `workbench record MODEL --corpus FILE --out DIR`."
+_SCORES = ("router scores, only what they chose", _RECORD)
+_WEIGHTS = ("routing weights", _RECORD)
+_COUNTS = (
+    "experts of single tokens, only counts",
+    "Dump the trace again in a mode that keeps tokens (SGLang: per_token), or record the model itself.",
+)
+_TOKEN_IDS = ("token ids, so no text", "Import it again with --documents FILE, whose rows hold `token_ids`.")
+# What the source of an imported recording lacks, and what to do about it, by column or field.
+_LACKED = {
+    "ids": _COUNTS,
+    "position": _COUNTS,
+    "weights": _WEIGHTS,
+    "weight_sum": _WEIGHTS,
+    "entropy": _SCORES,
+    "margin": _SCORES,
+    "topk_mass": _SCORES,
+    "logsumexp": _SCORES,
+    "score_sum": _SCORES,
+    "logits": ("router logits", _RECORD),
+    "shared_gate": ("gate of the shared expert", _RECORD),
+    "token": _TOKEN_IDS,
+    "text_digest": _TOKEN_IDS,
+    "phase": (
+        "word on which tokens are prefill and which decode",
+        "Import it again with --phase, or with --documents FILE, whose rows hold `prompt_tokens`.",
+    ),
+    "logprob": ("log-probabilities", _RECORD),
+    "predicted": ("predictions beside log-probabilities", _RECORD),
+    "loss": ("log-probabilities", _RECORD),
+    "tokens_cut": ("word on what was cut", "Ask those who made it."),
+}
+
+
+def absent_sentence(path: Path, manifest: dict[str, Any], column: str, *, table: str) -> str:
+    """Says that a column or field is not there, why, and what to do.
+
+    Args:
+        path: Folder of the recording.
+        manifest: Its manifest.
+        column: A column's full name, a router's column without its prefix, or a field.
+        table: Where it was looked for.
+    """
+    source, kind = manifest.get("source"), column.rpartition(".")[2]
+    if source is not None and kind in _LACKED:
+        what, to_do = _LACKED[kind]
+        return f"{path} was imported from {source['format']} ({source['name']}), which has no {what}. {to_do}"
+    return (
+        f"{path} has no {table} column {column!r}; it was recorded with fields {','.join(manifest['fields'])}. "
+        "Record again with the field that has it (`workbench record --fields …`)."
+    )

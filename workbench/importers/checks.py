@@ -1,0 +1,246 @@
+"""Refuses a trace that cannot be meant: shapes that disagree, ids out of range, an expert named twice. Masks padding.
+
+A row with a padding mark (-1) in any layer has no complete choice and is masked whole: rows of padding, and apart from
+them rows that are padding in part, which are counted and the first of them named. Axes: T rows, L layers, K chosen,
+E experts.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from workbench.errors import TraceError
+from workbench.importers.layout import Layout
+from workbench.importers.trace import PADDING, TracedDocument
+from workbench.models.topology import Router
+from workbench.recording import id_dtype
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Padding that was masked.
+
+    Attributes:
+        marks: Ids that are padding marks, in the columns taken.
+        tokens: Rows masked.
+        tokens_in_part: Those of them that are padding in some layers or ranks only.
+        first_in_part: Where the first of these is, in words.
+    """
+
+    marks: int = 0
+    tokens: int = 0
+    tokens_in_part: int = 0
+    first_in_part: str = ""
+
+    def __add__(self, other: "Padding") -> "Padding":
+        return Padding(
+            self.marks + other.marks,
+            self.tokens + other.tokens,
+            self.tokens_in_part + other.tokens_in_part,
+            self.first_in_part or other.first_in_part,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """A document that can be recorded: the layers of the layout, padding masked.
+
+    Attributes:
+        n_tokens: T.
+        ids_TK: Of each layer, in the order of the layout; empty where the source has counts alone.
+        weights_TK: The same for weights.
+        counts_E: Assignments in each layer.
+        weight_sum_E: Sums of weights in each layer.
+        token_T: Token ids, or None.
+        position_T: Positions.
+        padding: What was masked.
+    """
+
+    n_tokens: int
+    ids_TK: tuple[np.ndarray, ...]
+    weights_TK: tuple[np.ndarray, ...] | None
+    counts_E: tuple[np.ndarray, ...]
+    weight_sum_E: tuple[np.ndarray, ...] | None
+    token_T: np.ndarray | None
+    position_T: np.ndarray | None
+    padding: Padding
+
+
+def phases_of(document: TracedDocument, prompt_tokens: int | None) -> Iterator[TracedDocument]:
+    """The document, cut where its prompt ends if that is known.
+
+    Raises:
+        TraceError: the prompt is longer than the document, or the source says another phase.
+    """
+    if prompt_tokens is None or document.ids_TLK is None:
+        yield document
+        return
+    n_rows = len(document.ids_TLK)
+    if prompt_tokens > n_rows or document.phase is not None:
+        raise TraceError(
+            f"{document.where}: --documents says {prompt_tokens} prompt_tokens; the source has {n_rows} rows"
+            + (f", all {document.phase}." if document.phase else ".")
+        )
+    position_T = np.arange(n_rows) if document.position_T is None else document.position_T
+    arrays = ("ids_TLK", "weights_TLK", "token_T")
+    for start, end, phase in ((0, prompt_tokens, "prefill"), (prompt_tokens, n_rows, "decode")):
+        if end > start:
+            there = {name: getattr(document, name) for name in arrays if getattr(document, name) is not None}
+            cut = {name: array[start:end] for name, array in there.items()}
+            first = document.first_row + start
+            yield replace(document, **cut, position_T=position_T[start:end], phase=phase, first_row=first)
+
+
+def checked(document: TracedDocument, layout: Layout, *, n_columns: int) -> Checked:
+    """Checks a document and takes the layout's layers from it.
+
+    Args:
+        document: As the source has it.
+        layout: What its columns are.
+        n_columns: L that every document of the source must have.
+
+    Raises:
+        TraceError: shapes disagree, an id is out of range or named twice, a weight is not finite, a token id is
+            negative, or counts cannot be k of each token; names row and layer.
+    """
+    if document.counts_LE is not None:
+        return _checked_counts(document, document.counts_LE, layout, n_columns)
+    assert document.ids_TLK is not None  # a document has ids or counts
+    ids_TLK = document.ids_TLK
+    _refuse_shapes(document, ids_TLK, (n_columns, layout.top_k))
+    masked_T, padding = _padding(document, ids_TLK, layout)
+    kept = np.flatnonzero(~masked_T)
+    ids, counts, weights, sums = [], [], [], []
+    for column, router in zip(layout.columns, layout.topology.routers, strict=True):
+        ids_TK = np.asarray(ids_TLK[:, column])[kept]
+        _refuse_ids(document, ids_TK, kept, router)
+        ids.append(ids_TK.astype(id_dtype(router.n_experts)))
+        counts.append(np.bincount(ids_TK.ravel(), minlength=router.n_experts).astype(np.int32))
+        if document.weights_TLK is not None:
+            weights_TK = np.asarray(document.weights_TLK[:, column])[kept]
+            _refuse_weights(document, weights_TK, kept, router)
+            weights.append(weights_TK.astype(np.float16))
+            sums.append(np.bincount(ids_TK.ravel(), weights_TK.ravel().astype(np.float64), router.n_experts))
+    position_T = np.arange(len(ids_TLK)) if document.position_T is None else np.asarray(document.position_T)
+    return Checked(
+        n_tokens=len(kept),
+        ids_TK=tuple(ids),
+        weights_TK=tuple(weights) if document.weights_TLK is not None else None,
+        counts_E=tuple(counts),
+        weight_sum_E=tuple(total.astype(np.float32) for total in sums) if document.weights_TLK is not None else None,
+        token_T=_tokens(document, kept),
+        position_T=position_T[kept].astype(np.int32),
+        padding=padding,
+    )
+
+
+def _refuse_shapes(document: TracedDocument, ids_TLK: np.ndarray, wanted: tuple[int, int]) -> None:
+    if ids_TLK.ndim != 3 or ids_TLK.shape[1:] != wanted:
+        raise TraceError(
+            f"{document.where}: ids have the shape {list(ids_TLK.shape)}; [tokens, {wanted[0]} layers, {wanted[1]} "
+            "ids] was wanted, as in the first document."
+        )
+    if ids_TLK.dtype.kind not in "iu":
+        raise TraceError(f"{document.where}: ids are of {ids_TLK.dtype}; integers were wanted.")
+    rows, weights_TLK = len(ids_TLK), document.weights_TLK
+    for name, array in (("token ids", document.token_T), ("positions", document.position_T)):
+        if array is not None and (len(array) != rows or array.dtype.kind not in "iu"):
+            raise TraceError(
+                f"{document.where}: {len(array)} {name} ({array.dtype}) for {rows} rows of ids; as many integers as "
+                "tokens were wanted."
+            )
+    if weights_TLK is not None and weights_TLK.shape != ids_TLK.shape:
+        raise TraceError(
+            f"{document.where}: weights have the shape {list(weights_TLK.shape)} and ids {list(ids_TLK.shape)}; they "
+            "must agree."
+        )
+
+
+def _padding(document: TracedDocument, ids_TLK: np.ndarray, layout: Layout) -> tuple[np.ndarray, Padding]:
+    """Which rows are masked, and how many marks there are."""
+    marks_T = np.zeros(len(ids_TLK), dtype=np.int64)
+    for column in layout.columns:  # layer by layer: a source may be larger than the memory
+        marks_T += (np.asarray(ids_TLK[:, column]) == PADDING).sum(axis=1)
+    masked_T = marks_T > 0
+    part_T = masked_T & (marks_T < len(layout.columns) * layout.top_k)
+    first = ""
+    if part_T.any():
+        row = int(part_T.argmax())
+        at = next(c for c in range(len(layout.columns)) if (ids_TLK[row, layout.columns[c]] == PADDING).any())
+        found = ids_TLK[row, layout.columns[at]].tolist()
+        first = f"{document.where}, row {document.first_row + row}, layer {layout.layers[at]}: ids {found}"
+    return masked_T, Padding(int(marks_T.sum()), int(masked_T.sum()), int(part_T.sum()), first)
+
+
+def _refuse_ids(document: TracedDocument, ids_TK: np.ndarray, kept: np.ndarray, router: Router) -> None:
+    wrong = np.argwhere((ids_TK < 0) | (ids_TK >= router.n_experts))
+    if len(wrong):
+        row, rank = wrong[0]
+        raise TraceError(
+            f"{_at(document, kept[row], router)}: expert {ids_TK[row, rank]} is not one of the {router.n_experts} "
+            f"experts (0 to {router.n_experts - 1}). Check --experts, and that shared experts have no id."
+        )
+    sorted_TK = np.sort(ids_TK, axis=1)
+    twice_T = (sorted_TK[:, 1:] == sorted_TK[:, :-1]).any(axis=1)
+    if twice_T.any():
+        row = int(twice_T.argmax())
+        raise TraceError(
+            f"{_at(document, kept[row], router)}: the ids {ids_TK[row].tolist()} name an expert twice. Is it a layer "
+            "with a router? A dense one is left at 0 by some tools: leave it out with --layers or --model."
+        )
+
+
+def _refuse_weights(document: TracedDocument, weights_TK: np.ndarray, kept: np.ndarray, router: Router) -> None:
+    if weights_TK.dtype.kind != "f":
+        raise TraceError(f"{document.where}: weights are of {weights_TK.dtype}; floating-point numbers were wanted.")
+    wrong_T = ~np.isfinite(weights_TK).all(axis=1)
+    if wrong_T.any():
+        row = int(wrong_T.argmax())
+        raise TraceError(f"{_at(document, kept[row], router)}: the weights {weights_TK[row].tolist()} are not finite.")
+
+
+def _tokens(document: TracedDocument, kept: np.ndarray) -> np.ndarray | None:
+    if document.token_T is None:
+        return None
+    token_T = np.asarray(document.token_T)[kept]
+    wrong_T = (token_T < 0) | (token_T > np.iinfo(np.int32).max)
+    if wrong_T.any():
+        row = int(wrong_T.argmax())
+        raise TraceError(
+            f"{document.where}, row {document.first_row + kept[row]}: token id {token_T[row]} is out of range; "
+            "0 or more was wanted."
+        )
+    return token_T.astype(np.int32)
+
+
+def _checked_counts(document: TracedDocument, counts_LE: np.ndarray, layout: Layout, n_columns: int) -> Checked:
+    n_experts = layout.topology.routers[0].n_experts
+    if counts_LE.shape != (n_columns, n_experts):
+        raise TraceError(
+            f"{document.where}: counts have the shape {list(counts_LE.shape)}; [{n_columns} layers, {n_experts} "
+            "experts] was wanted."
+        )
+    taken_LE = counts_LE[list(layout.columns)].astype(np.int64)
+    total_L, n_tokens = taken_LE.sum(axis=1), int(taken_LE[0].sum()) // layout.top_k
+    for total, count_E, layer in zip(total_L, taken_LE, layout.layers, strict=True):
+        if count_E.min() < 0 or count_E.max() > n_tokens or total != n_tokens * layout.top_k:
+            raise TraceError(
+                f"{document.where}, layer {layer}: {total} assignments, from {count_E.min()} to {count_E.max()} of an "
+                f"expert; {layout.top_k} for each of {n_tokens} tokens were wanted, as in layer {layout.layers[0]}. "
+                "Check --top-k; counts of mode stat_approx can be too rough to be imported."
+            )
+    return Checked(
+        n_tokens=n_tokens,
+        ids_TK=(),
+        weights_TK=None,
+        counts_E=tuple(taken_LE.astype(np.int32)),
+        weight_sum_E=None,
+        token_T=None,
+        position_T=None,
+        padding=Padding(),
+    )
+
+
+def _at(document: TracedDocument, row: int, router: Router) -> str:
+    return f"{document.where}, row {document.first_row + row}, layer {router.layer}"
