@@ -16,11 +16,14 @@ from workbench.errors import WorkbenchError
 
 
 def _ready() -> None:
-    """The model host and the analyses; what goes wrong is said where a page needs it."""
+    """The model host, the analyses, the recording that opens by itself; what goes wrong is said where it is needed."""
     import jobs
+    import shared
 
     with contextlib.suppress(WorkbenchError):
         jobs.host()
+        for name in list(shared.finished_recordings())[-1:]:
+            shared.open_recording(name)
 
 
 if __name__ == "__main__":
