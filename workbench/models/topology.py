@@ -187,9 +187,11 @@ def _attention_layers(module: Any) -> tuple[int, ...]:
     layers = set()
     for path, candidate in module.named_modules():
         name, numbers = type(candidate).__name__, re.findall(r"\.(\d+)\.", path)
+        attends = name.endswith(("Attention", "MLA"))
         elsewhere = any(word in name for word in _NO_CACHE) or any(tower in path for tower in _TOWERS)
-        if name.endswith("Attention") and numbers and not elsewhere:
-            layers.add(int(numbers[0]))
+        if attends and numbers and not elsewhere:
+            # A decoder layer of longcat attends twice; transformers numbers its attentions one by one.
+            layers.add(int(getattr(candidate, "layer_idx", None) or numbers[0]))
     return tuple(sorted(layers))
 
 

@@ -1,0 +1,104 @@
+"""Statistics of attention, by definition, from a matrix of weights: the plain twin of `capture/attention.py`.
+
+A[h, i, j] is the weight of query i on key j ≤ i, per head, summing to 1 over the keys. What is captured is never
+computed this way, for a matrix of T × T weights does not fit; `docs/attention.md` derives what replaces it.
+
+Axes: H heads, S queries, T keys. Entropies are in nats, distances in tokens.
+"""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+STATISTICS = {
+    "entropy": "entropy of the weights, nats",
+    "normalized_entropy": "entropy over ln of the number of keys; not defined for a single key",
+    "effective_keys": "exp of the entropy",
+    "participation": "1 over the sum of squared weights",
+    "first": "weight of the first key",
+    "first4": "weight of the first four keys",
+    "self": "weight of the query's own key",
+    "previous": "weight of the key before",
+    "local8": "weight of the last 8 keys, the own one counted",
+    "local32": "weight of the last 32 keys",
+    "local128": "weight of the last 128 keys",
+    "distance": "mean distance of the keys, tokens",
+    "entropy_rest": "entropy without the first key, the others' weights divided by their sum; queries with more than "
+    "0.9 on the first key are left out",
+    "distance_rest": "mean distance without the first key; the same queries are left out",
+    "mostly_first": "share of queries with more than 0.9 on the first key",
+    "off": "weight that a learned sink takes away from all keys, before the others are divided by their sum",
+}
+PROFILED = ("entropy", "first", "local32", "distance")
+MOSTLY = 0.9  # Vig & Belinkov, arXiv:1906.04284, drop queries with more than this on the first key
+BIN_EDGES = (0, 1, *(2**i for i in range(1, 16)))  # positions 0, 1, 2-3, 4-7, …, 32,768 and beyond
+
+
+def query_statistics(
+    weights_HST: Float[np.ndarray, "H S T"], positions_S: Int[np.ndarray, " S"]
+) -> dict[str, Float[np.ndarray, "H S"]]:
+    """Every statistic of every query but `off`, which no matrix over keys shows.
+
+    Args:
+        weights_HST: Attention weights; of query i only keys up to its position may be more than zero.
+        positions_S: Position of each query among the keys.
+
+    Returns:
+        By name; NaN where a statistic is not defined for a query.
+
+    Source: entropy and distance as Vig & Belinkov, arXiv:1906.04284, Eq. 6-7, per query and not pooled; participation
+    ratio as commonly given; local and first-key weights are ours.
+    """
+    weights_HST = weights_HST.astype(np.float64)
+    distance_ST = positions_S[:, None] - np.arange(weights_HST.shape[-1])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        entropy_HS = -np.where(weights_HST > 0, weights_HST * np.log(weights_HST), 0).sum(-1)
+        first_HS = weights_HST[..., 0]
+        mean_HS = (weights_HST * distance_ST).sum(-1)
+        found = {
+            "entropy": entropy_HS,
+            "normalized_entropy": np.where(positions_S > 0, entropy_HS / np.log(positions_S + 1.0), np.nan),
+            "effective_keys": np.exp(entropy_HS),
+            "participation": 1 / (weights_HST**2).sum(-1),
+            "first": first_HS,
+            "first4": weights_HST[..., :4].sum(-1),
+            "self": (weights_HST * (distance_ST == 0)).sum(-1),
+            "previous": np.where(positions_S > 0, (weights_HST * (distance_ST == 1)).sum(-1), np.nan),
+            **{f"local{w}": (weights_HST * ((distance_ST >= 0) & (distance_ST < w))).sum(-1) for w in (8, 32, 128)},
+            "distance": mean_HS,
+        }
+        return found | without_first(entropy_HS, mean_HS, first_HS, positions_S)
+
+
+def without_first(
+    entropy_HS: Float[np.ndarray, "H S"],
+    distance_HS: Float[np.ndarray, "H S"],
+    first_HS: Float[np.ndarray, "H S"],
+    positions_S: Int[np.ndarray, " S"],
+) -> dict[str, Float[np.ndarray, "H S"]]:
+    """Entropy and mean distance of what is left when the first key is taken out and the rest sums to 1 again.
+
+    H' = (H - h(a)) / (1 - a) with a the first key's weight and h the entropy of (a, 1 - a); D' = (D - a i) / (1 - a).
+    NaN for the first query, which has no other key, and where a is over 0.9: little is left, and it is mostly rounding.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        a_HS = np.clip(first_HS, 0, 1)
+        binary_HS = -(np.where(a_HS > 0, a_HS * np.log(a_HS), 0) + np.where(a_HS < 1, (1 - a_HS) * np.log1p(-a_HS), 0))
+        kept_HS = (a_HS <= MOSTLY) & (positions_S > 0)
+        rest_HS = np.where(kept_HS, 1 - a_HS, np.nan)
+        return {
+            "entropy_rest": np.maximum(entropy_HS - binary_HS, 0) / rest_HS,
+            "distance_rest": (distance_HS - a_HS * positions_S) / rest_HS,
+            "mostly_first": np.where(positions_S > 0, (a_HS > MOSTLY).astype(np.float64), np.nan),
+        }
+
+
+def by_bin(values_HS: Float[np.ndarray, "H S"], positions_S: Int[np.ndarray, " S"]) -> Float[np.ndarray, "H bins"]:
+    """Means over the queries of each bin of positions (`BIN_EDGES`); NaN where a bin holds none."""
+    bin_S = np.searchsorted(BIN_EDGES, positions_S, side="right") - 1
+    with np.errstate(invalid="ignore"):
+        defined_HS = np.isfinite(values_HS)
+        columns = []
+        for b in range(len(BIN_EDGES)):
+            here_HS = defined_HS & (bin_S == b)
+            columns.append(np.where(here_HS, values_HS, 0).sum(-1) / here_HS.sum(-1))
+    return np.stack(columns, axis=-1)
