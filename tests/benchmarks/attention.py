@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.attention [--rounds 5]
 
-One layer of 8 heads, width 64, float32, causal, one thread; rounds are interleaved. Memory is of a process of its own per
+One layer of 8 heads, width 64, float32, causal, one thread; rounds are interleaved. Memory is that of a process per
 length.
 """
 
@@ -87,9 +87,8 @@ def main() -> None:
             f"T = 2,048: {what}: {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}, {rounds} rounds)"
         )
     for n_tokens in (2048, 8192, 32_768):
-        print(
-            f"T = {n_tokens:,}: +{peak_mib(n_tokens):,.0f} MiB at the peak; a matrix: {8 * n_tokens**2 * 4 / 2**30:.1f} GiB"
-        )
+        matrix_gib = 8 * n_tokens**2 * 4 / 2**30
+        print(f"T = {n_tokens:,}: +{peak_mib(n_tokens):,.0f} MiB at the peak; a matrix: {matrix_gib:.1f} GiB")
     print(f"this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
 
 
