@@ -45,19 +45,36 @@ def analyze(
         raise AnalysisError(f"--width is {width!r}; column or text was wanted.")
     opened = Recording.open(recording)
     opened = opened.of_phase(phase) if phase is not None else opened
-    _run(opened, chosen, out, settings=settings or [], width=cast("Width", width))
+    _run(opened, chosen, out, settings=settings or [], width=cast("Width", width), pass_over=all_)
 
 
-def _run(recording: "Recording", names: list[str], out: Path, *, settings: list[str], width: "Width") -> Path:
+def _run(
+    recording: "Recording",
+    names: list[str],
+    out: Path,
+    *,
+    settings: list[str],
+    width: "Width",
+    pass_over: bool = False,
+) -> Path:
+    """Runs the analyses; with `pass_over` those that refuse the recording are named and left out, unless all do."""
     from analyses import _batch
+    from workbench.errors import AnalysisError
     from workbench.export import write_reproduce
     from workbench.report import Section, write_report
 
-    sections, commands = [], []
+    sections: list[Section] = []
+    commands: list[str] = []
     for name in names:
         started = time.perf_counter()
-        with console.status(f"{name} …"):
-            files, drawn = _batch.analyze(recording, name, out, settings=settings, width=width)
+        try:
+            with console.status(f"{name} …"):
+                files, drawn = _batch.analyze(recording, name, out, settings=settings, width=width)
+        except AnalysisError as error:
+            if not pass_over or (name == names[-1] and not sections):
+                raise
+            console.print(f"left out: {error}", soft_wrap=True)
+            continue
         console.print(f"{name}: {len(files)} files in {time.perf_counter() - started:.1f} s")
         question, _, rest = (inspect.getdoc(_batch.get(name)) or "").partition("\n\n")
         sections.append(Section(name, question, " ".join(rest.split()), drawn, files))
@@ -89,5 +106,5 @@ def demo(
     model = load("tiny-moe", device="cpu")
     with token_progress("recording tiny-moe over demo") as update:
         recording = record(model, "demo", RECORDINGS / "demo", on_progress=update)
-    _run(recording, _batch.names(), out, settings=[], width="column")
+    _run(recording, _batch.names(), out, settings=[], width="column", pass_over=True)
     console.print(f"done in {time.perf_counter() - started:.0f} s")

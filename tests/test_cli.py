@@ -93,6 +93,15 @@ def test_import_and_analyze(tmp_path, monkeypatch, capsys):
     assert "unknown model (c4_results.jsonl)" in page and "imported: not proved" in page
     status, _, said = run(monkeypatch, capsys, "analyze", out, "router_confidence", "--out", tmp_path / "out")
     assert status == 1 and "which has no router scores" in said and "Traceback" not in said
+    from analyses import _batch
+
+    monkeypatch.setattr(_batch, "names", lambda: ["expert_load", "router_confidence"])
+    status, said, _ = run(monkeypatch, capsys, "analyze", out, "--all", "--out", tmp_path / "all")
+    assert status == 0 and "left out: router_confidence: " in said
+    assert {file.name for file in (tmp_path / "all").iterdir() if file.is_dir()} == {"expert_load"}
+    monkeypatch.setattr(_batch, "names", lambda: ["router_confidence"])
+    status, _, said = run(monkeypatch, capsys, "analyze", out, "--all", "--out", tmp_path / "none")
+    assert status == 1 and "which has no router scores" in said
 
 
 def test_inspect_prints_the_reference_model(monkeypatch, capsys):
@@ -123,7 +132,7 @@ def test_inspect_says_when_there_is_no_moe_layer(monkeypatch, capsys):
         (["import", "olmoe", "x", "--out", "r", "--layers", "b"], "workbench: --layers 'b': 'b' is no layer"),
         (["verify", "nowhere"], "workbench: nowhere is not a folder"),
         (["analyze", "nowhere", "expert_load"], "workbench: nowhere is not a folder"),
-        (["analyze", "nowhere"], "workbench: name an analysis, or give --all; there are domain_load"),
+        (["analyze", "nowhere"], "workbench: name an analysis, or give --all; there are "),
         (["analyze", "nowhere", "x"], "workbench: unknown analysis 'x'"),
         (["analyze", "nowhere", "expert_load", "--width", "wide"], "workbench: --width is 'wide'; column or text"),
         (["analyze", "nowhere", "--all", "--set", "a=1"], "workbench: --set belongs to one analysis, and"),

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from workbench.figures import Bars, Distribution, Figure, HeatMap, Lines, Points, TokenStrip
+from workbench.figures import Bars, Distribution, Figure, Flow, HeatMap, Lines, Points, TokenStrip
 
 DOMAINS = ("chinese", "code", "english", "math", "multilingual")
 CANARY = "<b>x</b><script>alert(1)</script>&amp;$a_1^2$ %{x} \\ ~#"
@@ -173,6 +173,21 @@ def strip(n: int, *, colour: str) -> TokenStrip:
     )
 
 
+def flow(n_experts: int, n_streams: int) -> Flow:
+    """Streams between experts of two layers, some experts in none."""
+    rng = np.random.default_rng(7)
+    at = rng.choice(n_experts**2, n_streams, replace=False)
+    table = pd.DataFrame({"expert": at // n_experts, "next": at % n_experts, "tokens": rng.integers(1, 900, n_streams)})
+    return Flow(
+        *(table, "expert", "next", "tokens"),
+        title="Strongest flow, layer 3 to layer 4",
+        source_label="expert of layer 3",
+        target_label="of layer 4",
+        value_label="tokens with both",
+        **WORDS,
+    )
+
+
 def examples() -> dict[str, Figure]:
     """Every kind, small and large."""
     small, large = series(4), series(28)
@@ -193,6 +208,7 @@ def examples() -> dict[str, Figure]:
         "points": points(),
         "entropies-4": entropies(4),
         "entropies-28": entropies(28, grouped=True),
+        "flow": flow(64, 24),
         "strip-expert": strip(300, colour="expert"),
         "strip-loss": strip(120, colour="loss"),
     }
@@ -224,6 +240,19 @@ def awkward() -> dict[str, Figure]:
         "one point of a line": lines(one, group="domain"),
         "one point": dataclasses.replace(points(1), label="domain", group=None, log_x=False),
         "one box": dataclasses.replace(entropies(1), title=CANARY),
+        "one stream": Flow(
+            *(pd.DataFrame({"from": [CANARY], "to": [CANARY], "tokens": [1.0]}), "from", "to", "tokens"),
+            title=CANARY,
+            source_label=CANARY,
+            target_label=CANARY,
+            value_label=CANARY,
+            **WORDS,
+        ),
+        "hundreds of streams": flow(200, 400),
+        "streams without width": dataclasses.replace(
+            flow(4, 16),
+            table=flow(4, 16).table.assign(tokens=lambda t: t["tokens"].where(t["expert"] > 0) * (t["next"] > 1)),
+        ),
         "one token": strip(1, colour="expert"),
         "equal values": bars(many, "layer", group="domain", low=None, high=None),
         "twelve lines": lines(many, group="domain", low=None, high=None, null=None),

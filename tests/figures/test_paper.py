@@ -71,7 +71,7 @@ def drawn_texts(page) -> list[Text]:
     return [t for t in page.findobj(Text) if t.get_text().strip() and t.get_visible() and t not in unseen]
 
 
-@pytest.mark.parametrize("name", ["load-28x64", "domains-4x32", "entropies-4", "few categories"])
+@pytest.mark.parametrize("name", ["load-28x64", "domains-4x32", "entropies-4", "few categories", "flow"])
 def test_pdf_and_svg_are_vectors_with_their_fonts(name):
     page = page_of(name)
     pdf, svg = saved(page, "pdf"), saved(page, "svg").decode()
@@ -180,6 +180,16 @@ def test_a_strip_too_long_for_a_page_counts_what_it_leaves_out():
     drawn = sum(len(c.get_paths()) for c in page.axes[0].collections)
     assert drawn - 1 + left_out == 700  # one box is the key's "no value"
     assert page.get_figheight() <= 9.0
+
+
+def test_streams_are_as_wide_as_their_values():
+    figure = FIGURES["flow"]
+    streams = [patch for patch in page_of("flow").axes[0].patches if patch.get_alpha()]
+    leaving = np.array([patch.get_path().vertices[7, 1] - patch.get_path().vertices[0, 1] for patch in streams])
+    arriving = np.array([patch.get_path().vertices[4, 1] - patch.get_path().vertices[3, 1] for patch in streams])
+    widths = figure.table.sort_values(["expert"])["tokens"].to_numpy()
+    assert sorted(leaving / leaving.sum()) == pytest.approx(sorted(widths / widths.sum()))
+    assert arriving / arriving.sum() == pytest.approx(leaving / leaving.sum())
 
 
 def test_points_off_the_scale_do_no_harm():

@@ -94,6 +94,16 @@ def test_a_missing_value_is_null_to_a_page_and_words_to_a_reader():
     assert "no value" in marks.hovertext[missing]
 
 
+def test_a_flow_goes_from_its_sources_to_its_targets():
+    figure = FIGURES["flow"]
+    (sankey,) = screen(figure).data
+    labels = sankey.node.label
+    ends = [(labels[i], labels[j]) for i, j in zip(sankey.link.source, sankey.link.target, strict=True)]
+    assert ends == [(str(row.expert), str(row.next)) for row in figure.table.itertuples()]
+    assert list(sankey.link.value) == figure.table["tokens"].tolist()
+    assert sankey.link.customdata[0].startswith("expert of layer 3: ")
+
+
 def test_tokens_stand_in_order_and_do_not_overlap():
     bars = screen(strip(300, colour="loss")).data[0]
     spans = list(zip(bars.y, bars.base, bars.x, strict=True))

@@ -7,7 +7,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.figures.examples import DOMAINS, WORDS, bars, entropies, examples, lines, load_map, points, series, strip
+from tests.figures.examples import (
+    DOMAINS,
+    WORDS,
+    bars,
+    entropies,
+    examples,
+    flow,
+    lines,
+    load_map,
+    points,
+    series,
+    strip,
+)
 from workbench.errors import AnalysisError
 from workbench.figures import HeatMap
 
@@ -91,6 +103,22 @@ ONE_DOMAIN = TABLE[TABLE["domain"] == "code"].reset_index(drop=True)
             "to colour by, the other can go into hover.",
         ),
         (lambda: dataclasses.replace(strip(3, colour="loss"), value=None), "value is None and category is None"),
+        (
+            lambda: dataclasses.replace(flow(4, 8), panel="expert"),
+            "Flow 'Strongest flow, layer 3 to layer 4': panel is 'expert', and a flow has none; make a figure of each.",
+        ),
+        (
+            lambda: dataclasses.replace(flow(4, 8), table=flow(4, 8).table.assign(tokens=-1.0)),
+            "column 'tokens' is below zero somewhere; a width is wanted, at least zero.",
+        ),
+        (
+            lambda: dataclasses.replace(flow(4, 8), table=flow(4, 8).table.assign(tokens=0.0)),
+            "column 'tokens' is zero everywhere; a stream is wanted.",
+        ),
+        (
+            lambda: dataclasses.replace(flow(4, 8), table=flow(4, 8).table.assign(next=1, expert=1)),
+            "expert 1, next 1 stands in more than one row",
+        ),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(make, sentence):

@@ -10,20 +10,38 @@ from workbench.importers.build import import_trace
 
 NAMES = _batch.names()
 _RECORD = "Record the model itself"
+_GATE = f"which has no gate of the shared expert. {_RECORD}"
+_TEXT = "which has no token ids, so no text"
+_COUNTS = "which has no experts of single tokens, only counts"
 # What each analysis says, by source; None where it works.
 SAYS = {
-    "tokens and ranked ids": {"router_confidence": f"which has no router scores, only what they chose. {_RECORD}"},
-    "tokens and weights": {"router_confidence": f"which has no router scores, only what they chose. {_RECORD}"},
+    "tokens and ranked ids": {
+        "router_confidence": f"which has no router scores, only what they chose. {_RECORD}",
+        "shared_expert": _GATE,
+    },
+    "tokens and weights": {
+        "router_confidence": f"which has no router scores, only what they chose. {_RECORD}",
+        "shared_expert": _GATE,
+    },
     "tokens alone": {
+        "shared_expert": _GATE,
         "router_confidence": "which has no router scores",
         "token_routing": f"its ids are not ranked, and .* has no routing weights. {_RECORD}",
     },
     "ids alone": {
+        "context": _TEXT,
+        "same_token": _TEXT,
+        "shared_expert": _GATE,
+        "specialization": _TEXT,
         "router_confidence": "which has no router scores",
         "token_routing": "which has no token ids, so no text. Import it again with --documents FILE",
         "expert_card": "which has no token ids, so no text",
     },
     "counts alone": {
+        **dict.fromkeys(("balance_scope", "capacity", "context"), _COUNTS),
+        **dict.fromkeys(("position", "shared_expert", "specialization"), _COUNTS),
+        **dict.fromkeys(("activated", "coactivation", "layer_flow", "repetition"), _COUNTS),
+        **dict.fromkeys(("same_token", "saturation", "segment_consistency"), _COUNTS),
         "router_confidence": "which has no router scores",
         "token_routing": r"which has no experts of single tokens, only counts. Dump the trace again in a mode",
         "expert_card": "which has no experts of single tokens, only counts",
@@ -62,7 +80,8 @@ def imported(recording, tmp_path_factory):
 def test_it_works_or_says_what_is_missing(name, kind, imported, tmp_path):
     sentence = SAYS[kind].get(name)
     if sentence is None:
-        files, _ = _batch.analyze(imported[kind], name, tmp_path)
+        itself = [f"other={imported[kind].path}"] if hasattr(_batch.get(name).Settings(), "other") else []
+        files, _ = _batch.analyze(imported[kind], name, tmp_path, settings=itself)
         assert all(file.stat().st_size for file in files)
         return
     with pytest.raises(

@@ -214,23 +214,6 @@ def slow_imbalance(counts_DE, domain_D=None):
     return n_experts * top / bottom - 1
 
 
-def slow_drops(ids_TK, n_experts, factor, group_T, priority):
-    n_tokens, top_k = ids_TK.shape
-    dropped = np.zeros((n_tokens, top_k), dtype=bool)
-    for group in set(group_T.tolist()):
-        tokens = [t for t in range(n_tokens) if group_T[t] == group]
-        room = {e: int(np.ceil(factor * top_k * len(tokens) / n_experts - 1e-9)) for e in range(n_experts)}
-        turns = (
-            [(t, k) for k in range(top_k) for t in tokens]
-            if priority == "rank"
-            else [(t, k) for t in tokens for k in range(top_k)]
-        )
-        for t, k in turns:
-            room[ids_TK[t, k]] -= 1
-            dropped[t, k] = room[ids_TK[t, k]] < 0
-    return dropped
-
-
 @given(seed=st.integers(0, 200))
 @settings(max_examples=40, deadline=None)
 def test_imbalance_equals_the_sum_over_pairs(seed):
@@ -254,52 +237,6 @@ def test_descriptors_equal_plain_python(counts):
     assert m.load_entropy(counts) == pytest.approx(entropy / np.log(n), abs=1e-12)
     assert m.effective_experts(counts) == pytest.approx(np.exp(entropy))
     assert m.dead_experts(counts, threshold=0.5) == sum(x <= 0.5 * mean for x in c)
-
-
-@given(seed=st.integers(0, 100), priority=st.sampled_from(["rank", "token"]), factor=st.sampled_from([0.5, 1.0, 1.25]))
-@settings(max_examples=40, deadline=None)
-def test_drops_equal_plain_python(seed, priority, factor):
-    ids_TK = token_sets(40, 6, 3, seed) // 1
-    ids_TK = np.where(np.random.default_rng(seed).random((40, 1)) < 0.5, [[0, 1, 2]], ids_TK)  # crowd three experts
-    group_T = np.sort(np.random.default_rng(seed).integers(3, 6, 40))
-    drops = m.drop_fraction(ids_TK, n_experts=6, capacity_factor=factor, group_T=group_T, priority=priority)
-    expected = slow_drops(ids_TK, 6, factor, group_T, priority)
-    np.testing.assert_array_equal(drops.dropped_TK, expected)
-    assert drops.fraction == pytest.approx(expected.mean())
-    position_T = np.array([(group_T[:t] == group_T[t]).sum() for t in range(40)])
-    by_position = [expected[position_T == s].mean() for s in range(position_T.max() + 1)]
-    np.testing.assert_allclose(drops.by_position_S, by_position)
-
-
-def test_drops_by_hand():
-    # 4 tokens, K = 2 of E = 4, factor 1: room for 2 each; experts 0 and 1 are wanted by all
-    ids_TK = np.array([[0, 1], [1, 0], [0, 1], [0, 1]])
-    group_T = np.zeros(4, dtype=int)
-    by_rank = m.drop_fraction(ids_TK, n_experts=4, capacity_factor=1.0, group_T=group_T, priority="rank")
-    np.testing.assert_array_equal(by_rank.dropped_TK, [[0, 0], [0, 1], [0, 1], [1, 1]])
-    by_token = m.drop_fraction(ids_TK, n_experts=4, capacity_factor=1.0, group_T=group_T, priority="token")
-    np.testing.assert_array_equal(by_token.dropped_TK, [[0, 0], [0, 0], [1, 1], [1, 1]])
-    assert by_token.fraction == by_rank.fraction == 0.5
-    np.testing.assert_allclose(by_token.by_position_S, [0, 0, 1, 1])
-    np.testing.assert_array_equal(by_token.capacity_G, [2])
-
-
-def test_drops_at_the_limits():
-    ids_TK = np.tile(np.arange(4), (6, 1))
-    kept = m.drop_fraction(
-        ids_TK, n_experts=4, capacity_factor=1.0, group_T=np.zeros(6, dtype=int), priority="token"
-    )  # K = E
-    assert kept.fraction == 0
-    exact = m.drop_fraction(
-        np.zeros((10, 1), dtype=int), n_experts=1, capacity_factor=1.1, group_T=np.zeros(10, dtype=int), priority="rank"
-    )
-    np.testing.assert_array_equal(exact.capacity_G, [11])  # not 12, though 1.1 · 10 > 11 in floating point
-    nothing = np.zeros(0, dtype=int)
-    none = m.drop_fraction(
-        np.zeros((0, 2), dtype=int), n_experts=4, capacity_factor=1.0, group_T=nothing, priority="rank"
-    )
-    assert np.isnan(none.fraction)
-    assert len(none.by_position_S) == 0
 
 
 # ---- what the numbers mean ----
@@ -354,9 +291,6 @@ def test_transformers_loss_is_k_times_ours():
         lambda ids: m.expert_counts(ids, n_experts=4),
         lambda ids: m.document_counts(ids, np.zeros(len(ids), dtype=int), n_documents=1, n_experts=4),
         lambda ids: m.gate_mass(ids, np.ones(ids.shape), n_experts=4),
-        lambda ids: m.drop_fraction(
-            ids, n_experts=4, capacity_factor=1.0, group_T=np.zeros(len(ids), dtype=int), priority="rank"
-        ),
     ],
 )
 def test_bad_ids_are_refused(call):
@@ -396,5 +330,3 @@ def test_other_bad_arguments_are_refused():
         m.effective_tokens(np.ones((2, 2), dtype=int), top_k=3, clusters=clusters)
     with pytest.raises(ValueError, match=r"has 3 rows, but the clusters were made of 2"):
         m.imbalance(np.ones((3, 2), dtype=int), clusters=clusters)
-    with pytest.raises(ValueError, match=r"capacity_factor is 0.0, wanted more than 0: 1 is room"):
-        m.drop_fraction(np.array([[0]]), n_experts=2, capacity_factor=0.0, group_T=np.array([0]), priority="rank")

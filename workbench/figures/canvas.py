@@ -103,7 +103,7 @@ def marks(figure: Any, rows: pd.DataFrame) -> dict[str, Any]:
 def _labels(figure: Any) -> dict[str, str]:
     """What the hover calls each column: what the axes and the legend call it."""
     labels = {column: column.replace("_", " ") for column in figure.columns()}
-    for field in ("x", "y", "value", "null", "size"):
+    for field in ("x", "y", "source", "target", "value", "null", "size"):
         if (column := getattr(figure, field, None)) is not None:
             labels[column] = getattr(figure, f"{field}_label")
     if getattr(figure, "low", None):

@@ -38,7 +38,8 @@ from workbench.figures.page import (
     style,
     width_in,
 )
-from workbench.figures.spec import Bars, Distribution, Figure, HeatMap, Lines, Points, TokenStrip
+from workbench.figures.spec import Bars, Distribution, Figure, Flow, HeatMap, Lines, Points, TokenStrip
+from workbench.figures.streams import draw_streams
 from workbench.figures.strip import draw_strip
 from workbench.figures.theme import FEW_POINTS, LIGHT, WIDTHS_IN, ColourScale, Width
 
@@ -358,4 +359,5 @@ _DRAW: dict[type, Callable[[Any, float], Page]] = {
     Points: _draw_points,
     Distribution: _draw_distribution,
     TokenStrip: draw_strip,
+    Flow: draw_streams,
 }

@@ -28,7 +28,8 @@ from workbench.figures.canvas import (
     strokes,
     tick_names,
 )
-from workbench.figures.spec import Bars, Distribution, Figure, HeatMap, Lines, Points, TokenStrip
+from workbench.figures.sankey import draw_sankey
+from workbench.figures.spec import Bars, Distribution, Figure, Flow, HeatMap, Lines, Points, TokenStrip
 from workbench.figures.theme import DARK, FEW_POINTS, LIGHT, ColourScale, Ink
 
 if TYPE_CHECKING:
@@ -316,4 +317,5 @@ _DRAW: dict[type, Callable[[Any, Ink], "go.Figure"]] = {
     Points: _points,
     Distribution: _distribution,
     TokenStrip: _token_strip,
+    Flow: draw_sankey,
 }

@@ -379,4 +379,40 @@ class TokenStrip(_Spec):
             self._check_positive(self.value)
 
 
-Figure = HeatMap | Bars | Lines | Points | Distribution | TokenStrip
+@dataclass(frozen=True, eq=False)
+class Flow(_Spec):
+    """Streams from one column of nodes to another, as wide as their values.
+
+    Attributes:
+        source: Column of the nodes where the streams begin.
+        target: Column of the nodes where they end.
+        value: Column of the streams' widths, at least zero; NaN and zero draw nothing.
+        source_label: What the sources are.
+        target_label: What the targets are.
+        value_label: What the width is, with its unit.
+    """
+
+    source: str
+    target: str
+    value: str
+    _: KW_ONLY
+    source_label: str
+    target_label: str
+    value_label: str
+
+    KEYS: ClassVar[tuple[str, ...]] = ("source", "target", "panel")
+    NUMBERS: ClassVar[tuple[str, ...]] = ("value",)
+    WORDS: ClassVar[tuple[str, ...]] = (*_Spec.WORDS, "source_label", "target_label", "value_label")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.panel is not None:
+            raise self._error(f"panel is {self.panel!r}, and a flow has none; make a figure of each")
+        self._check_once(self.source, self.target)
+        if (self.numbers(self.value) < 0).any():
+            raise self._error(f"column {self.value!r} is below zero somewhere; a width is wanted, at least zero")
+        if not np.nansum(self.numbers(self.value)) > 0:
+            raise self._error(f"column {self.value!r} is zero everywhere; a stream is wanted")
+
+
+Figure = HeatMap | Bars | Lines | Points | Distribution | TokenStrip | Flow

@@ -84,17 +84,6 @@ def centred(values_Ux: np.ndarray, clusters: Clusters) -> np.ndarray:
     return out_Ux
 
 
-def rank_in_run(label_N: np.ndarray) -> np.ndarray:
-    """How many earlier items have the same label."""
-    order_N = np.argsort(label_N, kind="stable")
-    sorted_N = label_N[order_N]
-    index_N = np.arange(len(label_N))
-    start_N = np.maximum.accumulate(np.where(np.diff(sorted_N, prepend=-1) != 0, index_N, 0))
-    rank_N = np.empty(len(label_N), dtype=np.int64)
-    rank_N[order_N] = index_N - start_N
-    return rank_N
-
-
 def t_quantile(degrees: int, level: float) -> float:
     """The two-sided t quantile of a nominal coverage."""
     if not 0 < level < 1:

@@ -45,9 +45,13 @@ def query_statistics(
     Returns:
         By name; NaN where a statistic is not defined for a query.
 
+    Raises:
+        ValueError: weights of a query do not sum to 1.
+
     Source: entropy and distance as Vig & Belinkov, arXiv:1906.04284, Eq. 6-7, per query and not pooled; participation
     ratio as commonly given; local and first-key weights are ours.
     """
+    _refuse_no_weights(weights_HST)
     weights_HST = weights_HST.astype(np.float64)
     distance_ST = positions_S[:, None] - np.arange(weights_HST.shape[-1])
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -66,10 +70,19 @@ def query_statistics(
             **{f"local{w}": (weights_HST * ((distance_ST >= 0) & (distance_ST < w))).sum(-1) for w in (8, 32, 128)},
             "distance": mean_HS,
         }
-        return found | without_first(entropy_HS, mean_HS, first_HS, positions_S)
+        return found | _without_first(entropy_HS, mean_HS, first_HS, positions_S)
 
 
-def without_first(
+def _refuse_no_weights(weights_HST: np.ndarray) -> None:
+    off = np.nanmax(np.abs(weights_HST.sum(-1) - 1), initial=0)
+    if off > 1e-3:
+        raise ValueError(
+            f"the weights of a query sum to {1 + off:.3g} or {1 - off:.3g}; 1 was wanted. Divide them by their sum, "
+            "and report what a sink takes apart."
+        )
+
+
+def _without_first(
     entropy_HS: Float[np.ndarray, "H S"],
     distance_HS: Float[np.ndarray, "H S"],
     first_HS: Float[np.ndarray, "H S"],
@@ -93,7 +106,19 @@ def without_first(
 
 
 def by_bin(values_HS: Float[np.ndarray, "H S"], positions_S: Int[np.ndarray, " S"]) -> Float[np.ndarray, "H bins"]:
-    """Means over the queries of each bin of positions (`BIN_EDGES`); NaN where a bin holds none."""
+    """Means over the queries of each bin of positions (`BIN_EDGES`); NaN where a bin holds none.
+
+    Args:
+        values_HS: A statistic of each query; NaN where it is not defined, and left out.
+        positions_S: Position of each query.
+
+    Raises:
+        ValueError: a position below 0.
+
+    Source: ours; means over positions depend on the length of a document, so documents are compared at equal bins.
+    """
+    if positions_S.size and positions_S.min() < 0:
+        raise ValueError(f"positions_S holds {positions_S.min()}; positions count from 0.")
     bin_S = np.searchsorted(BIN_EDGES, positions_S, side="right") - 1
     with np.errstate(invalid="ignore"):
         defined_HS = np.isfinite(values_HS)

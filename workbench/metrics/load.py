@@ -2,22 +2,18 @@
 
 Every number here describes the sample it is given and depends on its size: name the scope (document, batch, corpus)
 and T beside it, the value of random routing from `floors`, and an interval from `uncertainty`. Axes: T tokens,
-D documents, U clusters, E routed experts, K chosen per token, G capacity groups, S positions in a group; x any further
-axes (layers). N = T·K assignments, f_e = c_e / N the load, uniform load 1/E.
+D documents, U clusters, E routed experts, K chosen per token; x any further axes (layers). N = T·K assignments,
+f_e = c_e / N the load, uniform load 1/E. What a capacity drops is in `capacity`.
 """
 
-from dataclasses import dataclass
-from typing import Literal
-
 import numpy as np
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Float, Int, Num
 
 from workbench.metrics._arithmetic import (
     check_ids,
     checked_counts,
     cluster_blocks,
     entropy,
-    rank_in_run,
     unbiased_square,
     variance_of_total,
 )
@@ -303,70 +299,3 @@ def effective_tokens(
         between_X = variance_of_total((counts_UXE - rate_XE * tokens_UX1) / tokens_X1, clusters).sum(axis=-1)
         value_X.append((rate_XE * (1 - rate_XE)).sum(axis=-1) / np.where(between_X > 0, between_X, np.nan))
     return np.concatenate(value_X).reshape(counts_DxE.shape[1:-1])
-
-
-@dataclass(frozen=True, eq=False)
-class Drops:
-    """Which assignments a capacity would drop. `drop_fraction` says how it is found."""
-
-    fraction: float
-    """Dropped assignments over all; NaN without tokens."""
-    by_position_S: Float[np.ndarray, "S"]
-    """The same at each position in the group, over the groups that reach it."""
-    capacity_G: Int[np.ndarray, "G"]
-    """Assignments that one expert takes in each group, groups in the order of their labels."""
-    dropped_TK: Bool[np.ndarray, "T K"]
-
-
-def drop_fraction(
-    ids_TK: Int[np.ndarray, "T K"],
-    *,
-    n_experts: int,
-    capacity_factor: float,
-    group_T: Int[np.ndarray, "T"],
-    priority: Literal["rank", "token"],
-) -> Drops:
-    """Assignments over an expert's capacity C = ceil(factor · K · n / E), in groups of n tokens.
-
-    Within a group an expert takes its first C assignments. "rank": all tokens' first choices come first, then all
-    second choices (so `ids_TK` must be ranked); "token": token by token. Hypothetical: dropless models drop nothing.
-
-    Range [0, 1]; unit 1. NaN without tokens.
-
-    Args:
-        ids_TK: Chosen expert ids, tokens in the order of the text.
-        n_experts: E.
-        capacity_factor: 1 is room for exactly balanced load.
-        group_T: Label of each token's group: its document, or `np.arange(T) // n` for batches of n tokens.
-        priority: What comes first where there is too little room.
-
-    Raises:
-        ValueError: an id lies outside [0, E), one token names an expert twice, or `capacity_factor` is not positive.
-
-    Source:
-        Lepikhin et al. 2020 (GShard), arXiv:2006.16668, section 2.2 † ("rank"); Xue et al. 2024 (OpenMoE),
-        arXiv:2402.01739 (drops by position). As commonly given; rounded up as in Megatron-LM's `get_capacity`.
-    """
-    check_ids(ids_TK, n_experts=n_experts)
-    if not capacity_factor > 0:
-        raise ValueError(f"capacity_factor is {capacity_factor}, wanted more than 0: 1 is room for balanced load")
-    n_tokens, top_k = ids_TK.shape
-    _, group_index_T, size_G = np.unique(group_T, return_inverse=True, return_counts=True)
-    # less 1e-9: 1.1 · 10 / 1 is 11.000000000000002 in floating point, and is not 12
-    capacity_G = np.ceil(capacity_factor * top_k * size_G / n_experts - 1e-9).astype(np.int64)
-    cell_TK = group_index_T[:, None] * n_experts + ids_TK
-    # assignments in the order in which they are served
-    rank_TK = (
-        rank_in_run(cell_TK.T.ravel()).reshape(top_k, n_tokens).T
-        if priority == "rank"
-        else rank_in_run(cell_TK.ravel()).reshape(n_tokens, top_k)
-    )
-    dropped_TK = rank_TK >= capacity_G[group_index_T][:, None]
-    position_T = rank_in_run(group_index_T)
-    n_S = np.bincount(position_T)
-    return Drops(
-        fraction=float(dropped_TK.mean()) if n_tokens else float("nan"),
-        by_position_S=np.bincount(position_T, weights=dropped_TK.sum(axis=1)) / (n_S * top_k),
-        capacity_G=capacity_G,
-        dropped_TK=dropped_TK,
-    )

@@ -1,0 +1,138 @@
+"""Tokens of a recording in chunks of several parts, for tables by token id that are large to add up.
+
+Axes: T tokens of a chunk, K chosen per token.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from workbench.errors import AnalysisError
+from workbench.metrics.sets import shuffled_within
+from workbench.models.topology import Router
+from workbench.recording import Recording, prefix
+
+CHUNK_TOKENS = 1 << 20
+KEPT_ORDERS = 1 << 25  # shuffled rows kept for the next layer, 128 MB; those of a larger recording are drawn again
+
+Chunk = dict[str, np.ndarray]
+
+
+def chunks(recording: Recording, columns: list[str], *, tokens: int = CHUNK_TOKENS) -> Iterator[Chunk]:
+    """Columns of the tokens table, several parts at a time: about `tokens` rows, documents whole and in their order.
+
+    Args:
+        recording: What is read.
+        columns: Their names; `document` and `position` are read with them.
+        tokens: Rows after which a chunk ends.
+    """
+    columns = list(dict.fromkeys(["document", "position", *columns]))
+    held: list[Chunk] = []
+    for part in recording.parts(columns):
+        held.append(part)
+        if sum(len(one["document"]) for one in held) >= tokens:
+            yield _joined(held)
+            held = []
+    if held:
+        yield _joined(held)
+
+
+def _joined(parts: list[Chunk]) -> Chunk:
+    chunk = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    ahead_T = np.diff(chunk["document"]) == 0
+    if (np.diff(chunk["position"])[ahead_T] > 0).all() and len(np.unique(chunk["document"])) == 1 + (~ahead_T).sum():
+        return chunk
+    order_T = np.lexsort((chunk["position"], chunk["document"]))
+    return {name: values[order_T] for name, values in chunk.items()}
+
+
+def knows_first_choice(recording: Recording) -> bool:
+    """Whether a token's choices can be told apart by rank."""
+    return recording.has("weights") or recording.ids_ranked
+
+
+def routing_columns(recording: Recording, router: Router) -> list[str]:
+    """The columns of a router's ids and, where recorded, weights."""
+    at = prefix(router, recording.topology)
+    return [f"{at}.ids", *([f"{at}.weights"] if recording.has("weights") else [])]
+
+
+def first_choice(chunk: Chunk, columns: list[str]) -> np.ndarray:
+    """The chosen expert with the largest weight, of equal ones the lowest id; else the first of ranked ids: [T, 1]."""
+    return ranked(chunk, columns)[:, :1]
+
+
+def ranked(chunk: Chunk, columns: list[str]) -> np.ndarray:
+    """ids_TK by falling weight, of equal weights the lowest id first; as they stand where only ids are known."""
+    ids_TK = chunk[columns[0]]
+    if len(columns) == 1:
+        return ids_TK
+    weights_TK = chunk[columns[1]].astype(np.float32)
+    out_TK = ids_TK.copy()
+    # most tokens stand in order already; equal weights need a look
+    loose_T = (weights_TK[:, 1:] >= weights_TK[:, :-1]).any(axis=1)
+    by_TK = np.lexsort((ids_TK[loose_T], -weights_TK[loose_T]), axis=1)
+    out_TK[loose_T] = np.take_along_axis(ids_TK[loose_T], by_TK, axis=1)
+    return out_TK
+
+
+def next_token(chunk: Chunk) -> np.ndarray:
+    """The id that does come next in the document, −1 for a document's last token: [T]."""
+    next_T = np.full(len(chunk["token"]), -1, dtype=np.int64)
+    follows_T = (np.diff(chunk["document"]) == 0) & (np.diff(chunk["position"]) == 1)
+    next_T[:-1][follows_T] = chunk["token"][1:][follows_T]
+    return next_T
+
+
+@dataclass
+class Shuffles:
+    """Orders that shuffle each document, the same for every layer. Kept while they are few.
+
+    Attributes:
+        seed: Of the shuffles.
+    """
+
+    seed: int
+    _kept: dict[tuple[int, int, int], np.ndarray] = field(default_factory=dict)
+    _size: int = 0
+
+    def order(self, chunk: Chunk, draw: int) -> np.ndarray:
+        """Row t of a shuffled array is `array[order[t]]`."""
+        document_T, position_T = chunk["document"], chunk["position"]
+        # a document stands in one chunk only, so its number tells chunks of one recording apart; and their number of
+        # tokens those of a chunk from some of them
+        key = (draw, len(document_T), int(document_T[0]) if len(document_T) else -1)
+        if key in self._kept:
+            return self._kept[key]
+        order_T = shuffled_within(document_T, position_T, seed=self.seed, draw=draw).astype(np.int32)
+        if self._size + len(order_T) <= KEPT_ORDERS:
+            self._kept[key] = order_T
+            self._size += len(order_T)
+        return order_T
+
+
+def untrained_recording(recording: Recording, path: str, analysis: str) -> Recording:
+    """The recording of an untrained model of the same shape over the same text.
+
+    Raises:
+        AnalysisError: it holds other text or other routers.
+        RecordingError: there is none.
+    """
+    other = Recording.open(path)
+    for what, one, two in (
+        ("corpus", recording.manifest["corpus"].get("digest"), other.manifest["corpus"].get("digest")),
+        ("number of tokens", recording.n_tokens, other.n_tokens),
+        ("set of phases", recording.phases, other.phases),
+        ("set of routers", _shapes(recording), _shapes(other)),
+    ):
+        if one != two:
+            raise AnalysisError(
+                f"{analysis}: untrained is {path}, whose {what} differs from that of {recording.path}; record the "
+                "untrained model (such as tiny-moe@step-0) over the same corpus."
+            )
+    return other
+
+
+def _shapes(recording: Recording) -> list[tuple[int, str, int, int]]:
+    return [(r.layer, r.site, r.n_experts, r.top_k) for r in recording.topology.routers]

@@ -1,0 +1,178 @@
+"""What analyses of single tokens read: parts in the order of the text, sets of chosen experts, a sample of documents.
+
+Axes: T tokens of a part, D documents, L routers of one shape, K chosen per token, W words of bits.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from analyses._inputs import RouterStack
+from workbench.errors import AnalysisError
+from workbench.metrics.sets import as_bits, keyed_hash
+from workbench.recording import Recording, prefix
+
+N_DRAWS = 20
+SAMPLE_TOKENS = 16_384  # of the draws that are dear: whole documents, drawn at random
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Tokens of whole documents, document by document, in the order of the text.
+
+    Attributes:
+        row_T: Row of each token's document in the documents table.
+        document_T: The document's number in the corpus.
+        position_T: Place in the document.
+        token_T: Token id; zeros where they were not asked for.
+        ids_LTK: Chosen experts of each router.
+        top1_LT: Expert with the largest routing weight; None where it was not asked for.
+        n_experts: E.
+    """
+
+    row_T: np.ndarray
+    document_T: np.ndarray
+    position_T: np.ndarray
+    token_T: np.ndarray
+    ids_LTK: list[np.ndarray]
+    top1_LT: list[np.ndarray] | None
+    n_experts: int
+
+    @cached_property
+    def bits_LTW(self) -> list[np.ndarray]:
+        """The sets of chosen experts of each router."""
+        return [as_bits(ids_TK, n_experts=self.n_experts) for ids_TK in self.ids_LTK]
+
+    def of(self, rows: np.ndarray) -> "Tokens":
+        """Some of the tokens."""
+        return Tokens(
+            self.row_T[rows],
+            self.document_T[rows],
+            self.position_T[rows],
+            self.token_T[rows],
+            [ids_TK[rows] for ids_TK in self.ids_LTK],
+            None if self.top1_LT is None else [top1_T[rows] for top1_T in self.top1_LT],
+            self.n_experts,
+        )
+
+
+def token_parts(
+    recording: Recording, stack: RouterStack, *, top1: bool = False, token: bool = False
+) -> Iterator[Tokens]:
+    """The tokens of a recording, part by part.
+
+    Args:
+        recording: What is read.
+        stack: Whose choices.
+        top1: Whether the expert with the largest weight is wanted; ties go to the lowest id.
+        token: Whether token ids are wanted.
+    """
+    row_of = document_rows(recording)
+    at = [prefix(router, recording.topology) for router in stack.routers]
+    weighted = top1 and recording.has("weights")
+    columns = ["document", "position", *(["token"] if token else []), *(f"{name}.ids" for name in at)]
+    columns += [f"{name}.weights" for name in at] if weighted else []
+    for part in recording.parts(columns):
+        order = np.lexsort((part["position"], part["document"]))
+        in_order = bool((np.diff(order) == 1).all())
+        read = part if in_order else {name: values[order] for name, values in part.items()}
+        ids_LTK = [read[f"{name}.ids"] for name in at]
+        firsts = None
+        if top1:
+            firsts = [_top1(ids, read.get(f"{name}.weights")) for name, ids in zip(at, ids_LTK, strict=True)]
+        document_T = read["document"].astype(np.int64)
+        yield Tokens(
+            row_of[document_T],
+            document_T,
+            read["position"].astype(np.int64),
+            read["token"].astype(np.int64) if token else np.zeros(len(document_T), dtype=np.int64),
+            ids_LTK,
+            firsts,
+            stack.n_experts,
+        )
+
+
+def document_rows(recording: Recording) -> np.ndarray:
+    """The row in the documents table of each document number; −1 where there is none."""
+    document_D = recording.column("document", table="documents")
+    row_of = np.full(int(document_D.max()) + 1, -1, dtype=np.int64)
+    row_of[document_D] = np.arange(len(document_D))
+    return row_of
+
+
+def _top1(ids_TK: np.ndarray, weights_TK: np.ndarray | None) -> np.ndarray:
+    if weights_TK is None:  # ranked ids
+        return ids_TK[:, 0]
+    heaviest_TK = weights_TK == weights_TK.max(axis=1, keepdims=True)
+    return np.where(heaviest_TK, ids_TK, np.iinfo(ids_TK.dtype).max).min(axis=1)
+
+
+def sampled(recording: Recording, *, n_tokens: int, seed: int) -> np.ndarray:
+    """Whether each document is in a sample of whole documents with at least so many tokens, or all there are.
+
+    Drawn by the documents' numbers, whatever the order of rows.
+    """
+    document_D = recording.column("document", table="documents").astype(np.int64)
+    tokens_D = recording.column("tokens", table="documents")
+    order = np.argsort(keyed_hash(document_D, np.zeros_like(document_D), seed=seed), kind="stable")
+    before = np.cumsum(tokens_D[order]) - tokens_D[order]
+    chosen_D = np.zeros(len(document_D), dtype=bool)
+    chosen_D[order[before < n_tokens]] = True
+    return chosen_D
+
+
+class Sampler:
+    """Collects the tokens of the sampled documents while the parts go by."""
+
+    def __init__(self, recording: Recording, *, n_tokens: int, seed: int) -> None:
+        self._chosen_D = sampled(recording, n_tokens=n_tokens, seed=seed)
+        self._parts: list[Tokens] = []
+
+    def take(self, part: Tokens) -> None:
+        """Keeps what is of the sample."""
+        rows = np.flatnonzero(self._chosen_D[part.row_T])
+        if len(rows):
+            self._parts.append(part.of(rows))
+
+    def joined(self) -> Tokens:
+        """The sample."""
+        parts = self._parts
+        top1 = None
+        if parts[0].top1_LT is not None:
+            top1 = [np.concatenate(each) for each in zip(*(part.top1_LT or [] for part in parts), strict=True)]
+        return Tokens(
+            np.concatenate([part.row_T for part in parts]),
+            np.concatenate([part.document_T for part in parts]),
+            np.concatenate([part.position_T for part in parts]),
+            np.concatenate([part.token_T for part in parts]),
+            [np.concatenate(each) for each in zip(*(part.ids_LTK for part in parts), strict=True)],
+            top1,
+            parts[0].n_experts,
+        )
+
+
+def by_bag(bag_T: np.ndarray, n_bags: int, count: Callable[[np.ndarray], np.ndarray], into_Gx: np.ndarray) -> None:
+    """Adds `count(rows)` of the rows of each bag to that bag's counts; rows stay in their order."""
+    order = np.argsort(bag_T, kind="stable")
+    edges = np.searchsorted(bag_T[order], np.arange(n_bags + 1))
+    for bag in np.unique(bag_T).tolist():
+        into_Gx[bag] += count(order[edges[bag] : edges[bag + 1]])
+
+
+def p_value(observed_x: np.ndarray, drawn_Bx: np.ndarray) -> np.ndarray:
+    """(b + 1)/(m + 1), b the draws at or above what was observed; NaN where it is not known."""
+    at_least_x = (drawn_Bx >= observed_x - 1e-12).sum(axis=0)
+    return np.where(np.isnan(observed_x), np.nan, (1 + at_least_x) / (len(drawn_Bx) + 1))
+
+
+def check_draws(analysis: str, n_draws: int) -> None:
+    """Refuses a number of draws under 1."""
+    if n_draws < 1:
+        raise AnalysisError(f"{analysis}: n_draws is {n_draws}; 1 or more was wanted, {N_DRAWS} gives p down to .05.")
+
+
+def evenly(items: list, most: int) -> list:
+    """At most so many of the items, evenly spaced, the first and last among them."""
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, most).round().astype(int))]

@@ -1,0 +1,237 @@
+"""What does the choice of experts follow from: the token, its neighbours, its place, its domain, the layer before?
+
+Not shown: mechanism. The gains are those of a simple predictor on held-out documents, a lower bound of what each
+context tells; rare combinations tell it nothing, so what comes late in an order is understated, and the two orders need
+not end alike: a context's own part lies between what it adds last and what it gains first. The previous layer is known
+by its first choice alone. Computed on a sample of whole documents.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analyses._batch import main
+from analyses._chunks import chunks, first_choice, knows_first_choice, routing_columns
+from analyses._inputs import design, require, sample_words
+from analyses._tokens import document_rows, sampled
+from workbench.errors import AnalysisError
+from workbench.figures.spec import Figure, Lines
+from workbench.metrics.clusters import Clusters
+from workbench.metrics.folds import fold_ratio_interval, folds
+from workbench.metrics.heldout import HeldOut, context_gains
+from workbench.models.topology import Router
+from workbench.recording import Recording
+
+NEEDS = ("routing",)
+TOKEN, PREVIOUS, POSITION, DOMAIN, LAYER = "token", "previous token", "position", "domain", "previous layer"
+STARTS = (0, 1, 4, 16, 64, 256, 1024)  # first positions of the ranges
+FORWARD, BACKWARD = "token first", "token last"
+N_FOLDS = 8
+_BITS = 1 / np.log(2)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the analysis.
+
+    Attributes:
+        sample_tokens: Tokens of the sampled documents.
+        level: Coverage of the intervals.
+        seed: Of the sample and the folds.
+    """
+
+    sample_tokens: int = 32_768
+    level: float = 0.95
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Nested gains.
+
+    Attributes:
+        gains: One row per layer, order and step, in bits per assignment: the `context` that the step adds, the `gain`
+            of all contexts so far over the load alone, with `low` and `high`, what this one `added`, and the `ceiling`
+            (the whole set known).
+        sample: The sample in words.
+        sampled: The documents used, in words.
+        level: Coverage of the intervals.
+        note: What is missing, and why.
+    """
+
+    gains: pd.DataFrame
+    sample: str
+    sampled: str
+    level: float
+    note: str
+
+
+def run(recording: Recording, settings: Settings = Settings()) -> Result:
+    """Computes what each context adds to the prediction of a chosen expert, in both orders.
+
+    Raises:
+        AnalysisError: the recording holds no routing of single tokens or no token ids, or `sample_tokens` is under 1.
+    """
+    require(recording, NEEDS, "context", columns=("ids", "token", "position"))
+    if settings.sample_tokens < 1:
+        raise AnalysisError(
+            f"context: sample_tokens is {settings.sample_tokens}; 1 or more was wanted, 32768 is usual."
+        )
+    clusters, documents = design(recording), recording.documents()
+    chosen_D = sampled(recording, n_tokens=settings.sample_tokens, seed=settings.seed)
+    inside = documents[chosen_D]
+    fold_D = np.zeros(len(documents), dtype=np.int64)
+    fold_D[chosen_D] = folds(
+        inside["cluster"].to_numpy(), inside["domain"].to_numpy(), n_folds=N_FOLDS, seed=settings.seed
+    )
+    small = _small(recording, clusters, chosen_D, fold_D)
+    several = len({router.site for router in recording.topology.routers}) > 1
+    rows: list[dict] = []
+    before: np.ndarray | None = None
+    in_sample = Clusters.of(inside["domain"].to_numpy(), cluster_D=inside["cluster"].to_numpy())
+    for router in recording.topology.routers:
+        ids_TK, first_T = _routing(recording, router, chosen_D)
+        contexts = small.contexts | ({LAYER: before} if before is not None else {})
+        about = {"layer": router.layer} | ({"site": router.site} if several else {})
+        for order, names in ((FORWARD, list(contexts)), (BACKWARD, list(contexts)[::-1])):
+            steps = context_gains(
+                [contexts[name] for name in names],
+                ids_TK,
+                fold_T=small.fold_T,
+                n_folds=N_FOLDS,
+                n_experts=router.n_experts,
+            )
+            for row in _rows(names, steps, clusters=in_sample, top_k=router.top_k, level=settings.level):
+                rows.append(about | {"order": order} | row)
+        before = first_T
+    return Result(
+        gains=pd.DataFrame(rows),
+        sample=sample_words(recording),
+        sampled=f"{len(small.fold_T):,} tokens of {len(inside):,} documents",
+        level=settings.level,
+        note=_note(recording, in_sample),
+    )
+
+
+def _note(recording: Recording, clusters: Clusters) -> str:
+    notes = [clusters.too_few]
+    if not knows_first_choice(recording):
+        notes.append("ids are not ranked: the previous layer is not known")
+    if len(clusters.domains) == 1:
+        notes.append("one domain, which adds nothing")
+    return "; ".join(note for note in notes if note)
+
+
+@dataclass(frozen=True, eq=False)
+class _Small:
+    """What is known of the sampled tokens before any layer, in the order in which it is added."""
+
+    contexts: dict[str, np.ndarray]
+    fold_T: np.ndarray
+
+
+def _small(recording: Recording, clusters: Clusters, chosen_D: np.ndarray, fold_D: np.ndarray) -> _Small:
+    row_of = document_rows(recording)
+    parts = []
+    for chunk in chunks(recording, ["token"]):
+        row_T = row_of[chunk["document"]]
+        token_T = chunk["token"].astype(np.int64)
+        previous_T = np.full(len(token_T), -1, dtype=np.int64)
+        follows_T = (np.diff(chunk["document"]) == 0) & (np.diff(chunk["position"]) == 1)
+        previous_T[1:][follows_T] = token_T[:-1][follows_T]
+        bin_T = np.searchsorted(np.array(STARTS), chunk["position"], side="right") - 1
+        inside_T = chosen_D[row_T]
+        columns = (token_T, previous_T, bin_T, clusters.domain_D[row_T], fold_D[row_T])
+        parts.append([column[inside_T] for column in columns])
+    *contexts, fold_T = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return _Small(dict(zip((TOKEN, PREVIOUS, POSITION, DOMAIN), contexts, strict=True)), fold_T)
+
+
+def _routing(recording: Recording, router: Router, chosen_D: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    columns, row_of, ranks = routing_columns(recording, router), document_rows(recording), knows_first_choice(recording)
+    parts = []
+    for chunk in chunks(recording, columns if ranks else columns[:1]):
+        inside_T = chosen_D[row_of[chunk["document"]]]
+        kept = {name: values[inside_T] for name, values in chunk.items()}
+        parts.append((kept[columns[0]], first_choice(kept, columns)[:, 0] if ranks else None))
+    ids_TK = np.concatenate([ids for ids, _ in parts])
+    return ids_TK, np.concatenate([first for _, first in parts if first is not None]) if ranks else None
+
+
+def _rows(names: list[str], steps: list[HeldOut], *, clusters: Clusters, top_k: int, level: float) -> list[dict]:
+    rows, last = [], 0.0
+    for number, (name, step) in enumerate(zip(names, steps, strict=True), start=1):
+        interval = fold_ratio_interval(step.gain_F, step.assignments_F, clusters=clusters, level=level)
+        rows.append(
+            {
+                "step": number,
+                "context": name,
+                "gain": step.gain * _BITS,
+                "low": float(interval.low) * _BITS,
+                "high": float(interval.high) * _BITS,
+                "added": (step.gain - last) * _BITS,
+                "ceiling": step.ceiling(top_k) * _BITS,
+            }
+        )
+        last = step.gain
+    return rows
+
+
+def tables(result: Result) -> dict[str, pd.DataFrame]:
+    """`gains`."""
+    return {"gains": result.gains}
+
+
+def figures(result: Result) -> dict[str, Figure]:
+    """`gains` so far, by layer and order, and `added` by each context alone."""
+    level = f"{result.level:.0%} interval".replace("%", " %")
+    how = f"({result.sample}; {result.sampled} used)"
+    kinds = [TOKEN, PREVIOUS, POSITION, DOMAIN, LAYER]
+    gains = result.gains.assign(
+        context=pd.Categorical(result.gains["context"], categories=kinds, ordered=True), nothing=0.0
+    )
+    last = gains[gains["order"] == FORWARD].groupby("layer")["gain"].max()
+    return {
+        "gains": Lines(
+            gains,
+            "layer",
+            "gain",
+            group="context",
+            panel="order",
+            low="low",
+            high="high",
+            interval_label=level,
+            null="nothing",
+            null_label="the load alone",
+            title="What the choice of experts follows from",
+            x_label="layer",
+            y_label="held-out gain so far (bits per choice)",
+            hover=("added", "ceiling"),
+            caption="How much better a chosen expert is predicted than from the load alone, on held-out documents, "
+            "when contexts become known one after the other: each line with all before it, from the token to the "
+            f"previous layer's first choice, and the other way round {how}. {level}: ratio over {N_FOLDS} folds of "
+            f"clusters, t. {result.note}".strip(),
+            alt=f"All contexts together gain at most {last.max():.2f} bits, at layer {last.idxmax()}.",
+        ),
+        "added": Lines(
+            gains,
+            "layer",
+            "added",
+            group="context",
+            panel="order",
+            null="nothing",
+            null_label="nothing added",
+            title="What each context adds",
+            x_label="layer",
+            y_label="held-out gain added (bits per choice)",
+            caption="What each context adds to those before it, in the order from the token to the previous layer, and "
+            f"the other way round {how}. A context that adds much in one order and little in the other tells what the "
+            f"others tell, or comes where combinations are too rare to learn from. {result.note}".strip(),
+            alt="Two panels, one for each order; a line for each context.",
+        ),
+    }
+
+
+if __name__ == "__main__":
+    main()

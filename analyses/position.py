@@ -1,0 +1,265 @@
+"""Does the routing change along the document, beyond what the documents themselves prefer?
+
+Not shown: why. Documents begin alike (titles, openings), and only long ones reach late positions: the drift stands
+beside sets permuted within documents, which keeps lengths and what each document prefers; what a text says first is
+still in it. The first token, which sees nothing before it, stands apart from all of it. Positions of a model that reads
+documents joined end to end are not known here.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analyses._batch import main
+from analyses._chunks import Shuffles, chunks
+from analyses._inputs import design, require, sample_words
+from analyses._tokens import check_draws, document_rows, p_value
+from workbench.figures.spec import Figure, HeatMap, Lines
+from workbench.metrics import load
+from workbench.metrics.clusters import MIN_CLUSTERS, Clusters
+from workbench.metrics.drift import position_divergence, position_drift
+from workbench.metrics.uncertainty import jackknife_interval, ratio_interval
+from workbench.metrics.vocabulary import count_cells
+from workbench.models.topology import Router
+from workbench.recording import Recording, prefix
+
+NEEDS = ("routing",)
+STARTS = (0, 1, 4, 16, 64, 256, 1024)  # first positions of the bins; the first token stands alone
+_BITS = 1 / np.log(2)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the analysis.
+
+    Attributes:
+        n_draws: Permutations of the sets within documents.
+        level: Coverage of the intervals.
+        seed: Of the permutations.
+    """
+
+    n_draws: int = 20
+    level: float = 0.95
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Routing by position.
+
+    Attributes:
+        drift: One row per layer, in bits: information between the range of positions (the first token left out) and a
+            chosen expert, `value`, beside `permuted` (mean when sets are permuted within documents), `permuted_high`
+            and `p`; `excess` is what is over it.
+        positions: One row per layer and range of positions: tokens, `imbalance` of the load there (unbiased) with
+            `low` and `high`, `effective_experts`, `divergence` of the load from that of all positions in bits, `excess`
+            over the permuted ones, and the mean router `entropy` (over ln E) with its interval, where it was recorded.
+        sample: The sample in words.
+        level: Coverage of the intervals.
+        n_draws: Permutations.
+        note: Why intervals are missing, if they are.
+    """
+
+    drift: pd.DataFrame
+    positions: pd.DataFrame
+    sample: str
+    level: float
+    n_draws: int
+    note: str
+
+
+def run(recording: Recording, settings: Settings = Settings()) -> Result:
+    """Computes load, entropy and drift by position.
+
+    Raises:
+        AnalysisError: the recording holds no routing of single tokens, or `n_draws` is under 1.
+    """
+    require(recording, NEEDS, "position", columns=("ids", "position"))
+    check_draws("position", settings.n_draws)
+    clusters, row_of, shuffles = design(recording), document_rows(recording), Shuffles(settings.seed)
+    several = len({router.site for router in recording.topology.routers}) > 1
+    drift, positions = [], []
+    for router in recording.topology.routers:
+        counted = _count(recording, router, row_of, shuffles, n_draws=settings.n_draws)
+        about = {"layer": router.layer} | ({"site": router.site} if several else {})
+        drift.append(about | _drift(counted))
+        positions += [about | row for row in _positions(counted, router, clusters, settings.level)]
+    return Result(
+        drift=pd.DataFrame(drift),
+        positions=pd.DataFrame(positions),
+        sample=sample_words(recording),
+        level=settings.level,
+        n_draws=settings.n_draws,
+        note=clusters.too_few,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Counted:
+    """Counts of a router by range of positions: of documents, of the whole, and permuted. P ranges, B draws."""
+
+    counts_DPE: np.ndarray
+    drawn_BPE: np.ndarray
+    entropy_DP: np.ndarray | None
+    tokens_DP: np.ndarray
+
+
+def _count(recording: Recording, router: Router, row_of: np.ndarray, shuffles: Shuffles, *, n_draws: int) -> _Counted:
+    at, n_experts, n_bins = prefix(router, recording.topology), router.n_experts, len(STARTS)
+    shape = (recording.n_documents, n_bins)
+    scored = recording.has("entropy")
+    counts_DPE = np.zeros((*shape, n_experts), dtype=np.int32)
+    entropy_DP, tokens_DP = np.zeros(shape), np.zeros(shape)
+    drawn_BPE = np.zeros((n_draws, n_bins, n_experts), dtype=np.int64)
+    for chunk in chunks(recording, [f"{at}.ids", *([f"{at}.entropy"] if scored else [])]):
+        ids_TK = chunk[f"{at}.ids"]
+        bin_T = np.searchsorted(np.array(STARTS), chunk["position"], side="right") - 1
+        row_T = row_of[chunk["document"]]
+        inside, local_T = np.unique(row_T, return_inverse=True)  # the chunk's documents: its table is small
+        cell_T = local_T * n_bins + bin_T
+        size = len(inside) * n_bins
+        counted = count_cells(cell_T, ids_TK, n_labels=size, n_experts=n_experts)
+        counts_DPE[inside] += counted.reshape(len(inside), n_bins, n_experts).astype(np.int32)
+        tokens_DP[inside] += np.bincount(cell_T, minlength=size).reshape(len(inside), n_bins)
+        if scored:
+            entropy_T = chunk[f"{at}.entropy"].astype(np.float64)
+            entropy_DP[inside] += np.bincount(cell_T, weights=entropy_T, minlength=size).reshape(len(inside), n_bins)
+        later_T = bin_T > 0
+        later = {name: chunk[name][later_T] for name in ("document", "position")}
+        later_bin_T, later_ids_TK = bin_T[later_T], ids_TK[later_T]
+        for draw in range(n_draws):
+            # one token of each document at random stands for the first; the others are permuted without it
+            any_TK = ids_TK[shuffles.order(chunk, draw)[~later_T]]
+            drawn_BPE[draw, 0] += np.bincount(any_TK.ravel(), minlength=n_experts)
+            moved_T = later_bin_T[shuffles.order(later, draw)]
+            drawn_BPE[draw] += count_cells(moved_T, later_ids_TK, n_labels=n_bins, n_experts=n_experts)
+    return _Counted(counts_DPE, drawn_BPE, entropy_DP if scored else None, tokens_DP)
+
+
+def _drift(counted: _Counted) -> dict:
+    """Of the positions after the first."""
+    value = position_drift(counted.counts_DPE[:, 1:].sum(axis=0)) * _BITS
+    drawn_B = position_drift(counted.drawn_BPE[:, 1:]) * _BITS
+    return {
+        "value": float(value),
+        "permuted": drawn_B.mean(),
+        "permuted_high": np.quantile(drawn_B, 0.95),
+        "excess": float(value) - drawn_B.mean(),
+        "p": float(p_value(np.asarray(value), drawn_B)),
+    }
+
+
+def _positions(counted: _Counted, router: Router, clusters: Clusters, level: float) -> list[dict]:
+    counts_PE = counted.counts_DPE.sum(axis=0)
+    imbalance = jackknife_interval(counted.counts_DPE, clusters=clusters, level=level)
+    effective_P = load.effective_experts(counts_PE)
+    divergence_P = position_divergence(counts_PE) * _BITS
+    permuted_P = position_divergence(counted.drawn_BPE).mean(axis=0) * _BITS
+    entropy = None
+    if counted.entropy_DP is not None:
+        entropy = ratio_interval(
+            counted.entropy_DP / np.log(router.n_experts), counted.tokens_DP, clusters=clusters, level=level
+        )
+    last = [*(start - 1 for start in STARTS[1:]), None]
+    names = [
+        f"{one}" if one == end else f"{one}–{end}" if end is not None else f"≥ {one}"
+        for one, end in zip(STARTS, last, strict=True)
+    ]
+    rows = []
+    for p in np.flatnonzero(counts_PE.sum(axis=1)).tolist():
+        row = {
+            "position": names[p],
+            "tokens": int(counted.tokens_DP[:, p].sum()),
+            "documents": int((counted.tokens_DP[:, p] > 0).sum()),
+            "imbalance": float(imbalance.value[p]),
+            "low": float(imbalance.low[p]),
+            "high": float(imbalance.high[p]),
+            "effective_experts": float(effective_P[p]),
+            "divergence": float(divergence_P[p]),
+            "permuted": float(permuted_P[p]),
+            "excess": float(divergence_P[p] - permuted_P[p]),
+        }
+        if entropy is not None:
+            ends = (entropy.value[p], entropy.low[p], entropy.high[p])
+            row |= dict(zip(("entropy", "entropy_low", "entropy_high"), map(float, ends), strict=True))
+        rows.append(row)
+    return rows
+
+
+def tables(result: Result) -> dict[str, pd.DataFrame]:
+    """`drift` and `positions`."""
+    return {"drift": result.drift, "positions": result.positions}
+
+
+def figures(result: Result) -> dict[str, Figure]:
+    """`drift` by layer beside its null, `divergence` and `imbalance_by_position` by layer and position."""
+    drawn: dict[str, Figure] = {}
+    level = f"{result.level:.0%} interval".replace("%", " %")
+    if result.drift["value"].notna().any():
+        most = result.drift.nlargest(1, "excess").iloc[0]
+        found = int((result.drift["p"] <= 0.05).sum())
+        drawn["drift"] = Lines(
+            result.drift,
+            "layer",
+            "value",
+            null="permuted",
+            null_label="sets permuted in documents",
+            title="Drift of the routing along the document",
+            x_label="layer",
+            y_label="information (bits)",
+            hover=("p", "excess"),
+            caption="Information between a token's range of positions "
+            f"({', '.join(result.positions['position'].unique()[1:])}; without the first token) and one of its chosen "
+            f"experts ({result.sample}), beside the mean of {result.n_draws} permutations of the sets within "
+            f"documents, which no order in the text remains in; {found} of {len(result.drift)} layers are beyond "
+            "19 of 20 permutations.",
+            alt=f"Most over the permuted is layer {most['layer']}: {most['value']:.4f} bits, permuted "
+            f"{most['permuted']:.4f}.",
+        )
+    enough = result.positions["documents"] >= MIN_CLUSTERS  # two long documents are no position
+    shown = result.positions[enough] if enough.any() else result.positions
+    short = f" Ranges that fewer than {MIN_CLUSTERS} documents reach are in the table only." if not enough.all() else ""
+    far = shown.nlargest(1, "excess").iloc[0]
+    drawn["divergence"] = HeatMap(
+        shown,
+        "position",
+        "layer",
+        "excess",
+        title="Where the load differs",
+        x_label="position in the document",
+        y_label="layer",
+        value_label="divergence over permuted (bits)",
+        hover=("divergence", "permuted", "tokens", "documents"),
+        caption="How far the load at each range of positions is from that of all, KL divergence in bits, less its mean "
+        f"when sets are permuted within documents ({result.sample}). The first token stands alone; later ranges are of "
+        f"longer documents only.{short}",
+        alt=f"The farthest is position {far['position']} at layer {far['layer']}: {far['excess']:.2f} bits.",
+    )
+    if shown["imbalance"].notna().any():
+        drawn["imbalance_by_position"] = Lines(
+            shown.assign(position=_ordered(shown["position"])),
+            "layer",
+            "imbalance",
+            group="position",
+            low="low",
+            high="high",
+            interval_label=level,
+            title="Imbalance by position",
+            x_label="layer",
+            y_label="imbalance (unbiased CV²)",
+            hover=("effective_experts", "tokens", "documents"),
+            caption="Unbiased squared coefficient of variation of the load of all tokens in a range of positions, over "
+            f"pairs of documents; 0 is balance ({result.sample}).{short} {level}: stratified jackknife. "
+            f"{result.note}".strip(),
+            alt="A line by layer for each range of positions, the first token alone.",
+        )
+    return drawn
+
+
+def _ordered(position: pd.Series) -> pd.Categorical:
+    return pd.Categorical(position, categories=list(dict.fromkeys(position)), ordered=True)
+
+
+if __name__ == "__main__":
+    main()

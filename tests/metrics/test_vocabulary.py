@@ -1,0 +1,272 @@
+"""Specialization by token id, against plain loops, the published script's numbers, and routers of known kind."""
+
+from collections import Counter, defaultdict
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workbench.metrics import specialization
+from workbench.metrics import vocabulary as m
+from workbench.metrics.sets import shuffled_within
+
+
+def token_sets(n_tokens: int, n_experts: int, top_k: int, seed: int = 0) -> np.ndarray:
+    return np.argsort(np.random.default_rng(seed).random((n_tokens, n_experts)), axis=1)[:, :top_k]
+
+
+def counted(token_T, ids_TK, n_ids: int, n_experts: int):
+    counts_VE = m.label_counts(token_T, ids_TK, n_labels=n_ids, n_experts=n_experts)
+    return counts_VE, np.bincount(token_T[token_T >= 0], minlength=n_ids)
+
+
+# ---- counts ----
+
+
+def test_counts_equal_plain_python_and_parts_add_up():
+    rng = np.random.default_rng(0)
+    label_T, ids_TK = rng.integers(-1, 5, 300), token_sets(300, 7, 3)
+    expected = np.zeros((5, 7), dtype=int)
+    for label, ids in zip(label_T, ids_TK, strict=True):
+        if label >= 0:
+            for e in ids:
+                expected[label, e] += 1
+    np.testing.assert_array_equal(m.label_counts(label_T, ids_TK, n_labels=5, n_experts=7), expected)
+    halves = [
+        m.label_counts(label_T[run], ids_TK[run], n_labels=5, n_experts=7) for run in (slice(90), slice(90, None))
+    ]
+    np.testing.assert_array_equal(sum(halves), expected)
+    narrow = m.count_cells(label_T, ids_TK.astype(np.uint8), n_labels=5, n_experts=7)
+    np.testing.assert_array_equal(narrow, expected)
+
+
+# ---- vocabulary specialization ----
+
+
+def test_sharpness_by_hand():
+    # id 0 four times, thrice with expert 1; id 1 twice, each with another; id 2 once
+    token_T = np.array([0, 0, 0, 0, 1, 1, 2])
+    counts_VE, n_V = counted(token_T, np.array([[1], [1], [1], [0], [0], [2], [2]]), 3, 3)
+    assert m.vocabulary_specialization(counts_VE, n_V, min_count=1) == pytest.approx((3 + 1 + 1) / 7)
+    assert m.vocabulary_specialization(counts_VE, n_V, min_count=2) == pytest.approx((3 + 1) / 6)
+    assert m.vocabulary_specialization(counts_VE, n_V, min_count=4) == pytest.approx(3 / 4)
+    assert np.isnan(m.vocabulary_specialization(counts_VE, n_V, min_count=5))
+
+
+@given(seed=st.integers(0, 100), top_k=st.integers(1, 4))
+@settings(max_examples=30, deadline=None)
+def test_sharpness_equals_plain_python_and_ignores_names_and_order(seed, top_k):
+    rng = np.random.default_rng(seed)
+    token_T, ids_TK = rng.zipf(1.6, 200) % 20, token_sets(200, 6, top_k, seed)
+    of_id = defaultdict(list)
+    for token, ids in zip(token_T, ids_TK, strict=True):
+        of_id[token].append(ids.tolist())
+    kept = [sets for sets in of_id.values() if len(sets) >= 3]
+    most = sum(max(sum(e in one for one in sets) for e in range(6)) for sets in kept)
+    expected = most / sum(len(sets) for sets in kept)
+    counts_VE, n_V = counted(token_T, ids_TK, 20, 6)
+    assert m.vocabulary_specialization(counts_VE, n_V, min_count=3) == pytest.approx(expected)
+    assert top_k / 6 <= expected <= 1
+    order, names = rng.permutation(200), rng.permutation(6)
+    moved_VE, _ = counted(token_T[order], names[ids_TK[order]], 20, 6)
+    layers = m.vocabulary_specialization(np.stack([counts_VE, moved_VE]), n_V, min_count=3)
+    np.testing.assert_allclose(layers, expected)
+
+
+def test_a_router_by_token_alone_is_sharp_and_a_blind_one_is_its_null():
+    rng = np.random.default_rng(1)
+    token_T, document_T = rng.zipf(1.4, 4000) % 60, np.repeat(np.arange(20), 200)
+    set_VK = token_sets(60, 8, 2)
+    counts_VE, n_V = counted(token_T, set_VK[token_T], 60, 8)
+    assert m.vocabulary_specialization(counts_VE, n_V) == 1
+    blind_TK = token_sets(4000, 8, 2, seed=2)
+
+    def value(label_T) -> float:
+        return float(m.vocabulary_specialization(*counted(label_T, blind_TK, 60, 8)))
+
+    position_T = np.tile(np.arange(200), 20)
+    drawn_B = [value(token_T[shuffled_within(document_T, position_T, seed=0, draw=b)]) for b in range(40)]
+    assert abs(value(token_T) - np.mean(drawn_B)) < 4 * np.std(drawn_B)
+    assert np.mean(drawn_B) > 2 / 8  # the maximum of few counts is over K/E by itself
+
+
+def theirs(input_ids, exp_ids, topk: int) -> float:
+    """`print_avg` of `do_token_analysis_layers_experts` in allenai/OLMoE, scripts/run_moe_analysis.py, as it computes.
+
+    Each distinct id counts once, however rare; its share is over its occurrences, len(list) // topk.
+    """
+    id_to_exp = defaultdict(list)
+    for _id, experts in zip(input_ids, exp_ids, strict=True):
+        id_to_exp[_id].extend(experts[:topk])
+    probs = []
+    for found in id_to_exp.values():
+        most = sorted(Counter(found).items(), key=lambda item: -item[1])[0][1]
+        probs.append(most / (len(found) // topk))
+    return float(np.mean(probs))
+
+
+@pytest.mark.parametrize("topk", [1, 3])
+def test_the_published_script_averages_over_distinct_ids(topk):
+    """Theirs from our table; and what rare ids do to it, where routing looks at nothing."""
+    rng = np.random.default_rng(3)
+    token_T, ids_TK = rng.zipf(1.3, 3000) % 2000, token_sets(3000, 16, 3, seed=4)
+    counts_VE, n_V = counted(token_T, ids_TK[:, :topk], 2000, 16)
+    seen_V = n_V > 0
+    by_type = (counts_VE[seen_V].max(axis=1) / n_V[seen_V]).mean()
+    assert theirs(token_T.tolist(), ids_TK.tolist(), topk) == pytest.approx(by_type)
+    ours = m.vocabulary_specialization(counts_VE, n_V)
+    assert (n_V == 1).sum() > 300
+    assert by_type > ours + 0.25
+
+
+# ---- what a domain adds ----
+
+
+def slow_given_token(document_T, token_T, ids_TK, fold_D, domain_D):
+    """Mean overlap over all pairs of tokens of one id in different folds, pair by pair."""
+    top_k, total, size = ids_TK.shape[1], 0.0, 0
+    sets = [set(ids.tolist()) for ids in ids_TK]
+    for v in set(token_T.tolist()):
+        overlap = defaultdict(list)
+        at = np.flatnonzero(token_T == v)
+        for t, u in product(at, at):
+            a, b = document_T[t], document_T[u]
+            if fold_D[a] != fold_D[b]:
+                overlap[domain_D[a], domain_D[b]].append(len(sets[t] & sets[u]) / top_k)
+        # a domain counts where the id stands in two of its folds, an id with two such domains
+        folds_of = defaultdict(set)
+        for t in at:
+            folds_of[domain_D[document_T[t]]].add(fold_D[document_T[t]])
+        usable = sorted(d for d, found in folds_of.items() if len(found) >= 2)
+        if len(usable) < 2:
+            continue
+        within = np.mean([np.mean(overlap[d, d]) for d in usable])
+        across = np.mean([np.mean(overlap[d, e]) for d, e in product(usable, usable) if d != e])
+        n = sum(domain_D[document_T[t]] in usable for t in at)
+        total, size = total + n * (within - across), size + n
+    return total / size, size
+
+
+def given_tables(document_T, token_T, ids_TK, fold_D, domain_D, *, n_experts: int):
+    n_ids, n_folds, n_domains = (int(of.max()) + 1 for of in (token_T, fold_D, domain_D))
+    cell_T = (token_T * n_folds + fold_D[document_T]) * n_domains + domain_D[document_T]
+    size = n_ids * n_folds * n_domains
+    counts = m.label_counts(cell_T, ids_TK, n_labels=size, n_experts=n_experts)
+    shape = (n_ids, n_folds, n_domains)
+    return counts.reshape(*shape, n_experts), np.bincount(cell_T, minlength=size).reshape(shape)
+
+
+def corpus(seed: int, *, n_documents: int = 24, length: int = 12, n_ids: int = 8):
+    rng = np.random.default_rng(seed)
+    document_T = np.repeat(np.arange(n_documents), length)
+    return (
+        document_T,
+        rng.zipf(1.5, len(document_T)) % n_ids,
+        np.arange(n_documents) % 4,
+        rng.permutation(np.arange(n_documents) % 3),
+    )
+
+
+@given(seed=st.integers(0, 200))
+@settings(max_examples=15, deadline=None)
+def test_given_token_equals_all_pairs(seed):
+    document_T, token_T, fold_D, domain_D = corpus(seed)
+    ids_TK = token_sets(len(token_T), 6, 2, seed)
+    tables = given_tables(document_T, token_T, ids_TK, fold_D, domain_D, n_experts=6)
+    found = m.domain_information_given_token(*tables, top_k=2)
+    expected, size = slow_given_token(document_T, token_T, ids_TK, fold_D, domain_D)
+    assert found.value == pytest.approx(expected, abs=1e-12)
+    assert found.tokens == size
+    names = np.random.default_rng(seed).permutation(6)
+    moved = given_tables(document_T, token_T, names[ids_TK], fold_D, domain_D, n_experts=6)
+    assert m.domain_information_given_token(*moved, top_k=2).value == pytest.approx(expected, abs=1e-12)
+
+
+def test_given_token_without_a_fold_is_that_of_the_other_folds():
+    document_T, token_T, fold_D, domain_D = corpus(1, n_documents=60, length=30)
+    ids_TK = token_sets(len(token_T), 6, 2)
+    counts, tokens = given_tables(document_T, token_T, ids_TK, fold_D, domain_D, n_experts=6)
+    found = m.domain_information_given_token(counts, tokens, top_k=2)
+    for fold in range(4):
+        rest = [f for f in range(4) if f != fold]
+        without = m.domain_information_given_token(counts[:, rest], tokens[:, rest], top_k=2)
+        assert found.value_without_F[fold] == pytest.approx(without.value, abs=1e-3)  # ids weigh by all folds
+        assert found.alone_without_F[fold] == pytest.approx(without.alone, abs=1e-12)
+
+
+def test_a_router_by_token_alone_leaves_nothing_for_the_domain():
+    document_T, token_T, fold_D, domain_D = corpus(2, n_documents=60, length=30)
+    token_T = np.where(np.random.default_rng(0).random(len(token_T)) < 0.5, token_T, domain_D[document_T] + 8)
+    sets_VE = specialization.hash_router_counts(
+        np.arange(11), np.arange(11), n_documents=11, n_experts=16, top_k=2, seed=0
+    )
+    ids_TK = np.nonzero(sets_VE)[1].reshape(11, 2)[token_T]
+    found = m.domain_information_given_token(
+        *given_tables(document_T, token_T, ids_TK, fold_D, domain_D, n_experts=16), top_k=2
+    )
+    assert found.value == pytest.approx(0, abs=1e-12)
+
+
+def test_a_router_by_domain_alone_is_known_in_full():
+    document_T, token_T, fold_D, domain_D = corpus(3, n_documents=60, length=30)
+    ids_TK = np.array([[0, 1], [2, 3], [4, 5]])[domain_D[document_T]]
+    found = m.domain_information_given_token(
+        *given_tables(document_T, token_T, ids_TK, fold_D, domain_D, n_experts=6), top_k=2
+    )
+    assert found.value == pytest.approx(1)
+    assert found.alone == pytest.approx(1)
+
+
+def test_given_token_is_unbiased_where_documents_have_tastes():
+    """Each document prefers experts of its own, domains do not: 0 on average, whatever the sample."""
+    values = []
+    for seed in range(150):
+        document_T, token_T, fold_D, domain_D = corpus(seed)
+        rng = np.random.default_rng(seed + 1000)
+        taste_DE = rng.gamma(0.5, size=(24, 6))
+        ids_TK = np.argsort(-np.log(taste_DE[document_T]) - rng.gumbel(size=(len(token_T), 6)), axis=1)[:, :2]
+        tables = given_tables(document_T, token_T, ids_TK, fold_D, domain_D, n_experts=6)
+        values.append(m.domain_information_given_token(*tables, top_k=2).value)
+    assert abs(np.mean(values)) < 4 * np.std(values) / np.sqrt(len(values))
+
+
+def test_one_domain_or_ids_of_one_fold_say_nothing():
+    one = m.domain_information_given_token(np.ones((2, 3, 1, 2), dtype=int), np.ones((2, 3, 1)), top_k=2)
+    assert np.isnan(one.value) and np.isnan(one.alone) and one.tokens == 0
+    single = np.zeros((1, 3, 2, 2), dtype=int)
+    single[0, 0] = 1
+    assert np.isnan(m.domain_information_given_token(single, single[..., 0], top_k=2).value)
+
+
+# ---- refusals ----
+
+
+def test_refusals():
+    ids_TK = np.array([[0, 1]])
+    with pytest.raises(ValueError, match=r"label_T spans 3 to 3, wanted -1 to 2: pass row indices"):
+        m.label_counts(np.array([3]), ids_TK, n_labels=3, n_experts=2)
+    with pytest.raises(ValueError, match=r"ids_TK spans 0 to 1, wanted 0 to 0"):
+        m.label_counts(np.array([0]), ids_TK, n_labels=3, n_experts=1)
+    with pytest.raises(ValueError, match=r"min_count is 0, wanted 1 or more: 10 keeps"):
+        m.vocabulary_specialization(np.ones((2, 2)), np.ones(2), min_count=0)
+    with pytest.raises(ValueError, match=r"counts hold -1"):
+        m.vocabulary_specialization(-np.ones((2, 2)), np.ones(2))
+    with pytest.raises(ValueError, match=r"an expert more often than its id occurs: pass occurrences_V of the same"):
+        m.vocabulary_specialization(2 * np.ones((2, 2)), np.ones(2))
+    with pytest.raises(ValueError, match=r"counts_VFME has 2 folds, wanted 3 or more"):
+        m.domain_information_given_token(np.ones((1, 2, 2, 2)), np.ones((1, 2, 2)), top_k=2)
+    with pytest.raises(ValueError, match=r"does not hold top_k = 1 assignments a token: pass counts of all K"):
+        m.domain_information_given_token(np.ones((1, 3, 2, 2)), np.ones((1, 3, 2)), top_k=1)
+    with pytest.raises(ValueError, match=r"counts hold -1"):
+        m.domain_information_given_token(-np.ones((1, 3, 2, 2)), np.ones((1, 3, 2)), top_k=2)
+
+
+def test_pairs_of_the_plain_twin_are_pairs():
+    """The twin itself, by hand: three documents of two domains, one id."""
+    document_T, token_T = np.arange(4), np.zeros(4, dtype=int)
+    ids_TK = np.array([[0, 1], [0, 2], [3, 4], [3, 5]])
+    value, size = slow_given_token(document_T, token_T, ids_TK, np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1]))
+    assert (value, size) == (0.5, 4)
+    assert sum(1 for _ in combinations(range(4), 2)) == 6

@@ -1,0 +1,199 @@
+"""Sets of chosen experts as bits, and how they are shuffled: what the metrics of structure are made of.
+
+Not metrics. A token's chosen experts S_t are bits of W = ceil(E/64) words, so that an overlap is one `and` and one
+count of bits. Shuffles move whole sets and are keyed by document and position, never by the row: the same recording in
+other parts gives the same draws. Axes: T tokens, E routed experts, K chosen per token, W words, P pairs of tokens;
+x any further axes (layers).
+"""
+
+import numpy as np
+from jaxtyping import Int, Integer, Shaped, UInt8, UInt64
+
+from workbench.metrics._arithmetic import check_ids
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: the step of splitmix64
+_BLOCK = 1 << 16  # tokens of one block of indicators: 16 MB at 64 experts, and every count is exact in float32
+
+
+def as_bits(ids_TK: Integer[np.ndarray, "T K"], *, n_experts: int) -> UInt64[np.ndarray, "T W"]:
+    """The set of each token, bit e of word e // 64 set where expert e is chosen.
+
+    Range: K bits a token; unit: bits. No NaN.
+
+    Raises:
+        ValueError: an id lies outside [0, E), or one token names an expert twice.
+
+    Source:
+        ours.
+    """
+    check_ids(ids_TK, n_experts=n_experts)
+    words = -(-n_experts // 64)
+    word_E, bit_E = np.divmod(np.arange(n_experts), 64)
+    bits_EW = np.where(word_E[:, None] == np.arange(words), np.uint64(1) << bit_E[:, None].astype(np.uint64), 0)
+    bits_TW = np.zeros((len(ids_TK), words), dtype=np.uint64)
+    for k in range(ids_TK.shape[1]):
+        bits_TW |= bits_EW[ids_TK[:, k]].astype(np.uint64, copy=False)
+    return bits_TW
+
+
+def overlap(bits_xW: UInt64[np.ndarray, "*#x W"], other_xW: UInt64[np.ndarray, "*#x W"]) -> Shaped[np.ndarray, "..."]:
+    """Experts in both sets, |S ∩ S′|; the sets are broadcast against each other.
+
+    Range 0 to K; unit: experts. No NaN.
+
+    Raises:
+        Nothing.
+
+    Source:
+        ours (a count).
+    """
+    common = np.bitwise_count(bits_xW & other_xW)
+    return np.asarray(common[..., 0] if common.shape[-1] == 1 else common.sum(axis=-1, dtype=np.uint16))
+
+
+def indicators(bits_TW: UInt64[np.ndarray, "T W"], *, n_experts: int) -> UInt8[np.ndarray, "T E"]:
+    """1 where the expert is chosen, else 0.
+
+    Range 0 or 1; unit 1. No NaN.
+
+    Raises:
+        Nothing.
+
+    Source:
+        ours.
+    """
+    little = np.ascontiguousarray(bits_TW).astype("<u8", copy=False).view(np.uint8)
+    return np.unpackbits(little, axis=1, count=n_experts, bitorder="little")
+
+
+def joint_counts(
+    bits_TW: UInt64[np.ndarray, "T W"], other_TW: UInt64[np.ndarray, "T W"], *, n_experts: int
+) -> Int[np.ndarray, "E E"]:
+    """J_ij = #{t: i ∈ S_t and j ∈ S′_t}, all K×K pairs of a token; counts of parts add up.
+
+    Range 0 to T; unit: tokens. No NaN.
+
+    Raises:
+        Nothing.
+
+    Source:
+        ours (a count).
+    """
+    joint_EE = np.zeros((n_experts, n_experts), dtype=np.int64)
+    for start in range(0, len(bits_TW), _BLOCK):
+        run = slice(start, start + _BLOCK)
+        one_TE = indicators(bits_TW[run], n_experts=n_experts).astype(np.float32)
+        same = other_TW is bits_TW
+        two_TE = one_TE if same else indicators(other_TW[run], n_experts=n_experts).astype(np.float32)
+        joint_EE += (one_TE.T @ two_TE).astype(np.int64)  # of whole numbers under 2^24: exact
+    return joint_EE
+
+
+def shuffled_within(
+    document_T: Int[np.ndarray, "T"], position_T: Int[np.ndarray, "T"], *, seed: int, draw: int = 0
+) -> Int[np.ndarray, "T"]:
+    """An order of the tokens that shuffles each document within the rows that it has.
+
+    Row t of a shuffled array is `array[order[t]]`. The draw depends on a token's document and position alone, not on
+    where its row stands.
+
+    Range 0 to T − 1, each once; unit: rows. No NaN.
+
+    Args:
+        document_T: A document's number, the rows of a document together.
+        position_T: Place in the document; distinct within it.
+        seed: Of the shuffles.
+        draw: Which of them.
+
+    Raises:
+        ValueError: the rows of a document do not stand together.
+
+    Source:
+        ours.
+    """
+    starts_T = np.flatnonzero(np.diff(document_T, prepend=document_T[:1] - 1))
+    if len(np.unique(document_T[starts_T])) < len(starts_T):
+        raise ValueError("document_T has rows of one document in several places: sort by document and position first")
+    run_T = np.repeat(np.arange(len(starts_T)), np.diff(starts_T, append=len(document_T)))
+    key_T = keyed_hash(document_T, position_T, seed=seed, draw=draw)
+    # one key: the run in the upper bits, so that a sort leaves each document in its rows
+    return np.argsort((run_T.astype(np.uint64) << np.uint64(40)) | (key_T >> np.uint64(24)), kind="stable")
+
+
+def keyed_hash(
+    one_T: Int[np.ndarray, "T"], two_T: Int[np.ndarray, "T"], *, seed: int, draw: int = 0
+) -> UInt64[np.ndarray, "T"]:
+    """A random number for each pair of whole numbers, the same wherever the pair stands.
+
+    Range [0, 2^64); unit 1. No NaN.
+
+    Raises:
+        Nothing.
+
+    Source:
+        Steele, Lea & Flood 2014 † (splitmix64): as commonly given.
+    """
+    start = _mix(np.array([seed], dtype=np.int64).view(np.uint64) + _GOLDEN)
+    start = _mix(start + np.array([draw + 1], dtype=np.uint64) * _GOLDEN)
+    key_T = _mix(one_T.astype(np.int64).view(np.uint64) * _GOLDEN + start)
+    return _mix(key_T + (two_T.astype(np.int64).view(np.uint64) + np.uint64(1)) * _GOLDEN)
+
+
+def _mix(key_T: np.ndarray) -> np.ndarray:
+    """The finalizer of splitmix64: every bit of the result depends on every bit of the key."""
+    key_T = (key_T ^ (key_T >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    key_T = (key_T ^ (key_T >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return key_T ^ (key_T >> np.uint64(31))
+
+
+def swapped_within(
+    bits_TxW: UInt64[np.ndarray, "T *x W"],
+    document_T: Int[np.ndarray, "T"],
+    *,
+    position_T: Int[np.ndarray, "T"],
+    n_steps: int,
+    seed: int,
+    first_step: int = 0,
+) -> UInt64[np.ndarray, "T *x W"]:
+    """Sets after random exchanges within documents that keep each token's K and each expert's count in a document.
+
+    A step pairs the tokens of each document at random. Of a pair, the experts that only one of the two has are
+    exchanged where a random mask holds them, if the mask holds as many of the one token as of the other; else the pair
+    stays. The mask that made an exchange undoes it, so every arrangement is equally likely in the end. About 20 steps
+    forget the start (K = 8); x (layers) share the pairs and not the masks.
+
+    Range: K bits a token; unit: bits. No NaN.
+
+    Args:
+        bits_TxW: Sets; all x of a token together.
+        document_T: A document's number, the rows of a document together.
+        position_T: Place in the document; distinct within it.
+        n_steps: Steps.
+        seed: Of pairs and masks.
+        first_step: Steps made before, so that a chain can go on.
+
+    Raises:
+        ValueError: the rows of a document do not stand together.
+
+    Source:
+        Strona et al. 2014, Nat. Commun. 5:4114 † (curveball): differs: a mask in place of a drawn number of exchanges.
+    """
+    bits_TxW = bits_TxW.copy()
+    of_mask_X = np.arange(1, bits_TxW[:1].size + 1, dtype=np.uint64) * _GOLDEN
+    starts_T = np.flatnonzero(np.diff(document_T, prepend=document_T[:1] - 1))
+    size = np.diff(starts_T, append=len(document_T))
+    within_T = np.arange(len(document_T)) - np.repeat(starts_T, size)
+    paired_T = (within_T % 2 == 0) & (within_T + 1 < np.repeat(size, size))
+    first_P = np.flatnonzero(paired_T)
+    for step in range(first_step, first_step + n_steps):
+        order_T = shuffled_within(document_T, position_T, seed=seed, draw=step)
+        one_P, two_P = order_T[first_P], order_T[first_P + 1]
+        one_PxW, two_PxW = bits_TxW[one_P], bits_TxW[two_P]
+        # keyed by the pair's first token, apart from the key that put it there
+        key_P = keyed_hash(document_T[one_P], position_T[one_P], seed=seed + 2**32, draw=step)
+        mask_PX = _mix(key_P[:, None] + of_mask_X)
+        moved_PxW = (one_PxW ^ two_PxW) & mask_PX.reshape(one_PxW.shape)
+        as_many_Px = overlap(one_PxW, moved_PxW) == overlap(two_PxW, moved_PxW)
+        moved_PxW[~as_many_Px] = 0
+        bits_TxW[one_P], bits_TxW[two_P] = one_PxW ^ moved_PxW, two_PxW ^ moved_PxW
+    return bits_TxW
