@@ -27,6 +27,8 @@ FLAGS = (
     "--server.fileWatcherType=none",
     "--server.headless=true",
     "--server.showEmailPrompt=false",
+    # Two quick steps back can ask for a large message that Streamlit no longer holds in its cache; then the page dies.
+    "--global.minCachedMessageSize=1e12",
     "--browser.gatherUsageStats=false",
     "--browser.serverAddress=localhost",
     "--client.disableDataExport=true",  # tables are saved as ours, with no cell that a spreadsheet would run
