@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from workbench.errors import WorkbenchError
+from workbench.recording import FIELDS
 
 RECORDINGS = Path(__file__).resolve().parent.parent / "data" / "recordings"
 
@@ -58,7 +59,7 @@ def record(
     model: Annotated[str, typer.Argument(help="bundled model, local folder, or hub id")],
     corpus: Annotated[str, typer.Option(help="JSONL, Parquet or text file, or a bundled corpus (demo)")],
     out: Annotated[Path, typer.Option(help="folder of the recording")],
-    fields: Annotated[str, typer.Option(help="of routing, logprob, logits")] = "routing,logprob",
+    fields: Annotated[str, typer.Option(help=f"of {', '.join(FIELDS)}")] = "routing,logprob",
     max_tokens: Annotated[int | None, typer.Option(help="cap, by whole documents from the domains in turn")] = None,
     batch_tokens: Annotated[int, typer.Option(help="padded positions of a batch")] = 4096,
     shard_tokens: Annotated[int, typer.Option(help="tokens of a part on disk")] = 65_536,
@@ -66,6 +67,7 @@ def record(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
     revision: Annotated[str | None, typer.Option(help="of a hub or bundled model")] = None,
     weights: Annotated[str, typer.Option(help="checkpoint, or dummy for random ones")] = "checkpoint",
+    attention: Annotated[str | None, typer.Option(help="eager, sdpa, flex_attention; else transformers' own")] = None,
     check: Annotated[bool, typer.Option(help="prove the capture before recording")] = True,
     generate: Annotated[int | None, typer.Option(help="tokens the model writes behind each text, recorded too")] = None,
     temperature: Annotated[float, typer.Option(help="of the writing; 0 takes the most probable token")] = 0.0,
@@ -80,7 +82,7 @@ def record(
     documents = Corpus.read(corpus)
     generation = Generation(generate, temperature, seed) if generate is not None else None
     with console.status(f"loading {model}"):
-        loaded = load(model, device=device, dtype=dtype, revision=revision, weights=weights)
+        loaded = load(model, device=device, dtype=dtype, revision=revision, weights=weights, attention=attention)
     with token_progress(f"recording {loaded.name}") as update:
         recording = run(
             loaded,

@@ -24,10 +24,11 @@ import pyarrow.parquet as pq
 
 from workbench.absent import absent_sentence
 from workbench.errors import RecordingError
+from workbench.metrics.attention import BIN_EDGES, PROFILED, STATISTICS, WEIGHED
 from workbench.models.topology import Router, Topology
 
 SCHEMA = 1
-FIELDS = ("routing", "logprob", "logits")
+FIELDS = ("routing", "logprob", "logits", "attention", "attention-tokens", "attention-weights")
 PHASES = ("prefill", "decode")
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.parquet"
@@ -45,6 +46,11 @@ def prefix(router: Router, topology: Topology) -> str:
     sites = [other.site for other in topology.routers if other.layer == router.layer]
     name = f"layer{router.layer:0{digits}d}"
     return name if router.site == sites[0] else f"{name}.{router.site}.router"
+
+
+def attention_prefix(layer: int, topology: Topology) -> str:
+    """The column prefix of an attention: `layer03.attention`."""
+    return f"layer{layer:0{max(2, len(str(topology.n_layers - 1)))}d}.attention"
 
 
 def id_dtype(n_experts: int) -> np.dtype:
@@ -66,8 +72,9 @@ def _without(lacks: tuple[str, ...], columns: list[tuple[str, pa.DataType]]) -> 
     return pa.schema([column for column in columns if column[0].rpartition(".")[2] not in lacks])
 
 
-def token_schema(topology: Topology, fields: tuple[str, ...], lacks: tuple[str, ...] = ()) -> pa.Schema:
+def token_schema(topology: Topology, manifest: dict[str, Any]) -> pa.Schema:
     """Columns of the `tokens` table."""
+    fields = manifest["fields"]
     columns: list[tuple[str, pa.DataType]] = [
         ("document", pa.int32()), ("position", pa.int32()), ("token", pa.int32()),
         ("phase", pa.dictionary(pa.int8(), pa.string())),
@@ -88,11 +95,15 @@ def token_schema(topology: Topology, fields: tuple[str, ...], lacks: tuple[str, 
             columns.append((f"{at}.shared_gate", pa.float16()))
         if "logits" in fields:
             columns.append((f"{at}.logits", _list_of(np.float16, router.n_experts)))
-    return _without(lacks, columns)
+    for watched in manifest["attention"]["layers"] if "attention-tokens" in fields else ():
+        at = attention_prefix(watched["layer"], topology)
+        columns += [(f"{at}.{name}", _list_of(np.float16, watched["heads"])) for name in PROFILED]
+    return _without(lacks_of(manifest), columns)
 
 
-def document_schema(topology: Topology, fields: tuple[str, ...], lacks: tuple[str, ...] = ()) -> pa.Schema:
+def document_schema(topology: Topology, manifest: dict[str, Any]) -> pa.Schema:
     """Columns of the `documents` table."""
+    fields = manifest["fields"]
     text = ("id", "domain", "source", "cluster", "text_digest")
     columns: list[tuple[str, pa.DataType]] = [("document", pa.int32()), *((name, pa.string()) for name in text)]
     columns += [("tokens", pa.int32()), ("tokens_cut", pa.int32()), ("phase", pa.dictionary(pa.int8(), pa.string()))]
@@ -105,7 +116,15 @@ def document_schema(topology: Topology, fields: tuple[str, ...], lacks: tuple[st
             (f"{at}.score_sum", _list_of(np.float32, router.n_experts)),
             (f"{at}.weight_sum", _list_of(np.float32, router.n_experts)),
         ]
-    return _without(lacks, columns)
+    for watched in manifest["attention"]["layers"] if "attention" in fields else ():
+        at, heads = attention_prefix(watched["layer"], topology), watched["heads"]
+        columns += [(f"{at}.{name}", _list_of(np.float32, heads)) for name in STATISTICS]
+        columns += [(f"{at}.{name}.profile", _list_of(np.float32, heads * len(BIN_EDGES))) for name in PROFILED]
+        columns += [(f"{at}.sink", _list_of(np.float32, heads)), (f"{at}.undefined", _list_of(np.int32, heads))]
+        if "attention-weights" in fields:
+            columns += [(f"{at}.{name}", _list_of(np.float32, heads)) for name in WEIGHED]
+            columns.append((f"{at}.divergence", _list_of(np.float32, heads**2)))
+    return _without(lacks_of(manifest), columns)
 
 
 def part_name(table: str, index: int) -> str:
@@ -207,8 +226,8 @@ class Recording:
 
     def _schemas(self) -> dict[str, pa.Schema]:
         return {
-            "tokens": token_schema(self.topology, self.fields, self.lacks),
-            "documents": document_schema(self.topology, self.fields, self.lacks),
+            "tokens": token_schema(self.topology, self.manifest),
+            "documents": document_schema(self.topology, self.manifest),
         }
 
     def _check_part(self, name: str, expected: dict[str, Any], schema: pa.Schema) -> None:

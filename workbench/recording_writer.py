@@ -31,7 +31,6 @@ from workbench.recording import (
     VOCABULARY,
     document_schema,
     file_digest,
-    lacks_of,
     part_name,
     read_manifest,
     recording_digest,
@@ -63,8 +62,8 @@ class RecordingWriter:
         self.path = path
         self.n_shards = n_shards
         self._schemas = {
-            "tokens": token_schema(topology, fields, lacks_of(manifest)),
-            "documents": document_schema(topology, fields, lacks_of(manifest)),
+            "tokens": token_schema(topology, manifest),
+            "documents": document_schema(topology, manifest),
         }
         self._refuse_foreign_folder()
         path.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,8 @@ import time
 
 import torch
 
-from workbench.capture.attention import Call, row_statistics
+from workbench.capture.attention import Row, query_statistics
+from workbench.capture.watching import Call
 
 
 def call(n_tokens: int, n_heads: int = 8, width: int = 64) -> Call:
@@ -44,15 +45,17 @@ def from_matrix(one: Call) -> dict[str, torch.Tensor]:
 
 
 def peak_mib(n_tokens: int) -> float:
-    """Memory that the statistics add at their peak, in MiB, in a process of its own."""
+    """Memory that the statistics add at their peak, in MiB, in a process of its own; Linux alone."""
     code = (
-        "import resource, torch\n"
+        "import re, torch\n"
+        "from pathlib import Path\n"
         "from tests.benchmarks.attention import call\n"
-        "from workbench.capture.attention import row_statistics\n"
-        f"torch.set_num_threads(1); row_statistics(call(256), 0, 0, 256); one = call({n_tokens})\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        f"row_statistics(one, 0, 0, {n_tokens})\n"
-        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)"
+        "from workbench.capture.attention import Row, query_statistics\n"
+        "def kib(name): return int(re.search(name + r':\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
+        f"torch.set_num_threads(1); query_statistics(Row(call(256), 0, 0, 256)); one = call({n_tokens})\n"
+        "Path('/proc/self/clear_refs').write_text('5'); before = kib('VmRSS')  # 5: the peak begins anew\n"
+        f"query_statistics(Row(one, 0, 0, {n_tokens}))\n"
+        "print((kib('VmHWM') - before) / 1024)"
     )
     return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
 
@@ -66,7 +69,7 @@ def main() -> None:
     one = call(2048)
     ways = {
         "plain": lambda: torch.nn.functional.scaled_dot_product_attention(one.query, one.key, one.key, is_causal=True),
-        "statistics": lambda: row_statistics(one, 0, 0, 2048),
+        "statistics": lambda: query_statistics(Row(one, 0, 0, 2048)),
         "matrix": lambda: from_matrix(one),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
@@ -76,7 +79,7 @@ def main() -> None:
             run()
             if round_:
                 times[name].append(time.perf_counter() - started)
-    found, expected = row_statistics(one, 0, 0, 2048), from_matrix(one)
+    found, expected = query_statistics(Row(one, 0, 0, 2048)), from_matrix(one)
     for name, values in expected.items():
         got = found[name][..., 1:] if name == "previous" else found[name]
         assert torch.allclose(got, values, rtol=1e-4, atol=2e-3), name

@@ -5,7 +5,8 @@
 Rounds interleave the bare model's plain forward (an unwrapped copy in this process, default kernels, no cache, logits
 at all positions) with `record` to disk over the same batches: text of the bundled corpus, 4,096 padded tokens a batch.
 A recording's time holds all that `record` does: tokenizing, digests, writing, closing, opening again; only the capture
-check, made once per model, is left out and timed apart. The ratio of a round is its result; the median is printed with
+check, made once per model, is left out and timed apart. Attention is recorded over the same text cut into documents of
+1,024 tokens. The ratio of a round is its result; the median is printed with
 the range of the middle half of the rounds.
 """
 
@@ -23,7 +24,7 @@ import torch
 
 from workbench.capture.plan import make_plan
 from workbench.capture.record import record
-from workbench.corpus import Corpus
+from workbench.corpus import Corpus, Document
 from workbench.models.check import check_capture
 from workbench.models.loading import Model, load
 
@@ -40,9 +41,20 @@ def repeated(corpus: Corpus, copies: int) -> Corpus:
     return Corpus(f"{corpus.name}x{copies}", tuple(documents))
 
 
+def of_length(model: Model, corpus: Corpus, n_tokens: int) -> Corpus:
+    """The corpus as one text cut into documents of one length; what is left at the end is not used."""
+    ids = [i for document in corpus.documents for i in model.tokenizer(document.text, verbose=False)["input_ids"]]
+    cut = [tuple(ids[begin : begin + n_tokens]) for begin in range(0, len(ids) - n_tokens + 1, n_tokens)]
+    documents = [Document(f"cut {i}", "text", "", f"{i}", "", part) for i, part in enumerate(cut)]
+    return Corpus(f"{corpus.name}, {n_tokens} tokens each", tuple(documents))
+
+
 def batches(model: Model, corpus: Corpus) -> tuple[list[dict[str, torch.Tensor]], int, float]:
     """The very batches that `record` runs, their tokens, and the share of padding."""
-    encoded = [model.tokenizer(document.text, verbose=False)["input_ids"] for document in corpus.documents]
+    encoded = [
+        list(document.token_ids) if document.token_ids else model.tokenizer(document.text, verbose=False)["input_ids"]
+        for document in corpus.documents
+    ]
     plan = make_plan(
         [len(ids) for ids in encoded],
         [document.domain for document in corpus.documents],
@@ -100,17 +112,22 @@ def main() -> None:
     inputs, n_tokens, padding = batches(bare, corpus)
     print(f"{asked.model}, {torch.get_num_threads()} threads, {len(inputs)} batches, {n_tokens:,} tokens, "
           f"{padding:.1%} padding; capture check {check.seconds:.2f} s")  # fmt: skip
-    fields = {"routing": ("routing",), "routing,logprob": ("routing", "logprob")}
-    ratios: dict[str, list[float]] = {name: [] for name in fields}
+    long = of_length(bare, corpus, 1024)
+    ways = {
+        "routing": (corpus, inputs, ("routing",)),
+        "routing,logprob": (corpus, inputs, ("routing", "logprob")),
+        "routing,attention at 1,024 tokens": (long, batches(bare, long)[0], ("routing", "attention")),
+    }
+    ratios: dict[str, list[float]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         forward_s(bare.module, inputs[:8])
         record_s(traced, repeated(Corpus.read("demo"), 1), folder, ("routing", "logprob"))
         for _ in range(asked.rounds):
-            for name, chosen in fields.items():
-                before = forward_s(bare.module, inputs)
-                recorded = record_s(traced, corpus, folder, chosen)
-                after = forward_s(bare.module, inputs)
+            for name, (text, given, fields) in ways.items():
+                before = forward_s(bare.module, given)
+                recorded = record_s(traced, text, folder, fields)
+                after = forward_s(bare.module, given)
                 ratios[name].append((before + after) / 2 / recorded)
         for name, values in ratios.items():
             print(f"recording {name}: {middle_half(values)} of the bare forward's tokens/s, {asked.rounds} rounds")

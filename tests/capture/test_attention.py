@@ -7,8 +7,12 @@ import pytest
 import torch
 
 from tests.families import shrunk, table
-from workbench.capture.attention import row_statistics, watching
-from workbench.metrics.attention import STATISTICS, query_statistics
+from workbench.capture import attention
+from workbench.capture.attention import Row, weights
+from workbench.capture.heads import weighed_statistics
+from workbench.capture.watching import Call, watching
+from workbench.metrics import attention as plain
+from workbench.metrics.attention import STATISTICS, WEIGHED
 
 LENGTHS = (21, 13)
 # Families of the family test whose layers attend, but not by a softmax that transformers dispatches.
@@ -88,13 +92,13 @@ def eager_weights(module, ids_BS):
 
 
 def same_as_eager(call, weights_HST, *, row, start, stop):
-    found = row_statistics(call, row, start, stop)
+    found = attention.query_statistics(Row(call, row, start, stop))
     kept_HS = weights_HST.sum(-1).numpy()
-    expected = query_statistics(weights_HST.numpy() / kept_HS[..., None], np.arange(stop - start))
+    expected = plain.query_statistics(weights_HST.numpy() / kept_HS[..., None], np.arange(stop - start))
     # granitemoe_swa's eager attention scales its output by what the sink leaves, and not the weights it returns.
     sunk_elsewhere = call.sinks is not None and np.allclose(kept_HS, 1)
     expected["off"] = found["off"].numpy() if sunk_elsewhere else 1 - kept_HS
-    assert set(found) == set(STATISTICS) == set(expected)
+    assert set(found) == set(STATISTICS) == {*expected, "max_logit"}  # which weights do not show
     for name, values in expected.items():
         scale = np.nanmax(np.abs(values), initial=1)
         np.testing.assert_allclose(
@@ -105,3 +109,96 @@ def same_as_eager(call, weights_HST, *, row, start, stop):
             atol=5e-4 if name.endswith("_rest") else 5e-5,
             err_msg=f"{name} layer {call.layer}",
         )
+
+
+def call_of(n_queries, n_keys, *, heads=4, groups=2, scale=1.0, dtype=torch.float32, **further) -> Call:
+    generator = torch.Generator().manual_seed(1)
+    query = scale * torch.randn(1, heads, n_queries, 16, generator=generator)
+    key = torch.randn(1, groups, n_keys, 16, generator=generator)
+    given = {"mask": None, "softcap": None, "bias": None, "sinks": None, "causal": True} | further
+    return Call(layer=0, query=query.to(dtype), key=key.to(dtype), scaling=0.25, **given)
+
+
+def scores_of(call: Call) -> np.ndarray:
+    """Scores in float64, minus infinity where a key is not seen: all that tiles have to agree with."""
+    query_HSD, key_GTD = call.query[0].double(), call.key[0].double()
+    key_HTD = key_GTD.repeat_interleave(len(query_HSD) // len(key_GTD), 0)
+    score_HST = call.scaling * (query_HSD @ key_HTD.transpose(-1, -2))
+    n_queries, n_keys = score_HST.shape[1:]
+    closed_ST = torch.ones(n_queries, n_keys).triu(n_keys - n_queries + 1).bool()
+    if call.window is not None:
+        closed_ST |= torch.ones(n_queries, n_keys).tril(n_keys - n_queries - call.window).bool()
+    return score_HST.masked_fill(closed_ST, -torch.inf).numpy()
+
+
+@pytest.mark.parametrize("budget", [2**9, 2**12, 2**18])
+@pytest.mark.parametrize("of_heads", [(4, 2), (6, 1), (3, 3), (8, 2)])
+@pytest.mark.parametrize("shape", [(1, 1, None), (300, 300, None), (1, 200, None), (300, 300, 40)])
+def test_any_cut_into_tiles_gives_the_definitions(budget, of_heads, shape, monkeypatch):
+    (heads, groups), (n_queries, n_keys, window) = of_heads, shape
+    monkeypatch.setitem(attention._TILE, "cpu", budget)
+    call = call_of(n_queries, n_keys, heads=heads, groups=groups, window=window)
+    score_HST = scores_of(call)
+    weight_HST = torch.tensor(score_HST).softmax(-1).numpy()
+    positions_S = np.arange(n_keys - n_queries, n_keys)
+    row = Row(call, 0, 0, n_keys)
+    found = attention.query_statistics(row)
+    expected = plain.query_statistics(weight_HST, positions_S) | {"max_logit": score_HST.max(-1), "off": 0}
+    for name in STATISTICS:
+        np.testing.assert_allclose(
+            found[name], np.broadcast_to(expected[name], found[name].shape), rtol=2e-4, atol=2e-4
+        )
+    np.testing.assert_allclose(weights(row), weight_HST, atol=1e-6)
+    some = weights(row, heads=slice(1, 2))
+    torch.testing.assert_close(some, weights(row)[1:2])
+
+
+def test_statistics_that_need_the_weights_equal_their_definitions():
+    call = call_of(150, 150)
+    ids_T = torch.randint(0, 12, (150,), generator=torch.Generator().manual_seed(2))
+    row = Row(call, 0, 0, 150)
+    found = weighed_statistics(row, ids_T)
+    weight_HST = torch.tensor(scores_of(call)).softmax(-1).numpy()
+    expected = plain.weighed_statistics(weight_HST, ids_T.numpy(), positions_S=np.arange(150))
+    assert set(found) == set(WEIGHED) == set(expected)
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("largest", [5, 50, 150])
+def test_logits_of_any_size_keep_the_tolerance_in_bfloat16(largest):
+    """Queries and keys come in the model's dtype; all after them is float32, so what is left is its rounding."""
+    call = call_of(400, 400, dtype=torch.bfloat16)
+    scale = largest / np.abs(scores_of(call)[np.isfinite(scores_of(call))]).max()
+    call = call_of(400, 400, scale=scale, dtype=torch.bfloat16)
+    score_HST = scores_of(call)
+    assert np.abs(score_HST[np.isfinite(score_HST)]).max() > 0.95 * largest
+    weight_HST = torch.tensor(score_HST).softmax(-1).numpy()
+    found = attention.query_statistics(Row(call, 0, 0, 400))
+    expected = plain.query_statistics(weight_HST, np.arange(400))
+    assert np.abs(found["entropy"].numpy() - expected["entropy"]).max() < 2e-5 + 5e-7 * largest
+    np.testing.assert_allclose(found["spread"], expected["spread"], atol=0.02)
+
+
+def test_a_query_that_sees_no_key_is_nan_and_spoils_no_other():
+    mask = torch.ones(1, 1, 10, 10).tril().bool()
+    mask[0, 0, 4] = False
+    call = call_of(10, 10)
+    blind = attention.query_statistics(Row(call_of(10, 10, mask=mask), 0, 0, 10))
+    seeing = attention.query_statistics(Row(call, 0, 0, 10))
+    for name in STATISTICS:
+        assert blind[name][:, 4].isnan().all() or name == "off", name
+        others = [i for i in range(10) if i != 4]
+        torch.testing.assert_close(
+            blind[name][:, others], seeing[name][:, others], equal_nan=True, rtol=1e-5, atol=1e-5
+        )
+
+
+def test_a_block_mask_of_flex_attention_is_understood():
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    block = create_block_mask(lambda b, h, q, k: (k <= q) & (k > q - 7), None, None, 40, 40, device="cpu")
+    flex = attention.query_statistics(Row(call_of(40, 40, mask=block), 0, 0, 40))
+    window = attention.query_statistics(Row(call_of(40, 40, window=7), 0, 0, 40))
+    for name in STATISTICS:
+        torch.testing.assert_close(flex[name], window[name], equal_nan=True)

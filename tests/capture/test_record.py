@@ -213,7 +213,11 @@ def test_a_file_in_the_way_is_named(moe, tmp_path):
 
 def test_a_second_writer_is_refused(moe, recording, tmp_path):
     writer = RecordingWriter(
-        tmp_path / "r", {"schema": 1, "identity": {}}, topology=moe.topology, fields=("routing",), n_shards=1
+        tmp_path / "r",
+        {"schema": 1, "identity": {}, "fields": ["routing"]},
+        topology=moe.topology,
+        fields=("routing",),
+        n_shards=1,
     )
     with writer, pytest.raises(RecordingError, match="is being written by another process"):
         record(moe, tiny.corpus(), tmp_path / "r", **SETTINGS)

@@ -9,7 +9,7 @@ from workbench.metrics.attention import BIN_EDGES, STATISTICS, by_bin, query_sta
 def test_values_by_hand():
     weights = np.array([[[1, 0, 0], [0.25, 0.75, 0], [0.5, 0.25, 0.25]]])
     found = query_statistics(weights, np.arange(3))
-    assert set(found) == set(STATISTICS) - {"off"}
+    assert set(found) == set(STATISTICS) - {"off", "max_logit"}
     entropy = [0, -0.25 * np.log(0.25) - 0.75 * np.log(0.75), 1.5 * np.log(2)]
     np.testing.assert_allclose(found["entropy"][0], entropy, atol=1e-12)
     np.testing.assert_allclose(found["normalized_entropy"][0], [np.nan, entropy[1] / np.log(2), entropy[2] / np.log(3)])
@@ -17,6 +17,8 @@ def test_values_by_hand():
     np.testing.assert_allclose(found["distance"][0], [0, 0.25, 1.25])
     np.testing.assert_allclose(found["previous"][0], [np.nan, 0.25, 0.25])
     np.testing.assert_allclose(found["self"][0], [1, 0.75, 0.25])
+    np.testing.assert_allclose(found["max_weight"][0], [1, 0.75, 0.5])
+    np.testing.assert_allclose(found["spread"][0], [0, np.sqrt(0.25 * 0.75), np.sqrt(2.25 - 1.25**2)], atol=1e-12)
     # Without the first key: one key is left at query 1, two equal ones at query 2.
     np.testing.assert_allclose(found["entropy_rest"][0], [np.nan, 0, np.log(2)], atol=1e-12)
     np.testing.assert_allclose(found["distance_rest"][0], [np.nan, 0, 0.5], atol=1e-12)

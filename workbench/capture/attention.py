@@ -1,335 +1,270 @@
-"""Watches a model's softmax attention from inside, and computes its statistics in memory linear in the tokens.
+"""Statistics of softmax attention from queries and keys, in memory linear in the tokens.
 
-transformers calls an attention function by name. While a model is watched, that name is one of ours, whose function
-calls the very function that the model would have used, with the mask made by that one's own mask function, returns its
-output as it is, and looks at queries, keys and mask on the side. No matrix of weights is made where none is needed: a
-causal row needs two passes of a flash kernel (`docs/attention.md` has the identities), other masks go in chunks of
-queries.
+A row's weights are made tile by tile (some heads, up to 128 queries, the keys they see), reduced while they lie in the
+cache, and forgotten: no T × T matrix ever exists. `docs/attention.md` has the identities, `metrics/attention.py` the
+definitions, which are the plain twin of this file.
 
-Axes: B rows, S queries, T keys, H heads, G key/value groups, D width of a head.
+Axes: H heads, G key/value groups, S queries, T keys, D width of a head; h, n, t a tile's heads, queries and keys.
 """
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from workbench.metrics.attention import MOSTLY
+from workbench.capture.watching import Call
+from workbench.metrics.attention import LOCAL, MOSTLY
 
-PREFIX = "workbench_"
-LOCAL = (8, 32, 128)
-_CHUNK_WEIGHTS = 2**23  # float32 weights of one chunk of queries over all heads: 32 MiB
-Watcher = Callable[["Call"], None]
+_QUERIES = 128
+_STEP = 64  # a tile's keys end at a multiple of it
+_TILE = {"cpu": 2**18, "cuda": 2**26}  # float32 weights of a tile: 1 MiB stays in a core's cache
 
 
 @dataclass(frozen=True)
-class Call:
-    """One attention call.
+class Tile:
+    """Weights of some heads and queries on the keys they see.
 
     Attributes:
-        layer: Decoder layer.
-        query: [B, H, S, D], positions already turned in (post-RoPE).
-        key: [B, G, T, D], groups not repeated; T counts cached keys too.
-        mask: What the model's own mask function made: None (causal), bool, or added to the scores; [B, 1, S, T].
-        scaling: Factor on the scores.
-        softcap: Bound of the scores by a tanh; None for none.
-        bias: [B, H, S, T], added to the scores by the model's own rule (relative positions); None for none.
-        sinks: Logits that take weight from all keys, learned, [H], or of each query, [B, H, S, 1]; None for none.
-        causal: Whether, without a mask, a query sees the keys up to its own.
+        heads: Which heads.
+        queries: Which of the row's queries.
+        keys: Which keys; those outside have no weight. Reaches past the last key, to a multiple of 64.
+        weight_hnt: The weights; NaN for a query that sees no key.
+        score_hnt: The scores; 0 where a key is not seen.
+        max_logit_hn: The largest score.
     """
 
-    layer: int
-    query: torch.Tensor
-    key: torch.Tensor
-    mask: torch.Tensor | None
-    scaling: float
-    softcap: float | None
-    bias: torch.Tensor | None
-    sinks: torch.Tensor | None
-    causal: bool
-
-    @property
-    def of_tokens(self) -> bool:
-        """Whether the keys are those of the tokens: without a cache there are as many as queries."""
-        return self.key.shape[2] == self.query.shape[2]
+    heads: slice
+    queries: slice
+    keys: slice
+    weight_hnt: torch.Tensor
+    score_hnt: torch.Tensor
+    max_logit_hn: torch.Tensor
 
 
-@dataclass
-class _Watched:
-    watcher: Watcher | None = None
-    models: list[Any] = field(default_factory=list)
-
-
-_STATE = _Watched()
-
-
-@contextmanager
-def watching(model: Any, watcher: Watcher) -> Iterator[None]:
-    """A block in which every softmax attention of a model is shown to a watcher, and runs as it would have run.
-
-    One model at a time: the functions of transformers are one table for all.
-    """
-    if _STATE.watcher is not None:
-        raise RuntimeError("a model is being watched already; its block must end first")
-    configs = _configs(model)
-    before = [config._attn_implementation for config in configs]
-    try:
-        for config, name in zip(configs, before, strict=True):
-            config._attn_implementation = _registered(name or "eager")
-        _STATE.watcher = watcher
-        yield
-    finally:
-        _STATE.watcher = None
-        for config, name in zip(configs, before, strict=True):
-            config._attn_implementation = name
-
-
-def _configs(model: Any) -> list[Any]:
-    """Every config that a module of the model holds: layers may hold copies of their own."""
-    found = {id(config): config for m in model.modules() if hasattr(config := getattr(m, "config", None), "to_dict")}
-    return list(found.values())
-
-
-def _registered(name: str) -> str:
-    """The name under which an implementation is watched; registered at its first use, with its own mask function."""
-    if name.startswith(PREFIX):
-        return name
-    ours = PREFIX + name
-    if ours not in ALL_ATTENTION_FUNCTIONS:
-        ALL_ATTENTION_FUNCTIONS.register(ours, _watched(name))
-        if name in ALL_MASK_ATTENTION_FUNCTIONS:
-            ALL_MASK_ATTENTION_FUNCTIONS.register(ours, ALL_MASK_ATTENTION_FUNCTIONS[name])
-    return ours
-
-
-def _watched(name: str) -> Callable[..., Any]:
-    def forward(
-        module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any, **options: Any
-    ) -> Any:
-        plain = ALL_ATTENTION_FUNCTIONS.get(name, None) if name != "eager" else None
-        if plain is None:  # a family's own eager function is not in the table
-            plain = sys.modules[type(module).__module__].eager_attention_forward
-        result = plain(module, query, key, value, *rest, **options)
-        if _STATE.watcher is not None and getattr(module, "layer_idx", None) is not None:
-            scaling = options.get("scaling")
-            sinks, bias = options.get("s_aux", options.get("sinks")), options.get("position_bias")
-            _STATE.watcher(
-                Call(
-                    layer=int(module.layer_idx),
-                    query=query.detach(),
-                    key=key.detach(),
-                    mask=rest[0] if rest else options.get("attention_mask"),
-                    scaling=float(query.shape[-1] ** -0.5 if scaling is None else scaling),
-                    softcap=options.get("softcap"),
-                    bias=None if bias is None else bias.detach(),
-                    sinks=None if sinks is None else sinks.detach(),
-                    causal=bool(getattr(module, "is_causal", True) if options.get("is_causal") is None
-                                else options["is_causal"]),
-                )
-            )  # fmt: skip
-        return result
-
-    return forward
-
-
-def row_statistics(call: Call, row: int, start: int, stop: int) -> dict[str, torch.Tensor]:
-    """The statistics of one row's queries, [H, S], float32, of the tokens from `start` to `stop` of the keys.
+class Row:
+    """One row of an attention call: the tokens between its padding.
 
     Args:
         call: The call.
         row: Which row of the batch.
         start: First key that is a token (later than 0 under left padding).
         stop: End of the keys that are tokens.
+        n_before: Keys before `start` that a cache has dropped, which the row's tokens could not see any more.
+    """
+
+    def __init__(self, call: Call, row: int, start: int, stop: int, *, n_before: int = 0) -> None:
+        offset = call.key.shape[2] - call.query.shape[2]  # keys of a cache come before the first query
+        first_query = max(start - offset, 0)
+        queries, keys = slice(first_query, stop - offset), slice(start, stop)
+        self.call = call
+        self.query_HSD = call.query[row, :, queries].float()
+        self.n_keys, self._n_before = stop - start, n_before
+        key_GTD = call.key[row, :, keys].float()
+        self._key_GTD = torch.nn.functional.pad(key_GTD, (0, 0, 0, -self.n_keys % _STEP))
+        self.positions_S = torch.arange(first_query + offset - start, stop - start, device=key_GTD.device)
+        bias = call.bias
+        self._bias_HST = None if bias is None else bias[row % len(bias), :, queries, keys].float()
+        self._mask_ST = _mask_of(call, row, queries, keys)
+        if self._mask_ST is not None and _is_causal(self._mask_ST, self.positions_S):
+            self._mask_ST = None
+        self.sinks_HS = None
+        if call.sinks is not None:
+            of_row = call.sinks[row, :, queries, 0] if call.sinks.dim() == 4 else call.sinks[:, None]
+            self.sinks_HS = of_row.float()
+
+    @property
+    def absolute_S(self) -> torch.Tensor:
+        """Positions of the queries in the document, dropped keys counted."""
+        return self.positions_S + self._n_before
+
+    def keys_before(self, tile: Tile) -> int:
+        """Keys of the document before the first one of a tile."""
+        return tile.keys.start + self._n_before
+
+    def of_queries(self, queries: np.ndarray) -> "Row":
+        """The row with some of its queries alone, and all keys."""
+        chosen = copy.copy(self)
+        index_Q = torch.as_tensor(queries, device=self.device)
+        chosen.query_HSD, chosen.positions_S = self.query_HSD[:, index_Q], self.positions_S[index_Q]
+        chosen._bias_HST = None if self._bias_HST is None else self._bias_HST[:, index_Q]
+        chosen._mask_ST = None if self._mask_ST is None else self._mask_ST[index_Q]
+        return chosen
+
+    @property
+    def device(self) -> torch.device:
+        """Where queries and keys lie."""
+        return self.query_HSD.device
+
+    def tiles(self, heads: slice | None = None) -> Iterator[Tile]:
+        """The row's weights, tile by tile.
+
+        Args:
+            heads: Only these heads.
+        """
+        n_heads, n_queries, _ = self.query_HSD.shape
+        per_group = n_heads // len(self._key_GTD)
+        wanted = heads or slice(0, n_heads)
+        budget = _TILE.get(self.device.type, _TILE["cuda"])
+        begin = 0
+        while begin < n_queries:
+            width = int(self.positions_S[begin]) + _QUERIES if self._mask_ST is None else self._key_GTD.shape[1]
+            size = min(_QUERIES, max(16, budget // width), n_queries - begin)
+            queries = slice(begin, begin + size)
+            keys, closed = self._seen(queries)
+            many = max(1, budget // (size * (keys.stop - keys.start)))
+            for part in _cut_heads(wanted, many, per_group):
+                yield self._tile(part, queries, keys, closed)
+            begin += size
+
+    def _seen(self, queries: slice) -> tuple[slice, tuple[int, torch.Tensor]]:
+        """The keys that some of the queries see, and from which column on which of them are closed to which query."""
+        end = self._key_GTD.shape[1]
+        keys_T = torch.arange(end, device=self.device)
+        if self._mask_ST is None and self.call.causal:
+            first, last = int(self.positions_S[queries][0]), int(self.positions_S[queries][-1])
+            stop = min(end, -(-(last + 1) // _STEP) * _STEP)
+            return slice(0, stop), (first, keys_T[first:stop] > self.positions_S[queries, None])
+        if self._mask_ST is None:
+            return slice(0, end), (0, (keys_T >= self.n_keys).expand(queries.stop - queries.start, end))
+        part_ST = torch.nn.functional.pad(self._mask_ST[queries].bool(), (0, end - self.n_keys))
+        seen = part_ST.any(0).nonzero()
+        first, last = (int(seen[0]), int(seen[-1])) if len(seen) else (0, 0)
+        start, stop = first // _STEP * _STEP, -(-(last + 1) // _STEP) * _STEP
+        return slice(start, stop), (0, ~part_ST[:, start:stop])
+
+    def _tile(self, heads: slice, queries: slice, keys: slice, closed: tuple[int, torch.Tensor]) -> Tile:
+        n_heads, size = heads.stop - heads.start, queries.stop - queries.start
+        per_group = self.query_HSD.shape[0] // len(self._key_GTD)
+        groups = slice(heads.start // per_group, (heads.stop - 1) // per_group + 1)
+        query = self.query_HSD[heads, queries].reshape(groups.stop - groups.start, -1, self.query_HSD.shape[-1])
+        score = torch.bmm(query * self.call.scaling, self._key_GTD[groups, keys].transpose(1, 2))
+        score_hnt = score.view(n_heads, size, -1)
+        if self.call.softcap is not None:
+            score_hnt = self.call.softcap * torch.tanh(score_hnt / self.call.softcap)
+        if self._bias_HST is not None:
+            inside = slice(keys.start, min(keys.stop, self.n_keys))
+            score_hnt[..., : inside.stop - inside.start] += self._bias_HST[heads, queries, inside]
+        column, closed_nt = closed
+        score_hnt[..., column:].masked_fill_(closed_nt, -torch.inf)
+        max_logit_hn = score_hnt.amax(-1)
+        weight_hnt = torch.softmax(score_hnt, -1)
+        score_hnt[..., column:].masked_fill_(closed_nt, 0)  # minus infinity times a weight of zero is no number
+        return Tile(heads, queries, keys, weight_hnt, score_hnt, max_logit_hn)
+
+
+def _cut_heads(heads: slice, many: int, per_group: int) -> Iterator[slice]:
+    """Parts of the heads, of at most `many`: whole key/value groups where they fit, else heads of one group."""
+    begin = heads.start
+    while begin < heads.stop:
+        in_group = per_group - begin % per_group
+        size = min(many, in_group) if many < per_group or in_group < per_group else many // per_group * per_group
+        yield slice(begin, min(begin + size, heads.stop))
+        begin = min(begin + size, heads.stop)
+
+
+def _mask_of(call: Call, row: int, queries: slice, keys: slice) -> torch.Tensor | None:
+    """Which keys a row's queries see, bool [S, T]; None where all keys up to the query's own, or all at all, are."""
+    mask: Any = call.mask
+    if hasattr(mask, "mask_mod"):  # flex attention's
+        rows = torch.arange(call.query.shape[2], device=call.query.device)[queries, None]
+        columns = torch.arange(call.key.shape[2], device=call.query.device)[None, keys]
+        return mask.mask_mod(torch.tensor(row, device=rows.device), torch.tensor(0, device=rows.device), rows, columns)
+    if mask is None or mask.dim() == 2:
+        if call.window is None:
+            return None
+        offset = call.key.shape[2] - call.query.shape[2]
+        row_S = torch.arange(queries.start, queries.stop, device=call.query.device) + offset
+        column_T = torch.arange(keys.start, keys.stop, device=call.query.device)
+        distance_ST = row_S[:, None] - column_T
+        return (distance_ST >= 0) & (distance_ST < call.window)
+    mask = mask[row if mask.shape[0] > 1 else 0]
+    mask = mask[0, queries, keys] if mask.dim() == 3 else mask[queries, keys]
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+
+
+def _is_causal(mask_ST: torch.Tensor, positions_S: torch.Tensor) -> bool:
+    """Whether a mask is nothing but causal, looked at in chunks of queries."""
+    keys_T = torch.arange(mask_ST.shape[1], device=mask_ST.device)
+    return all(
+        torch.equal(mask_ST[begin : begin + 1024], keys_T <= positions_S[begin : begin + 1024, None])
+        for begin in range(0, len(mask_ST), 1024)
+    )
+
+
+def query_statistics(row: Row) -> dict[str, torch.Tensor]:
+    """The statistics of each query of a row, [H, S], float32.
 
     Returns:
         The names of `metrics.attention.STATISTICS`; NaN where a statistic is not defined, and for all of a query that
         sees no key.
     """
-    n_keys, n_queries = call.key.shape[2], call.query.shape[2]
-    offset = n_keys - n_queries  # keys of a cache come before the first query
-    first_query = max(start - offset, 0)
-    query_HSD = call.query[row, :, first_query : stop - offset].float()
-    key_GTD = call.key[row, :, start:stop].float()
-    positions_S = torch.arange(first_query + offset - start, stop - start, device=query_HSD.device)
-    mask_ST = _of_row(call, row, slice(first_query, stop - offset), slice(start, stop))
-    plain = call.softcap is None and call.bias is None and len(positions_S) == key_GTD.shape[1] and call.causal
-    if plain and (mask_ST is None or _is_causal(mask_ST)):
-        found = _flash(query_HSD, key_GTD, call.scaling)
-    else:
-        bias = call.bias
-        bias_HST = None if bias is None else bias[row % len(bias), :, first_query : stop - offset, start:stop].float()
-        found = _chunked(query_HSD, key_GTD, call, mask_ST=mask_ST, bias_HST=bias_HST, positions_S=positions_S)
+    n_heads, n_queries, _ = row.query_HSD.shape
+    found: dict[str, torch.Tensor] = {}
+    for tile in row.tiles():
+        for name, values_hn in _reduced(tile, row).items():
+            if name not in found:
+                found[name] = torch.empty(n_heads, n_queries, device=row.device)
+            found[name][tile.heads, tile.queries] = values_hn
     lse_HS = found.pop("lse")
-    if call.sinks is not None:
-        queries = slice(first_query, stop - offset)
-        sinks_HS = call.sinks[row, :, queries, 0] if call.sinks.dim() == 4 else call.sinks[:, None]
-        found["off"] = torch.sigmoid(sinks_HS.float() - lse_HS)
-    else:
-        found["off"] = torch.zeros_like(lse_HS)
-    return _completed(found, positions_S)
+    found["off"] = torch.zeros_like(lse_HS) if row.sinks_HS is None else torch.sigmoid(row.sinks_HS - lse_HS)
+    return _completed(found, row.absolute_S)
 
 
-def _of_row(call: Call, row: int, queries: slice, keys: slice) -> torch.Tensor | None:
-    """A row's mask, [S, T]: bool, or added to the scores; None where there is none and the keys are causal."""
-    if call.mask is None:
-        return None
-    mask = call.mask[row if call.mask.shape[0] > 1 else 0]
-    return mask[0, queries, keys] if mask.dim() == 3 else mask[queries, keys]
-
-
-def _is_causal(mask_ST: torch.Tensor) -> bool:
-    """Whether a mask of a row's tokens is nothing but causal, looked at in chunks of queries."""
-    n = mask_ST.shape[1]
-    keys_T = torch.arange(n, device=mask_ST.device)
-    for begin in range(0, len(mask_ST), 1024):
-        part_ST = mask_ST[begin : begin + 1024]
-        open_ST = part_ST if part_ST.dtype == torch.bool else part_ST == 0
-        queries_S = torch.arange(begin, begin + len(part_ST), device=mask_ST.device)
-        if not torch.equal(open_ST, keys_T <= queries_S[:, None]):
-            return False
-    return True
-
-
-def _flash(query_HSD: torch.Tensor, key_GTD: torch.Tensor, scaling: float) -> dict[str, torch.Tensor]:
-    """Statistics of causal attention from two flash passes and a band.
-
-    The first pass has as values the keys, beside the positions: its log-sum-exp, mean key and mean position give
-    entropy and distance. The second, at twice the scores, gives the sum of squared weights by its log-sum-exp alone.
-    """
-    n_heads, n, width = query_HSD.shape
-    groups = n_heads // key_GTD.shape[0]
-    position_T = torch.arange(n, device=key_GTD.device, dtype=torch.float32)
-    # Keys and values must be equally wide for the kernel: both get eight columns more, those of queries are zero.
-    blank_GT8 = key_GTD.new_zeros(*key_GTD.shape[:2], 8)
-    value_GT8 = blank_GT8.clone()
-    value_GT8[..., 0] = position_T / n
-    wide_HSD = torch.nn.functional.pad(query_HSD, (0, 8))
-    mean_HSD, lse_HS = flash(
-        wide_HSD, torch.cat([key_GTD, blank_GT8], -1), torch.cat([key_GTD, value_GT8], -1), scaling
-    )
-    mean_score_HS = scaling * (query_HSD * mean_HSD[..., :width]).sum(-1)
-    _, twice_HS = flash(query_HSD, key_GTD, key_GTD, 2 * scaling)
-    first_HS4 = _scores(query_HSD, key_GTD[:, :4], groups, scaling)
-    seen_S4 = torch.arange(min(4, n), device=query_HSD.device) <= torch.arange(n, device=query_HSD.device)[:, None]
-    first_HS4 = torch.where(seen_S4, torch.exp(first_HS4 - lse_HS[..., None]), 0)
+def _reduced(tile: Tile, row: Row) -> dict[str, torch.Tensor]:
+    """What a tile's weights say of each of its queries."""
+    weight = tile.weight_hnt
+    max_weight_hn = weight.amax(-1)
+    lse_hn = tile.max_logit_hn - max_weight_hn.log()
+    distance_hn, spread_hn = _distances(weight, row.positions_S[tile.queries], tile.keys.start)
+    nothing_hn = max_weight_hn * 0  # NaN for a query that sees no key
+    before = row.keys_before(tile)
     return {
-        "lse": lse_HS,
-        "entropy": lse_HS - mean_score_HS,
-        "participation": torch.exp(2 * lse_HS - twice_HS),
-        "first": first_HS4[..., 0],
-        "first4": first_HS4.sum(-1),
-        "distance": position_T - mean_HSD[..., width] * n,
-        **_band(query_HSD, key_GTD, lse_HS, scaling),
+        "lse": lse_hn,
+        "entropy": lse_hn - torch.linalg.vecdot(weight, tile.score_hnt),
+        "participation": torch.linalg.vector_norm(weight, dim=-1) ** -2,
+        "max_weight": max_weight_hn,
+        "max_logit": tile.max_logit_hn + nothing_hn,
+        "first": nothing_hn if before else weight[..., 0],
+        "first4": nothing_hn + weight[..., : max(0, 4 - before)].sum(-1),
+        "distance": distance_hn,
+        "spread": spread_hn,
+        **_band(weight, int(row.positions_S[tile.queries.start]) - tile.keys.start),
     }
 
 
-def flash(
-    query_HSD: torch.Tensor, key_GTD: torch.Tensor, value_GTD: torch.Tensor, scaling: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One causal pass of a flash kernel in float32: its output [H, S, D] and its log-sum-exp [H, S]."""
-    groups = query_HSD.shape[0] // key_GTD.shape[0]
-    if query_HSD.device.type == "cpu":
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query_HSD[None], key_GTD[None], value_GTD[None], 0.0, True, scale=scaling
-        )
-    else:  # the memory-efficient kernel is the one that takes float32 and gives its log-sum-exp
-        key, value = (t.repeat_interleave(groups, 0)[None] for t in (key_GTD, value_GTD))
-        out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
-            query_HSD[None], key, value, None, True, 0.0, True, scale=scaling
-        )
-    return out[0], lse[0, :, : query_HSD.shape[1]].float()
+def _distances(weight_hnt: torch.Tensor, position_n: torch.Tensor, first_key: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of the keys' distances from each query.
+
+    Positions count from the first query of the tile: what lies near is then summed in small numbers.
+    """
+    key_t = torch.arange(weight_hnt.shape[-1], device=weight_hnt.device) + float(first_key - int(position_n[0]))
+    mean_hn = weight_hnt @ key_t
+    off_hnt = key_t - mean_hn[..., None]
+    return position_n - position_n[0] - mean_hn, torch.linalg.vecdot(weight_hnt, off_hnt.square_()).sqrt()
 
 
-def _scores(query_HSD: torch.Tensor, key_GTD: torch.Tensor, groups: int, scaling: float) -> torch.Tensor:
-    """Scaled scores [H, S, T] of some keys, the groups not repeated."""
-    grouped = query_HSD.reshape(key_GTD.shape[0], -1, query_HSD.shape[-1])
-    return (scaling * grouped @ key_GTD.transpose(-1, -2)).reshape(*query_HSD.shape[:2], key_GTD.shape[1])
+def _band(weight_hnt: torch.Tensor, position: int) -> dict[str, torch.Tensor]:
+    """Weights on the own key, the one before, and the last 8, 32 and 128: the tile's diagonal as a view.
 
-
-def _band(
-    query_HSD: torch.Tensor, key_GTD: torch.Tensor, lse_HS: torch.Tensor, scaling: float
-) -> dict[str, torch.Tensor]:
-    """Weights on the own key, the one before, and the last 8, 32 and 128, by blocks of queries."""
-    n, widest, groups = query_HSD.shape[1], LOCAL[-1], query_HSD.shape[0] // key_GTD.shape[0]
-    names = ("self", "previous", *(f"local{w}" for w in LOCAL))
-    found: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-    for begin in range(0, n, widest):
-        queries = slice(begin, min(begin + widest, n))
-        first_key = max(0, begin - widest + 1)
-        score_HST = _scores(query_HSD[:, queries], key_GTD[:, first_key : queries.stop], groups, scaling)
-        weight_HST = torch.exp(score_HST - lse_HS[:, queries, None])
-        position_S = torch.arange(queries.start, queries.stop, device=query_HSD.device)
-        distance_ST = position_S[:, None] - torch.arange(first_key, queries.stop, device=query_HSD.device)
-        for name, low, high in (("self", 0, 1), ("previous", 1, 2), *((f"local{w}", 0, w) for w in LOCAL)):
-            inside_ST = (distance_ST >= low) & (distance_ST < high)
-            found[name].append(torch.where(inside_ST, weight_HST, 0).sum(-1))
-    return {name: torch.cat(parts, -1) for name, parts in found.items()}
-
-
-def _chunked(
-    query_HSD: torch.Tensor,
-    key_GTD: torch.Tensor,
-    call: Call,
-    *,
-    mask_ST: torch.Tensor | None,
-    bias_HST: torch.Tensor | None,
-    positions_S: torch.Tensor,
-) -> dict[str, torch.Tensor]:
-    """Statistics by their definitions, weights and all, a chunk of queries at a time: for any mask."""
-    n_heads, n_queries = query_HSD.shape[:2]
-    n_keys = key_GTD.shape[1]
-    step = max(1, _CHUNK_WEIGHTS // (n_heads * n_keys))
-    parts = []
-    for begin in range(0, n_queries, step):
-        queries = slice(begin, min(begin + step, n_queries))
-        score_HST = _scores(query_HSD[:, queries], key_GTD, n_heads // len(key_GTD), call.scaling)
-        if call.softcap is not None:
-            score_HST = call.softcap * torch.tanh(score_HST / call.softcap)
-        if bias_HST is not None:
-            score_HST = score_HST + bias_HST[:, queries]
-        score_HST = _masked(score_HST, mask_ST, call, positions_S, queries)
-        parts.append(_by_definition(score_HST, positions_S[queries]))
-    return {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}
-
-
-def _masked(
-    score_HST: torch.Tensor, mask_ST: torch.Tensor | None, call: Call, positions_S: torch.Tensor, queries: slice
-) -> torch.Tensor:
-    """Scores of a chunk of queries, minus infinity where a key is not seen."""
-    keys_T = torch.arange(score_HST.shape[-1], device=score_HST.device)
-    if mask_ST is None:
-        seen_ST = keys_T <= positions_S[queries, None] if call.causal else torch.ones_like(score_HST[0]).bool()
-        return score_HST.masked_fill(~seen_ST, -torch.inf)
-    part_ST = mask_ST[queries]
-    if part_ST.dtype == torch.bool:
-        return score_HST.masked_fill(~part_ST, -torch.inf)
-    part_ST = part_ST.float()
-    closed_ST = part_ST <= torch.finfo(call.mask.dtype).min / 2  # type: ignore[union-attr]
-    return (score_HST + part_ST).masked_fill(closed_ST, -torch.inf)
-
-
-def _by_definition(score_HST: torch.Tensor, positions_S: torch.Tensor) -> dict[str, torch.Tensor]:
-    lse_HS = score_HST.logsumexp(-1)
-    weight_HST = torch.exp(score_HST - lse_HS[..., None])  # NaN for a query that sees no key
-    keys_T = torch.arange(score_HST.shape[-1], device=score_HST.device)
-    distance_ST = positions_S[:, None] - keys_T
-    found = {
-        "lse": lse_HS,
-        "entropy": torch.special.entr(weight_HST).sum(-1),
-        "participation": 1 / (weight_HST**2).sum(-1),
-        "first": weight_HST[..., 0],
-        "first4": weight_HST[..., :4].sum(-1),
-        "distance": (weight_HST * distance_ST).sum(-1),
+    Args:
+        weight_hnt: A tile's weights; its queries stand behind each other.
+        position: The own key of the first query, counted in the tile's keys.
+    """
+    widest = LOCAL[-1]
+    missing = max(0, widest - 1 - position)
+    if missing or not weight_hnt.is_contiguous():
+        weight_hnt = torch.nn.functional.pad(weight_hnt, (missing, 0)).contiguous()
+    n_heads, size, width = weight_hnt.shape
+    begin = weight_hnt.storage_offset() + position + missing - (widest - 1)
+    band_hnw = weight_hnt.as_strided((n_heads, size, widest), (size * width, width + 1, 1), begin)
+    return {
+        "self": band_hnw[..., -1],
+        "previous": band_hnw[..., -2],
+        **{f"local{w}": band_hnw[..., -w:].sum(-1) for w in LOCAL},
     }
-    for name, low, high in (("self", 0, 1), ("previous", 1, 2), *((f"local{w}", 0, w) for w in LOCAL)):
-        inside_ST = (distance_ST >= low) & (distance_ST < high)
-        found[name] = (weight_HST * inside_ST).sum(-1)
-    return found
 
 
 def _completed(found: dict[str, torch.Tensor], positions_S: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -341,14 +276,24 @@ def _completed(found: dict[str, torch.Tensor], positions_S: torch.Tensor) -> dic
     kept_HS = (first_HS <= MOSTLY) & later_S
     binary_HS = torch.special.entr(first_HS) + torch.special.entr(1 - first_HS)
     rest_HS = torch.where(kept_HS, 1 - first_HS, nan)
-    unseen_HS = torch.isnan(first_HS)
-    found |= {
+    return found | {
         "entropy": entropy_HS,
         "normalized_entropy": torch.where(later_S, entropy_HS / torch.log(positions_S + 1.0), nan),
         "effective_keys": torch.exp(entropy_HS),
         "previous": torch.where(later_S, found["previous"], nan),
         "entropy_rest": (entropy_HS - binary_HS).clamp(min=0) / rest_HS,
         "distance_rest": (found["distance"] - first_HS * positions_S) / rest_HS,
-        "mostly_first": torch.where(later_S & ~unseen_HS, (first_HS > MOSTLY).float(), nan),
+        "mostly_first": torch.where(later_S & ~first_HS.isnan(), (first_HS > MOSTLY).float(), nan),
     }
-    return found
+
+
+def weights(row: Row, *, heads: slice | None = None) -> torch.Tensor:
+    """The weights themselves, [H, S, T], of a row that is short enough for them."""
+    n_heads, n_queries, _ = row.query_HSD.shape
+    wanted = heads or slice(0, n_heads)
+    found_HST = torch.zeros(wanted.stop - wanted.start, n_queries, row.n_keys, device=row.device)
+    for tile in row.tiles(wanted):
+        stop = min(tile.keys.stop, row.n_keys)
+        into = slice(tile.heads.start - wanted.start, tile.heads.stop - wanted.start)
+        found_HST[into, tile.queries, tile.keys.start : stop] = tile.weight_hnt[..., : stop - tile.keys.start]
+    return found_HST

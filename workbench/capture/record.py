@@ -9,6 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,11 +19,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from workbench.capture.attention_columns import AttentionColumns
 from workbench.capture.generate import Generation, Written, generate, stop_ids
+from workbench.capture.heads import attention_facts
 from workbench.capture.hooks import Trace, Tracer
 from workbench.capture.plan import Batch, Plan, Row, make_plan
 from workbench.capture.reduce import BatchTokens, logprob_columns, routing_columns
 from workbench.capture.vocabulary import vocabulary_table
+from workbench.capture.watching import watching
 from workbench.corpus import Corpus
 from workbench.errors import Cancelled, CorpusError, RecordingError
 from workbench.models.check import CheckReport, check_capture
@@ -70,7 +74,8 @@ def record(
         model: From `load`.
         corpus: A corpus, a corpus file, or the name of a bundled one.
         out: Folder of the recording: new, empty, or this very recording unfinished.
-        fields: Of `routing`, `logprob`, `logits`; `logits` adds every router logit.
+        fields: Of `routing`, `logprob`, `logits` (every router logit), `attention` (statistics of each head and
+            document), `attention-tokens` (some of each token), `attention-weights` (those that need the weights).
         max_tokens: Cap over the corpus, kept by whole documents, taken from the domains in turn.
         batch_tokens: Padded positions of one batch, at most; also the longest a document can be.
         shard_tokens: Tokens of one part on disk, at least.
@@ -89,7 +94,7 @@ def record(
         RecordingError: the folder holds something else, is being written, or the disk is full.
         Cancelled: `should_cancel` said so.
     """
-    fields = _checked_fields(fields)
+    fields = _checked_fields(fields, generation)
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.read(corpus)
     out = Path(out)
     encoded = _encode(corpus, model)
@@ -108,6 +113,8 @@ def record(
     manifest = _manifest(model, corpus, plan, fields=fields, settings=settings)
     _refuse_before_proof(out)
     manifest["check"] = check_capture(model).to_json() if check else "skipped (--no-check)"
+    if "attention" in fields:
+        manifest["attention"] = attention_facts(model)
     with RecordingWriter(out, manifest, topology=model.topology, fields=fields, n_shards=len(plan.shards)) as writer:
         if not writer.closed:
             run = _Run(model, corpus, encoded=encoded, plan=plan, fields=fields, writer=writer, generation=generation)
@@ -116,7 +123,7 @@ def record(
     return Recording.open(out)
 
 
-def _checked_fields(fields: tuple[str, ...]) -> tuple[str, ...]:
+def _checked_fields(fields: tuple[str, ...], generation: Generation | None) -> tuple[str, ...]:
     unknown = [field for field in fields if field not in FIELDS]
     if unknown:
         raise RecordingError(f"fields: {unknown[0]!r} is unknown; known are {', '.join(FIELDS)}.")
@@ -124,6 +131,13 @@ def _checked_fields(fields: tuple[str, ...]) -> tuple[str, ...]:
         raise RecordingError(f"fields: none were given; choose of {', '.join(FIELDS)}.")
     if "logits" in fields and "routing" not in fields:
         raise RecordingError("fields: 'logits' are the router's and go with 'routing'; give routing,logits.")
+    further = [field for field in fields if field.startswith("attention-")]
+    if further and "attention" not in fields:
+        raise RecordingError(f"fields: {further[0]!r} goes with 'attention'; give attention,{further[0]}.")
+    if "attention-weights" in fields and generation is not None:
+        raise RecordingError(
+            "fields: 'attention-weights' is of given text; leave it out where the model writes (--generate)."
+        )
     return tuple(field for field in FIELDS if field in fields)
 
 
@@ -189,6 +203,7 @@ def _manifest(
         "device": model.device.type,
         "attention_implementation": config._attn_implementation,
         "experts_implementation": getattr(config, "_experts_implementation", None),
+        "output_attentions": bool(getattr(config, "output_attentions", False)),
     }
     tokenizer = _tokenizer_digest(model)
     same = ("config_digest", "weights_digest", "dtype", "device", "attention_implementation", "experts_implementation")
@@ -263,11 +278,22 @@ class _Run:
         self._fields, self._writer, self._generation = fields, writer, generation
         self._stop = stop_ids(model.module) if generation is not None else set()
         self._tracer = Tracer(model.module, model.topology)
+        self._attention = (
+            AttentionColumns(model.topology, writer.manifest["attention"]["layers"], fields)
+            if "attention" in fields
+            else None
+        )
 
     def all_shards(
         self, on_progress: Callable[[Progress], None] | None, should_cancel: Callable[[], bool] | None
     ) -> None:
         """Runs and hands over every missing shard."""
+        with watching(self._model.module, self._attention) if self._attention is not None else nullcontext():
+            self._all_shards(on_progress, should_cancel)
+
+    def _all_shards(
+        self, on_progress: Callable[[Progress], None] | None, should_cancel: Callable[[], bool] | None
+    ) -> None:
         started = time.perf_counter()
         done = run = 0
         for index, (first, last) in enumerate(self._plan.shards):
@@ -331,6 +357,8 @@ class _Run:
             "routers": None if "routing" in self._fields else (),
             "logits_to_keep": 0 if "logprob" in self._fields else 1,
         }
+        if self._attention is not None:
+            self._attention.begin(batch)
         if self._generation is None:
             trace = self._tracer.run(batch.ids_BS, batch.mask_BS.long() if batch.padded else None, **traced)
             return self._columns(rows, batch, trace)
@@ -366,6 +394,10 @@ class _Run:
             of_tokens, of_documents = routing_columns(
                 trace, batch, self._model.topology, with_logits="logits" in self._fields
             )
+            tokens |= of_tokens
+            documents |= of_documents
+        if self._attention is not None:
+            of_tokens, of_documents = self._attention.written(batch.lengths_B) if decoded else self._attention.given()
             tokens |= of_tokens
             documents |= of_documents
         if "logprob" in self._fields:

@@ -21,14 +21,23 @@ STATISTICS = {
     "local8": "weight of the last 8 keys, the own one counted",
     "local32": "weight of the last 32 keys",
     "local128": "weight of the last 128 keys",
+    "max_weight": "largest weight",
+    "max_logit": "largest score before the softmax; of a document the largest, not the mean",
     "distance": "mean distance of the keys, tokens",
+    "spread": "standard deviation of the keys' distances, tokens",
     "entropy_rest": "entropy without the first key, the others' weights divided by their sum; queries with more than "
     "0.9 on the first key are left out",
     "distance_rest": "mean distance without the first key; the same queries are left out",
     "mostly_first": "share of queries with more than 0.9 on the first key",
     "off": "weight that a learned sink takes away from all keys, before the others are divided by their sum",
 }
+WEIGHED = {
+    "keys90": "fewest keys that hold 0.9 of the weight",
+    "duplicate": "weight of earlier keys of the same token; the own one is not counted",
+    "induction": "weight of the keys behind earlier ones of the same token",
+}
 PROFILED = ("entropy", "first", "local32", "distance")
+LOCAL = (8, 32, 128)
 MOSTLY = 0.9  # Vig & Belinkov, arXiv:1906.04284, drop queries with more than this on the first key
 BIN_EDGES = (0, 1, *(2**i for i in range(1, 16)))  # positions 0, 1, 2-3, 4-7, â€¦, 32,768 and beyond
 
@@ -36,7 +45,7 @@ BIN_EDGES = (0, 1, *(2**i for i in range(1, 16)))  # positions 0, 1, 2-3, 4-7, â
 def query_statistics(
     weights_HST: Float[np.ndarray, "H S T"], positions_S: Int[np.ndarray, " S"]
 ) -> dict[str, Float[np.ndarray, "H S"]]:
-    """Every statistic of every query but `off`, which no matrix over keys shows.
+    """Every statistic of every query but `off` and `max_logit`, which weights do not show.
 
     Args:
         weights_HST: Attention weights; of query i only keys up to its position may be more than zero.
@@ -51,7 +60,7 @@ def query_statistics(
     Source: entropy and distance as Vig & Belinkov, arXiv:1906.04284, Eq. 6-7, per query and not pooled; participation
     ratio as commonly given; local and first-key weights are ours.
     """
-    _refuse_no_weights(weights_HST)
+    refuse_no_weights(weights_HST)
     weights_HST = weights_HST.astype(np.float64)
     distance_ST = positions_S[:, None] - np.arange(weights_HST.shape[-1])
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -68,12 +77,24 @@ def query_statistics(
             "self": (weights_HST * (distance_ST == 0)).sum(-1),
             "previous": np.where(positions_S > 0, (weights_HST * (distance_ST == 1)).sum(-1), np.nan),
             **{f"local{w}": (weights_HST * ((distance_ST >= 0) & (distance_ST < w))).sum(-1) for w in (8, 32, 128)},
+            "max_weight": weights_HST.max(-1),
             "distance": mean_HS,
+            "spread": np.sqrt((weights_HST * (distance_ST - mean_HS[..., None]) ** 2).sum(-1)),
         }
         return found | _without_first(entropy_HS, mean_HS, first_HS, positions_S)
 
 
-def _refuse_no_weights(weights_HST: np.ndarray) -> None:
+def refuse_no_weights(weights_HST: np.ndarray) -> None:
+    """Refuses what is no attention.
+
+    Args:
+        weights_HST: Attention weights; NaN for a query that sees no key.
+
+    Raises:
+        ValueError: weights of a query do not sum to 1.
+
+    Source: the softmax over keys, whose weights sum to 1.
+    """
     off = np.nanmax(np.abs(weights_HST.sum(-1) - 1), initial=0)
     if off > 1e-3:
         raise ValueError(
@@ -127,3 +148,38 @@ def by_bin(values_HS: Float[np.ndarray, "H S"], positions_S: Int[np.ndarray, " S
             here_HS = defined_HS & (bin_S == b)
             columns.append(np.where(here_HS, values_HS, 0).sum(-1) / here_HS.sum(-1))
     return np.stack(columns, axis=-1)
+
+
+def weighed_statistics(
+    weights_HST: Float[np.ndarray, "H S T"], ids_T: Int[np.ndarray, " T"], *, positions_S: Int[np.ndarray, " S"]
+) -> dict[str, Float[np.ndarray, "H S"]]:
+    """The statistics of `WEIGHED`, of every query.
+
+    Args:
+        weights_HST: Attention weights.
+        ids_T: Token ids of the keys.
+        positions_S: Position of each query among the keys; a query's token is the key there.
+
+    Returns:
+        By name. `duplicate` and `induction` are 0 where the token did not occur before, not NaN: no weight lies there.
+
+    Raises:
+        ValueError: weights of a query do not sum to 1.
+
+    Source: ours for running text. On repeated random tokens, `repeated_scores`, they are the duplicate and induction
+    scores of Wang et al., arXiv:2211.00593, and Olsson et al., arXiv:2209.11895.
+    """
+    refuse_no_weights(weights_HST)
+    largest_HST = -np.sort(-weights_HST.astype(np.float64), axis=-1)
+    unseen_HS = np.isnan(weights_HST).any(-1)
+    keys90_HS = np.where(unseen_HS, np.nan, (np.cumsum(largest_HST, -1) < 0.9 - 1e-9).sum(-1) + 1.0)
+    keys_T = np.arange(len(ids_T))
+    same_ST = ids_T[positions_S][:, None] == ids_T
+    earlier_ST = same_ST & (keys_T < positions_S[:, None])
+    behind_ST = np.zeros_like(earlier_ST)
+    behind_ST[:, 1:] = earlier_ST[:, :-1]  # a key behind an earlier one is at most the query's own
+    return {
+        "keys90": keys90_HS,
+        "duplicate": (weights_HST * earlier_ST).sum(-1),
+        "induction": (weights_HST * behind_ST).sum(-1),
+    }

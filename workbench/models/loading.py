@@ -84,6 +84,7 @@ def load(
     dtype: str = "auto",
     revision: str | None = None,
     weights: str = "checkpoint",
+    attention: str | None = None,
 ) -> Model:
     """Loads a causal language model.
 
@@ -95,6 +96,8 @@ def load(
             elsewhere; or a torch dtype's name.
         revision: Of a hub model; a bundled one's may also stand behind `@`.
         weights: `checkpoint`, or `dummy` for random weights of the config's shape.
+        attention: transformers' attention implementation (`eager`, `sdpa`, `flex_attention`, `flash_attention_2`);
+            what transformers chooses unless given.
 
     Returns:
         The model, unwrapped and in eval mode.
@@ -122,9 +125,21 @@ def load(
             module = _dummy(config, torch_dtype).to(where)
         else:
             module = _checkpoint(source, config, torch_dtype, where)
+    if attention is not None:
+        _set_attention(module, attention)
     module.eval().requires_grad_(False)
     _refuse_nan(module, source.name)
     return Model(source.name, source.revision, module, _tokenizer(source), topology(module), weights)
+
+
+def _set_attention(module: Any, attention: str) -> None:
+    try:
+        module.set_attn_implementation(attention)
+    except (ValueError, ImportError, KeyError) as error:
+        raise ModelError(
+            f"attention is {attention!r}, which {module.config.model_type} cannot run here: {_first_line(error)} "
+            "Give eager or sdpa, or leave it to transformers."
+        ) from error
 
 
 def inspect_topology(name: str, *, revision: str | None = None) -> Topology:
