@@ -11,7 +11,7 @@ import torch
 from tests import tiny
 from workbench.capture.record import record
 from workbench.models.loading import Model
-from workbench.recording import Recording
+from workbench.recording import FIELDS, Recording
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)  # a red run must be the change's doing
 if os.environ.get("CI"):
@@ -35,4 +35,4 @@ def dense() -> Model:
 def recording(moe: Model, tmp_path_factory: pytest.TempPathFactory) -> Recording:
     """The tiny MoE over a small corpus of five domains, in several parts, all fields. Read only."""
     out: Path = tmp_path_factory.mktemp("recordings") / "shared"
-    return record(moe, tiny.corpus(), out, fields=("routing", "logprob", "logits"), batch_tokens=256, shard_tokens=512)
+    return record(moe, tiny.corpus(), out, fields=FIELDS, batch_tokens=256, shard_tokens=512)

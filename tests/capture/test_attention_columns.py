@@ -89,6 +89,13 @@ def test_the_manifest_says_what_is_covered_and_how_it_was_run(watched):
     assert all(len(values) == 4 and min(values) >= 0 and max(values) < 1 for values in scores.values())
 
 
+def test_without_a_proof_before_it_the_first_batch_is_the_first(corpus, watched, tmp_path):
+    """A fresh model's sites are put in order by a short forward pass, which is no text."""
+    fresh = record(tiny.moe(), corpus, tmp_path / "r", fields=FIELDS[:3], batch_tokens=400, check=False)
+    for name in STATISTICS:
+        assert np.array_equal(by_number(fresh, 0, name), by_number(watched, 0, name), equal_nan=True), name
+
+
 def test_routing_is_recorded_as_without_attention(moe, corpus, watched, tmp_path):
     alone = record(moe, corpus, tmp_path / "r", batch_tokens=400)
     assert "attention" not in alone.manifest

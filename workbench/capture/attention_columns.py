@@ -15,6 +15,7 @@ from workbench.capture.attention import Row, query_statistics
 from workbench.capture.heads import divergence, weighed_statistics
 from workbench.capture.reduce import BatchTokens
 from workbench.capture.watching import Call
+from workbench.errors import CaptureError
 from workbench.metrics.attention import BIN_EDGES, PROFILED, STATISTICS, WEIGHED
 from workbench.metrics.heads import SINK_OVER, SINK_WINDOW
 from workbench.models.topology import Topology
@@ -53,6 +54,11 @@ class AttentionColumns:
         if call.layer in self._given:
             self._step(call)
             return
+        if call.query.shape[0] != len(self._batch.lengths_B) or call.query.shape[2] != self._batch.ids_BS.shape[1]:
+            raise CaptureError(
+                f"layer {call.layer} attends with queries {tuple(call.query.shape)}, but the batch is "
+                f"{tuple(self._batch.ids_BS.shape)}; its rows cannot be told apart. Record without attention fields."
+            )
         self._given[call.layer], self._further[call.layer] = [], []
         for index, length in enumerate(self._batch.lengths_B.tolist()):
             if not call.of_tokens:

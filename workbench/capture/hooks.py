@@ -87,6 +87,12 @@ class Tracer:
                 setattr(module, _WRAPPED, _Wrapped(module))
             self._wrapped: _Wrapped = getattr(module, _WRAPPED)
 
+    def prepare(self, ids_BS: torch.Tensor) -> None:
+        """Finds the order in which the sites run, by a short pass, so that the next run is nothing but itself."""
+        with self._wrapped.lock:
+            if self._wrapped.order is None:
+                self._wrapped.order = self._observed_order(ids_BS)
+
     def run(
         self,
         ids_BS: torch.Tensor,

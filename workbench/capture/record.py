@@ -9,7 +9,6 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -288,7 +287,11 @@ class _Run:
         self, on_progress: Callable[[Progress], None] | None, should_cancel: Callable[[], bool] | None
     ) -> None:
         """Runs and hands over every missing shard."""
-        with watching(self._model.module, self._attention) if self._attention is not None else nullcontext():
+        if self._attention is None:
+            self._all_shards(on_progress, should_cancel)
+            return
+        self._tracer.prepare(torch.zeros(1, 2, dtype=torch.long, device=self._model.device))
+        with watching(self._model.module, self._attention):
             self._all_shards(on_progress, should_cancel)
 
     def _all_shards(
