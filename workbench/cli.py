@@ -58,7 +58,7 @@ def record(
     model: Annotated[str, typer.Argument(help="bundled model, local folder, or hub id")],
     corpus: Annotated[str, typer.Option(help="JSONL, Parquet or text file, or a bundled corpus (demo)")],
     out: Annotated[Path, typer.Option(help="folder of the recording")],
-    fields: Annotated[str, typer.Option(help="of routing, logprob, logits")] = "routing,logprob",
+    fields: Annotated[str, typer.Option(help="of routing, logprob, logits, experts, weights")] = "routing,logprob",
     max_tokens: Annotated[int | None, typer.Option(help="cap, by whole documents from the domains in turn")] = None,
     batch_tokens: Annotated[int, typer.Option(help="padded positions of a batch")] = 4096,
     shard_tokens: Annotated[int, typer.Option(help="tokens of a part on disk")] = 65_536,
@@ -70,6 +70,7 @@ def record(
     generate: Annotated[int | None, typer.Option(help="tokens the model writes behind each text, recorded too")] = None,
     temperature: Annotated[float, typer.Option(help="of the writing; 0 takes the most probable token")] = 0.0,
     seed: Annotated[int, typer.Option(help="of the writing, where the temperature is not 0")] = 0,
+    parent: Annotated[str | None, typer.Option(help="dense model it was made from, for the field weights")] = None,
 ) -> None:
     """Records a model over a corpus; a run that was stopped goes on where it stopped."""
     from workbench.capture.generate import Generation
@@ -81,6 +82,7 @@ def record(
     generation = Generation(generate, temperature, seed) if generate is not None else None
     with console.status(f"loading {model}"):
         loaded = load(model, device=device, dtype=dtype, revision=revision, weights=weights)
+        dense = load(parent, device=device, dtype=dtype) if parent is not None else None
     with token_progress(f"recording {loaded.name}") as update:
         recording = run(
             loaded,
@@ -91,6 +93,7 @@ def record(
             batch_tokens=batch_tokens,
             shard_tokens=shard_tokens,
             generation=generation,
+            parent=dense,
             check=check,
             on_progress=update,
         )

@@ -27,10 +27,11 @@ from workbench.errors import RecordingError
 from workbench.models.topology import Router, Topology
 
 SCHEMA = 1
-FIELDS = ("routing", "logprob", "logits")
+FIELDS = ("routing", "logprob", "logits", "experts", "weights")
 PHASES = ("prefill", "decode")
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.parquet"
+EXPERT_WEIGHTS = "expert_weights.parquet"
 # Times and places say when and where, not what; they stay out of the digest.
 _NOT_IN_DIGEST = ("created", "finished", "digest", "status", "environment")
 TOKEN_COLUMNS = ("document", "position", "token", "phase", "logprob", "predicted")
@@ -88,7 +89,17 @@ def token_schema(topology: Topology, fields: tuple[str, ...], lacks: tuple[str, 
             columns.append((f"{at}.shared_gate", pa.float16()))
         if "logits" in fields:
             columns.append((f"{at}.logits", _list_of(np.float16, router.n_experts)))
+        if "experts" in fields:
+            columns += _experts_columns(at, router)
     return _without(lacks, columns)
+
+
+def _experts_columns(at: str, router: Router) -> list[tuple[str, pa.DataType]]:
+    shared = ("shared_share", "shared_projection", "shared_cosine") if router.shared_path else ()
+    return [
+        (f"{at}.contribution", _list_of(np.float16, router.top_k)),
+        *((f"{at}.{name}", pa.float16()) for name in shared),
+    ]
 
 
 def document_schema(topology: Topology, fields: tuple[str, ...], lacks: tuple[str, ...] = ()) -> pa.Schema:
@@ -105,6 +116,8 @@ def document_schema(topology: Topology, fields: tuple[str, ...], lacks: tuple[st
             (f"{at}.score_sum", _list_of(np.float32, router.n_experts)),
             (f"{at}.weight_sum", _list_of(np.float32, router.n_experts)),
         ]
+        if "experts" in fields:
+            columns.append((f"{at}.contribution_sum", _list_of(np.float32, router.n_experts)))
     return _without(lacks, columns)
 
 
@@ -243,6 +256,8 @@ class Recording:
         """
         listed = [(part_name(table, p["index"]), p[table]) for p in self.manifest["parts"] for table in self._schemas()]
         listed.append((VOCABULARY, self.manifest["vocabulary"]))
+        if "weights" in self.fields:
+            listed.append((EXPERT_WEIGHTS, self.manifest["expert_weights"]))
         with ThreadPoolExecutor() as pool:  # hashing lets other threads run
             sizes = list(pool.map(self._verify_file, *zip(*listed, strict=True)))
         return Verification(files=len(sizes), size_bytes=sum(sizes), digest=self.digest)
@@ -430,6 +445,22 @@ class Recording:
     def vocabulary(self) -> pd.DataFrame:
         """The token ids that occur: `token`, `bytes`, and `text` that is always printable."""
         return pq.read_table(self.path / VOCABULARY).to_pandas()
+
+    @cached_property
+    def expert_weights(self) -> pd.DataFrame:
+        """Facts of the experts' parameters, a row per router and expert (`models/expert_weights.py` has the columns).
+
+        Raises:
+            RecordingError: the field `weights` was not recorded, or the file cannot be read.
+        """
+        if "weights" not in self.fields:
+            raise RecordingError(self.absent("weights", table="expert weights"))
+        try:
+            return pq.read_table(self.path / EXPERT_WEIGHTS).to_pandas()
+        except (pa.ArrowException, OSError) as error:
+            raise RecordingError(
+                f"{self.path}: {EXPERT_WEIGHTS} cannot be read ({error}). Run `workbench verify {self.path}`."
+            ) from error
 
 
 class _OfPhase(Recording):
