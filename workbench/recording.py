@@ -421,6 +421,14 @@ class Recording:
         """Sum over each document's tokens of the routing weights, [D, E]."""
         return self._routing("weight_sum", layer, site, table="documents")
 
+    def contribution(self, layer: int, *, site: str | None = None) -> np.ndarray:
+        """Norm of what each chosen expert adds, [T, K] (float16 on disk), in the order of the ids; field `experts`."""
+        return self._routing("contribution", layer, site)
+
+    def contribution_sum(self, layer: int, *, site: str | None = None) -> np.ndarray:
+        """Sum over each document's tokens of what each expert adds in norm, [D, E]; field `experts`."""
+        return self._routing("contribution_sum", layer, site, table="documents")
+
     def tokens(self) -> pd.DataFrame:
         """The scalar columns of every token; `logprob` and `predicted` where they were recorded.
 
@@ -454,7 +462,7 @@ class Recording:
             RecordingError: the field `weights` was not recorded, or the file cannot be read.
         """
         if "weights" not in self.fields:
-            raise RecordingError(self.absent("weights", table="expert weights"))
+            raise RecordingError(self.absent("weights", table="fields"))
         try:
             return pq.read_table(self.path / EXPERT_WEIGHTS).to_pandas()
         except (pa.ArrowException, OSError) as error:

@@ -305,7 +305,10 @@ class _Proof:
             )
         )
         routed, routed_error = self.factor(router, whole - without_routed, _routed(router, capture), whole)
-        if owner == router.block_path and (rest := _error(neither, torch.zeros_like(neither), scale=whole)) > self.tolerance:
+        if (
+            owner == router.block_path
+            and (rest := _error(neither, torch.zeros_like(neither), scale=whole)) > self.tolerance
+        ):
             raise self.refusal(router, f"its block puts out more than routed and shared output (a share of {rest:.2g})")
         s_TC = _shared(router, capture)
         if s_TC is None:

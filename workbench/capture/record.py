@@ -113,7 +113,11 @@ def record(
     if generation is not None:
         settings["generation"] = asdict(generation)
     if parent is not None:
-        settings["parent"] = {"name": parent.name, "revision": parent.revision, "weights": weights_digest(parent.module)}
+        settings["parent"] = {
+            "name": parent.name,
+            "revision": parent.revision,
+            "weights": weights_digest(parent.module),
+        }
     manifest = _manifest(model, corpus, plan, fields=fields, settings=settings)
     _refuse_before_proof(out)
     manifest["check"] = check_capture(model).to_json() if check else "skipped (--no-check)"

@@ -18,13 +18,14 @@ def cosine_similarity(vectors_NX: Float[np.ndarray, "N X"]) -> Float[np.ndarray,
     Range [−1, 1]; unit 1. NaN for a vector of zeros, also with itself. Not changed by scaling a vector.
 
     Raises:
-        ValueError: the array has not two axes.
+        ValueError: a value is NaN or infinite.
 
     Source:
         Elementary; as commonly given.
     """
-    if vectors_NX.ndim != 2:
-        raise ValueError(f"vectors have shape {vectors_NX.shape}, wanted [N, X]: flatten each of them first")
+    if not np.isfinite(vectors_NX).all():
+        broken = int(np.flatnonzero(~np.isfinite(vectors_NX).all(axis=1))[0])
+        raise ValueError(f"vector {broken} holds NaN or infinite values, wanted finite ones: the weights are broken")
     norm_N = np.linalg.norm(vectors_NX, axis=1)
     unit_NX = vectors_NX / np.where(norm_N > 0, norm_N, np.nan)[:, None]
     return np.clip(unit_NX @ unit_NX.T, -1, 1)
@@ -37,7 +38,7 @@ def router_similarity(rows_EC: Float[np.ndarray, "E C"]) -> Float[np.ndarray, "E
     Range [−1, 1]; unit 1; −1/(E−1) on the mean for rows drawn alike. NaN where a row equals the mean.
 
     Raises:
-        ValueError: the array has not two axes.
+        ValueError: a value is NaN or infinite.
 
     Source:
         METRICS section 5 (cosine between router rows); differs: rows are centred.
@@ -53,7 +54,7 @@ class Match:
     similarity_F: Float[np.ndarray, "F"]
 
 
-def best_match(neurons_FPC: Float[np.ndarray, "F P C"], candidates_GPC: Float[np.ndarray, "G P C"]) -> Match:
+def best_match(neurons_FPC: Float[np.ndarray, "F P C"], candidates_GPC: Float[np.ndarray, "G Q X"]) -> Match:
     """The candidate neuron most similar to each neuron: max_g mean_p cos(neuron_fp, candidate_gp).
 
     Each part of a neuron counts alike, so that scaling up against down, which leaves the function as it is, changes
@@ -85,13 +86,11 @@ def matched_similarity(neurons_EFPC: Float[np.ndarray, "E F P C"]) -> Float[np.n
     i may be a part of what j has. NaN nowhere (parts of zeros count as cosine 0).
 
     Raises:
-        ValueError: the array has not four axes.
+        ValueError: as `best_match`.
 
     Source:
         METRICS section 5; ours.
     """
-    if neurons_EFPC.ndim != 4:
-        raise ValueError(f"neurons have shape {neurons_EFPC.shape}, wanted [E, F, P, C]")
     return np.array([[best_match(one, other).similarity_F.mean() for other in neurons_EFPC] for one in neurons_EFPC])
 
 
@@ -106,7 +105,7 @@ class Agreement:
 
 
 def similarity_agreement(
-    one_EE: Float[np.ndarray, "E E"], other_EE: Float[np.ndarray, "E E"], *, n_draws: int = 999, seed: int = 0
+    one_EE: Float[np.ndarray, "E E"], other_EE: Float[np.ndarray, "G G"], *, n_draws: int = 999, seed: int = 0
 ) -> Agreement:
     """Spearman's correlation of two similarities over the pairs i < j, each the mean of both directions.
 
@@ -117,13 +116,13 @@ def similarity_agreement(
     with NaN in either are left out.
 
     Raises:
-        ValueError: the two are not square arrays of one shape.
+        ValueError: the two are of different experts.
 
     Source:
         Mantel 1967, Cancer Research 27:209 †; differs: ranks instead of values.
     """
-    if one_EE.shape != other_EE.shape or one_EE.ndim != 2 or one_EE.shape[0] != one_EE.shape[1]:
-        raise ValueError(f"similarities have shapes {one_EE.shape} and {other_EE.shape}; wanted [E, E] twice")
+    if one_EE.shape != other_EE.shape:
+        raise ValueError(f"similarities are of {len(one_EE)} and {len(other_EE)} experts; wanted the same ones in both")
     known_E = ~(np.isnan(np.diag(one_EE)) | np.isnan(np.diag(other_EE)))
     one, other = (((s + s.T) / 2)[np.ix_(known_E, known_E)] for s in (one_EE, other_EE))
     n = len(one)

@@ -87,7 +87,8 @@ def neuron_parts(experts: Any, router: Router) -> dict[str, torch.Tensor]:
     if first is None or "down_proj" not in named:
         raise _unknown(router, f"their parameters are {shapes}")
     transposed = bool(getattr(experts, "is_transposed", False)) or router.way == "scores"
-    into, down = named[first], named["down_proj"]
+    down = named["down_proj"]
+    into = named[first][: len(down)]  # longcat keeps unused rows for its experts without compute
     into, down = (into.mT, down) if transposed else (into, down.mT)
     if first == "up_proj":
         parts = {"up": into, "down": down}
