@@ -49,7 +49,7 @@ EXPERTS_REFUSED = {
         ("axk1", "gemma4", "gemma4_text"),
         Explained(
             r"what an expert adds cannot be told: it is transformed before it is added",
-            "What the experts put out is normalized before it is added, so what one of them adds depends on the others.",
+            "What the experts put out is normalized before it is added: what one of them adds depends on the others.",
         ),
     ),
     "nemotron_h": Explained(

@@ -1,4 +1,4 @@
-"""Facts of the experts' parameters: held against the plain metrics, and lineage against the truth of the bundled model."""
+"""Facts of the experts' parameters: against the plain metrics, and lineage against the truth of the bundled model."""
 
 import numpy as np
 import pyarrow.parquet as pq

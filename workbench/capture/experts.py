@@ -1,12 +1,12 @@
 """What each expert adds to a token, and the shared expert's part beside it: the field `experts`.
 
 The experts module is called once more on every token and chosen expert alone, with a weight of one, so no family's
-formula is written twice here. The proof at the start holds the parts against the model: they sum to the experts' output,
-and the block (or the decoder layer, where the shared expert sits there) adds routed and shared output as they are. A
-family that does otherwise, as by projecting or normalizing the sum, is refused by name.
+formula is written twice here. The proof at the start holds the parts against the model: they sum to the experts'
+output, and the block (or the decoder layer, where the shared expert sits there) adds routed and shared output as they
+are. A family that does otherwise, as by projecting or normalizing the sum, is refused by name.
 
-Axes: T tokens (padding included), N pairs of a token and a chosen expert, K chosen per token, E experts, C the width the
-experts work in.
+Axes: T tokens (padding included), N pairs of a token and a chosen expert, K chosen per token, E experts, C the width
+the experts work in.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -354,8 +354,8 @@ class _Proof:
     def refusal(self, router: Router, found: str) -> CaptureError:
         """Family, layer, what was found, and the next step."""
         return CaptureError(
-            f"{self.model.name} ({self.model.topology.family}), layer {router.layer} {router.site}: what an expert adds "
-            f"cannot be told: {found}. Record without the field 'experts'."
+            f"{self.model.name} ({self.model.topology.family}), layer {router.layer} {router.site}: what an expert "
+            f"adds cannot be told: {found}. Record without the field 'experts'."
         )
 
 

@@ -124,7 +124,9 @@ def _joined(captures: tuple[RouterCapture, ...]) -> RouterCapture:
         logits_TE=joined([capture.logits_TE for capture in captures]),
         ids_TK=joined([capture.ids_TK for capture in captures]),
         weights_TK=joined([capture.weights_TK for capture in captures]),
-        **{name: joined_of(name) for name in ("shared_gate_T", "contribution_TK", "shared_T3")},
+        shared_gate_T=joined_of("shared_gate_T"),
+        contribution_TK=joined_of("contribution_TK"),
+        shared_T3=joined_of("shared_T3"),
     )
 
 

@@ -20,7 +20,6 @@ from workbench.errors import CaptureError
 from workbench.models.placement import here
 from workbench.models.topology import Router, Topology
 
-
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 

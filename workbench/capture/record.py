@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from workbench.capture.generate import Generation, Written, generate, stop_ids
 from workbench.capture.experts import ExpertTracer, experts_columns
+from workbench.capture.generate import Generation, Written, generate, stop_ids
 from workbench.capture.hooks import Trace, Tracer
 from workbench.capture.plan import Batch, Plan, Row, make_plan
 from workbench.capture.reduce import BatchTokens, logprob_columns, routing_columns
@@ -73,8 +73,8 @@ def record(
         model: From `load`.
         corpus: A corpus, a corpus file, or the name of a bundled one.
         out: Folder of the recording: new, empty, or this very recording unfinished.
-        fields: Of `routing`, `logprob`, `logits`, `experts`, `weights`; `logits` adds every router logit, `experts` what
-            each chosen expert adds, `weights` facts of the experts' parameters.
+        fields: Of `routing`, `logprob`, `logits`, `experts`, `weights`; `logits` adds every router logit, `experts`
+            what each chosen expert adds, `weights` facts of the experts' parameters.
         max_tokens: Cap over the corpus, kept by whole documents, taken from the domains in turn.
         batch_tokens: Padded positions of one batch, at most; also the longest a document can be.
         shard_tokens: Tokens of one part on disk, at least.

@@ -58,8 +58,8 @@ def best_match(neurons_FPC: Float[np.ndarray, "F P C"], candidates_GPC: Float[np
     """The candidate neuron most similar to each neuron: max_g mean_p cos(neuron_fp, candidate_gp).
 
     Each part of a neuron counts alike, so that scaling up against down, which leaves the function as it is, changes
-    nothing. A candidate may be the best of several neurons: an upcycled expert may hold one parent neuron twice, which a
-    one-to-one (Hungarian) match could not say. The maximum over many candidates is above 0 for unrelated neurons too:
+    nothing. A candidate may be the best of several neurons: an upcycled expert may hold one parent neuron twice, which
+    a one-to-one (Hungarian) match could not say. The maximum over many candidates is above 0 for unrelated neurons too:
     compare with candidates whose coordinates are shuffled.
 
     Range [−1, 1]; unit 1. A part of zeros counts as cosine 0; no NaN. Of equal candidates the first.

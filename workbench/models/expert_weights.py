@@ -1,8 +1,8 @@
 """Facts of the experts' parameters, for the field `weights`: norms, likeness of experts, likeness to a dense parent.
 
-Computed where the parameters lie, a few experts at a time, so that a large model's need not fit twice; what the numbers
-mean stands in `metrics/similarity.py`, the plain twin that the tests hold this against. Nothing here is a sample: it has
-no interval, only nulls.
+Computed where the parameters lie, a few experts at a time, so that a large model's need not fit twice; what the
+numbers mean stands in `metrics/similarity.py`, the plain twin that the tests hold this against. Nothing here is a
+sample: it has no interval, only nulls.
 
 Axes: E routed experts with parameters, F neurons of an expert, G neurons of the parent's FFN, P parts of a neuron (gate
 row, up row, down column), C width the experts work in, Q neurons sampled of an expert.
@@ -30,13 +30,13 @@ _LINEAGE = ("parent_similarity", "parent_shuffled", "parent_other_layer")
 def expert_weights(model: Model, *, parent: Model | None = None) -> pa.Table:
     """One row per router and expert.
 
-    Columns: `layer`, `site`, `expert`; Frobenius norms of its parameters (`norm_gate`, `norm_up`, `norm_down`, `norm` of
-    all; biases are not counted) and of its router row (`router_norm`); for every expert of its layer `cosine` (flattened
-    parameters), `router_cosine` (rows less their mean), `matched` (mean best match of 256 evenly spaced neurons), and
-    `matched_null`, the same with the next expert whose coordinates are shuffled. With a parent, for each neuron:
-    `parent_neuron` (its best match), `parent_similarity`, and the best match's similarity among the parent's neurons with
-    shuffled coordinates (`parent_shuffled`) and among those of the parent's next layer (`parent_other_layer`). NaN, and
-    lists without entries, for experts without parameters.
+    Columns: `layer`, `site`, `expert`; Frobenius norms of its parameters (`norm_gate`, `norm_up`, `norm_down`, `norm`
+    of all; biases are not counted) and of its router row (`router_norm`); for every expert of its layer `cosine`
+    (flattened parameters), `router_cosine` (rows less their mean), `matched` (mean best match of 256 evenly spaced
+    neurons), and `matched_null`, the same with the next expert whose coordinates are shuffled. With a parent, for each
+    neuron: `parent_neuron` (its best match), `parent_similarity`, and the best match's similarity among the parent's
+    neurons with shuffled coordinates (`parent_shuffled`) and among those of the parent's next layer, of the last the
+    first (`parent_other_layer`). NaN, and lists without entries, for experts without parameters.
 
     Args:
         model: The MoE.

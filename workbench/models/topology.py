@@ -46,7 +46,7 @@ class Router:
         way: Where the choice is read: `experts` (what the experts module is given) or `scores` (zeros for the others).
         own_weights: Whether the weights follow a rule of the family's own; then `normalized` and `scale` say nothing.
         skips: Whether the last of E means no expert, which the experts module sees as expert 0 with weight 0.
-        shared_path: Module path of the shared expert; empty where there is none, or in a recording of an earlier version.
+        shared_path: Module path of the shared expert; empty where there is none, and in recordings of earlier versions.
     """
 
     layer: int
