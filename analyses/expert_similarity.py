@@ -22,7 +22,7 @@ from workbench.recording import Recording
 NEEDS = ("routing", "weights")
 MEASURES = {
     "cosine": "parameters, cosine",
-    "matched": "neurons, mean best match",
+    "matched": "neurons, best match",
     "router_cosine": "router rows, cosine",
 }
 
