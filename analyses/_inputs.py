@@ -39,7 +39,7 @@ def require(
         )
     missing = [field for field in needs if field not in recording.fields]
     if missing and "source" in recording.manifest:
-        raise AnalysisError(f"{analysis}: {recording.absent(missing[0])}")
+        raise AnalysisError(f"{analysis}: {recording.absent(missing[0], table='fields')}")
     if missing:
         wanted = ",".join([*recording.fields, *missing])
         raise AnalysisError(

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analyses._batch import main
+from analyses._expert_facts import expert_facts
 from analyses._inputs import design, require, sample_words
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Bars, Figure, TokenStrip
@@ -58,6 +59,9 @@ class Result:
             occurrences, `share` (their ratio) with `low` and `high`, the corpus' rate, `lift`, and `clusters` of
             documents that hold it; fewer than 8, or a share of 1, give no interval.
         contexts: One row per drawn occurrence: where it is, the text around it, the routing weight (where recorded).
+        facts: What is known of the expert beside its use, a row each, `low` and `high` where it is a mean over text:
+            its contribution (field `experts`), norms of its parameters and router row, the expert nearest to it (field
+            `weights`). Without rows where neither was recorded.
         context_tokens: One row per token of these contexts: the expert's routing weight there, or 1 where weights were
             not recorded, NaN where not chosen.
         layer: The expert's layer.
@@ -71,6 +75,7 @@ class Result:
     tokens: pd.DataFrame
     contexts: pd.DataFrame
     context_tokens: pd.DataFrame
+    facts: pd.DataFrame
     layer: int
     expert: int
     sample: str
@@ -99,6 +104,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         tokens=_foremost(tokens, recording.vocabulary, documents, clusters=clusters, settings=settings),
         contexts=contexts,
         context_tokens=context_tokens,
+        facts=expert_facts(recording, layer, expert, clusters=clusters, level=settings.level),
         layer=layer,
         expert=expert,
         sample=sample_words(recording),
@@ -246,12 +252,14 @@ def _contexts(
 
 
 def tables(result: Result) -> dict[str, pd.DataFrame]:
-    """`domains`, `tokens`, `contexts` and `context_tokens`."""
+    """`domains`, `tokens`, `contexts`, `context_tokens` and, where anything is known, `facts`."""
+    known = {"facts": result.facts} if len(result.facts) else {}
     return {
         "domains": result.domains,
         "tokens": result.tokens,
         "contexts": result.contexts,
         "context_tokens": result.context_tokens,
+        **known,
     }
 
 

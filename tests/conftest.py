@@ -35,4 +35,5 @@ def dense() -> Model:
 def recording(moe: Model, tmp_path_factory: pytest.TempPathFactory) -> Recording:
     """The tiny MoE over a small corpus of five domains, in several parts, all fields. Read only."""
     out: Path = tmp_path_factory.mktemp("recordings") / "shared"
-    return record(moe, tiny.corpus(), out, fields=FIELDS, batch_tokens=256, shard_tokens=512)
+    how = {"fields": FIELDS, "parent": tiny.dense(n_layers=3), "batch_tokens": 256, "shard_tokens": 512}
+    return record(moe, tiny.corpus(), out, **how)

@@ -156,3 +156,18 @@ def test_markup_in_names_stays_text_in_the_report(tmp_path):
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "<script" not in page and "t<b>" not in page
     assert page.count("&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;") == 6
+
+
+def test_record_with_experts_and_the_parent_s_weights(inputs, tmp_path, monkeypatch, capsys):
+    parent = tiny.dense(n_layers=3).module
+    parent.save_pretrained(tmp_path / "parent")
+    out = tmp_path / "r"
+    status, _, _ = run(
+        monkeypatch, capsys, "record", inputs / "model", "--corpus", inputs / "corpus.jsonl", "--out", out,
+        "--max-tokens", 200, "--fields", "routing,experts,weights", "--parent", tmp_path / "parent",
+    )  # fmt: skip
+    assert status == 0
+    recording = Recording.open(out)
+    assert recording.fields == ("routing", "experts", "weights")
+    assert recording.contribution(0).shape == (recording.n_tokens, 3)
+    assert len(recording.expert_weights["parent_neuron"].iloc[0]) == 16

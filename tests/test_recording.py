@@ -74,7 +74,7 @@ def test_the_vocabulary_holds_every_id_that_occurs(recording):
 
 def test_verify_reads_every_file(recording):
     result = recording.verify()
-    assert result.files == 2 * len(recording.manifest["parts"]) + 1
+    assert result.files == 2 * len(recording.manifest["parts"]) + 2  # the vocabulary, the experts' weights
     assert result.digest == recording.digest
 
 
@@ -225,7 +225,7 @@ def test_a_disk_that_fills_up_while_recording_can_be_gone_on_with(moe, tmp_path,
         "_open_for_writing",
         lambda file: open("/dev/full", "wb") if "part-00002" in file.name else opened(file),  # noqa: SIM115
     )
-    settings = {"fields": recording.fields, "batch_tokens": 256, "shard_tokens": 512}
+    settings = {"fields": recording.fields, "batch_tokens": 256, "shard_tokens": 512, "parent": tiny.dense(n_layers=3)}
     with pytest.raises(RecordingError, match="the disk is full: .*run the same command again"):
         record(moe, tiny.corpus(), tmp_path / "r", **settings)
     monkeypatch.undo()

@@ -28,13 +28,14 @@ def moe(*, seed: int = 0, n_experts: int = 8, top_k: int = 3, dense_layers: tupl
     return from_module(module.requires_grad_(False), name="tiny-random-moe")
 
 
-def dense(*, seed: int = 0) -> Model:
-    """A random dense Qwen2 of two layers."""
+def dense(*, seed: int = 0, n_layers: int = 2) -> Model:
+    """A random dense Qwen2."""
     torch.manual_seed(seed)
     module = Qwen2ForCausalLM(
         Qwen2Config(
-            vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.2, pad_token_id=0,
+            vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=n_layers,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.2,
+            pad_token_id=0,
         )
     )  # fmt: skip
     return from_module(module.requires_grad_(False), name="tiny-random-dense")

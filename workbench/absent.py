@@ -36,6 +36,9 @@ _LACKED = {
     "logprob": ("log-probabilities", _RECORD),
     "predicted": ("predictions beside log-probabilities", _RECORD),
     "loss": ("log-probabilities", _RECORD),
+    "contribution": ("norms of what the experts put out", _RECORD),
+    "field experts": ("norms of what the experts put out", _RECORD),
+    "field weights": ("parameters of the experts", _RECORD),
     "tokens_cut": ("word on what was cut", "Ask those who made it."),
 }
 
@@ -47,9 +50,10 @@ def absent_sentence(path: Path, manifest: dict[str, Any], column: str, *, table:
         path: Folder of the recording.
         manifest: Its manifest.
         column: A column's full name, a router's column without its prefix, or a field.
-        table: Where it was looked for.
+        table: Where it was looked for; `fields` for a field.
     """
     source, kind = manifest.get("source"), column.rpartition(".")[2]
+    kind = f"field {kind}" if table == "fields" and f"field {kind}" in _LACKED else kind
     if source is not None and kind in _LACKED:
         what, to_do = _LACKED[kind]
         return f"{path} was imported from {source['format']} ({source['name']}), which has no {what}. {to_do}"

@@ -72,6 +72,7 @@ def record(
     generate: Annotated[int | None, typer.Option(help="tokens the model writes behind each text, recorded too")] = None,
     temperature: Annotated[float, typer.Option(help="of the writing; 0 takes the most probable token")] = 0.0,
     seed: Annotated[int, typer.Option(help="of the writing, where the temperature is not 0")] = 0,
+    parent: Annotated[str | None, typer.Option(help="dense model it was made from, for the field weights")] = None,
 ) -> None:
     """Records a model over a corpus; a run that was stopped goes on where it stopped."""
     from workbench.capture.generate import Generation
@@ -83,6 +84,7 @@ def record(
     generation = Generation(generate, temperature, seed) if generate is not None else None
     with console.status(f"loading {model}"):
         loaded = load(model, device=device, dtype=dtype, revision=revision, weights=weights, attention=attention)
+        dense = load(parent, device=device, dtype=dtype) if parent is not None else None
     with token_progress(f"recording {loaded.name}") as update:
         recording = run(
             loaded,
@@ -93,6 +95,7 @@ def record(
             batch_tokens=batch_tokens,
             shard_tokens=shard_tokens,
             generation=generation,
+            parent=dense,
             check=check,
             on_progress=update,
         )

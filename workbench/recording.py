@@ -28,10 +28,13 @@ from workbench.metrics.attention import BIN_EDGES, PROFILED, STATISTICS, WEIGHED
 from workbench.models.topology import Router, Topology
 
 SCHEMA = 1
-FIELDS = ("routing", "logprob", "logits", "attention", "attention-tokens", "attention-weights")
+FIELDS = (
+    "routing", "logprob", "logits", "experts", "weights", "attention", "attention-tokens", "attention-weights",
+)  # fmt: skip
 PHASES = ("prefill", "decode")
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.parquet"
+EXPERT_WEIGHTS = "expert_weights.parquet"
 # Times and places say when and where, not what; they stay out of the digest.
 _NOT_IN_DIGEST = ("created", "finished", "digest", "status", "environment")
 TOKEN_COLUMNS = ("document", "position", "token", "phase", "logprob", "predicted")
@@ -95,10 +98,20 @@ def token_schema(topology: Topology, manifest: dict[str, Any]) -> pa.Schema:
             columns.append((f"{at}.shared_gate", pa.float16()))
         if "logits" in fields:
             columns.append((f"{at}.logits", _list_of(np.float16, router.n_experts)))
+        if "experts" in fields:
+            columns += _experts_columns(at, router)
     for watched in manifest["attention"]["layers"] if "attention-tokens" in fields else ():
         at = attention_prefix(watched["layer"], topology)
         columns += [(f"{at}.{name}", _list_of(np.float16, watched["heads"])) for name in PROFILED]
     return _without(lacks_of(manifest), columns)
+
+
+def _experts_columns(at: str, router: Router) -> list[tuple[str, pa.DataType]]:
+    shared = ("shared_share", "shared_projection", "shared_cosine") if router.shared_path else ()
+    return [
+        (f"{at}.contribution", _list_of(np.float16, router.top_k)),
+        *((f"{at}.{name}", pa.float16()) for name in shared),
+    ]
 
 
 def document_schema(topology: Topology, manifest: dict[str, Any]) -> pa.Schema:
@@ -116,6 +129,8 @@ def document_schema(topology: Topology, manifest: dict[str, Any]) -> pa.Schema:
             (f"{at}.score_sum", _list_of(np.float32, router.n_experts)),
             (f"{at}.weight_sum", _list_of(np.float32, router.n_experts)),
         ]
+        if "experts" in fields:
+            columns.append((f"{at}.contribution_sum", _list_of(np.float32, router.n_experts)))
     for watched in manifest["attention"]["layers"] if "attention" in fields else ():
         at, heads = attention_prefix(watched["layer"], topology), watched["heads"]
         columns += [(f"{at}.{name}", _list_of(np.float32, heads)) for name in STATISTICS]
@@ -262,6 +277,8 @@ class Recording:
         """
         listed = [(part_name(table, p["index"]), p[table]) for p in self.manifest["parts"] for table in self._schemas()]
         listed.append((VOCABULARY, self.manifest["vocabulary"]))
+        if "weights" in self.fields:
+            listed.append((EXPERT_WEIGHTS, self.manifest["expert_weights"]))
         with ThreadPoolExecutor() as pool:  # hashing lets other threads run
             sizes = list(pool.map(self._verify_file, *zip(*listed, strict=True)))
         return Verification(files=len(sizes), size_bytes=sum(sizes), digest=self.digest)
@@ -425,6 +442,14 @@ class Recording:
         """Sum over each document's tokens of the routing weights, [D, E]."""
         return self._routing("weight_sum", layer, site, table="documents")
 
+    def contribution(self, layer: int, *, site: str | None = None) -> np.ndarray:
+        """Norm of what each chosen expert adds, [T, K] (float16 on disk), in the order of the ids; field `experts`."""
+        return self._routing("contribution", layer, site)
+
+    def contribution_sum(self, layer: int, *, site: str | None = None) -> np.ndarray:
+        """Sum over each document's tokens of what each expert adds in norm, [D, E]; field `experts`."""
+        return self._routing("contribution_sum", layer, site, table="documents")
+
     def tokens(self) -> pd.DataFrame:
         """The scalar columns of every token; `logprob` and `predicted` where they were recorded.
 
@@ -449,6 +474,22 @@ class Recording:
     def vocabulary(self) -> pd.DataFrame:
         """The token ids that occur: `token`, `bytes`, and `text` that is always printable."""
         return pq.read_table(self.path / VOCABULARY).to_pandas()
+
+    @cached_property
+    def expert_weights(self) -> pd.DataFrame:
+        """Facts of the experts' parameters, a row per router and expert (`models/expert_weights.py` has the columns).
+
+        Raises:
+            RecordingError: the field `weights` was not recorded, or the file cannot be read.
+        """
+        if "weights" not in self.fields:
+            raise RecordingError(self.absent("weights", table="fields"))
+        try:
+            return pq.read_table(self.path / EXPERT_WEIGHTS).to_pandas()
+        except (pa.ArrowException, OSError) as error:
+            raise RecordingError(
+                f"{self.path}: {EXPERT_WEIGHTS} cannot be read ({error}). Run `workbench verify {self.path}`."
+            ) from error
 
 
 class _OfPhase(Recording):

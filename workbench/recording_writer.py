@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from workbench.errors import RecordingError
 from workbench.models.topology import Topology
 from workbench.recording import (
+    EXPERT_WEIGHTS,
     MANIFEST,
     PHASES,
     VOCABULARY,
@@ -186,8 +187,8 @@ class RecordingWriter:
         if self._failure is not None:
             raise self._failure
 
-    def close(self, vocabulary: pa.Table, **facts: Any) -> None:
-        """Waits for the parts, writes the vocabulary, and closes the manifest with every digest.
+    def close(self, vocabulary: pa.Table, *, expert_weights: pa.Table | None = None, **facts: Any) -> None:
+        """Waits for the parts, writes the vocabulary (and the experts' weights), closes the manifest with every digest.
 
         Raises:
             RecordingError: a part is missing or could not be written.
@@ -196,18 +197,13 @@ class RecordingWriter:
         missing = [index for index in range(self.n_shards) if index not in self.parts]
         if missing:
             raise RecordingError(f"{self.path}: parts {missing} were never written; record again to write them.")
-        sink = pa.BufferOutputStream()
-        pq.write_table(vocabulary, sink, compression="zstd")
-        content = memoryview(sink.getvalue())
-        write_whole(self.path / VOCABULARY, content)
+        whole = {"vocabulary": self._write_table(VOCABULARY, vocabulary)}
+        if expert_weights is not None:
+            whole["expert_weights"] = self._write_table(EXPERT_WEIGHTS, expert_weights)
         closed = {
             **self.manifest,
             **facts,
-            "vocabulary": {
-                "rows": vocabulary.num_rows,
-                "bytes": content.nbytes,
-                "sha256": hashlib.sha256(content).hexdigest(),
-            },
+            **whole,
             "parts": [self.parts[index] for index in range(self.n_shards)],
             "status": "closed",
             "finished": _now(),
@@ -215,6 +211,13 @@ class RecordingWriter:
         closed["digest"] = recording_digest(json.loads(json.dumps(closed)))
         self._write_manifest(closed)
         self.manifest = closed
+
+    def _write_table(self, name: str, table: pa.Table) -> dict[str, Any]:
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        content = memoryview(sink.getvalue())
+        write_whole(self.path / name, content)
+        return {"rows": table.num_rows, "bytes": content.nbytes, "sha256": hashlib.sha256(content).hexdigest()}
 
     def _write_manifest(self, manifest: dict[str, Any]) -> None:
         write_whole(self.path / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())

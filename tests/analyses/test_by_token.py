@@ -252,7 +252,7 @@ def test_the_gate_is_read_off_every_token(recording):
 
 
 def test_a_model_without_a_gate_is_refused(recording):
-    manifest = {**recording.manifest, "topology": _without_gate(recording)}
+    manifest = {**recording.manifest, "topology": _without_gate(recording), "fields": ["routing"]}
     with pytest.raises(AnalysisError, match="shared_expert: tiny-random-moe has a shared expert without a gate, which"):
         shared_expert.run(Recording(recording.path, manifest))
 

@@ -97,10 +97,13 @@ def test_a_second_run_gives_the_same_tables(name, results, recording, other):
 def test_the_order_of_documents_does_not_matter(name, moe, tmp_path, recording, other):
     """Other batches and shards give other row orders on disk, and the same answers."""
     module = _batch.get(name)
-    again = record(moe, tiny.corpus(), tmp_path / "r", fields=recording.fields, batch_tokens=64, shard_tokens=300)
+    made = {"fields": recording.fields, "parent": tiny.dense(n_layers=3)}
+    again = record(moe, tiny.corpus(), tmp_path / "r", **made, batch_tokens=64, shard_tokens=300)
     tables = module.tables(run(name, again, other))
     for table_name, table in module.tables(run(name, recording, other)).items():
-        keys = [column for column in ("layer", "measure", "statistic", "domain", "position") if column in table]
+        keys = [
+            column for column in ("layer", "measure", "statistic", "domain", "position", "other") if column in table
+        ]
         drawn = {"low", "high", "estimate", "p", "permuted", "permuted_high", "null_high", "note"}  # the draws differ
         kept = [column for column in table if column not in drawn]
         one, two = (

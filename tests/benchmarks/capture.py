@@ -15,7 +15,9 @@ import time
 import torch
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
+from workbench.capture.experts import ExpertTracer
 from workbench.capture.hooks import Tracer
+from workbench.models.loading import from_module
 from workbench.models.topology import topology
 
 
@@ -44,11 +46,13 @@ def main() -> None:
         hooked.get_submodule(router.router_path).register_forward_hook(lambda m, a, out: seen.append(out[0]))
         hooked.get_submodule(router.experts_path).register_forward_pre_hook(lambda m, args: seen.append(args[1:]))
     tracer = Tracer(wrapped, facts)
+    expert_tracer = ExpertTracer(from_module(copy.deepcopy(bare), name="toy"))
     ids_BS = torch.randint(0, 512, (1, 64))
     ways = {
         "bare forward": lambda: bare(input_ids=ids_BS, use_cache=False),
         "plain hooks": lambda: hooked(input_ids=ids_BS, use_cache=False),
         "trace": lambda: tracer.run(ids_BS),
+        "trace with experts": lambda: expert_tracer.run(ids_BS),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     with torch.no_grad():
@@ -61,7 +65,7 @@ def main() -> None:
             seen.clear()
     forward = statistics.median(times["bare forward"])
     print(f"bare forward: {forward:.1f} ms (median of {rounds})")
-    for name in ("plain hooks", "trace"):
+    for name in ("plain hooks", "trace", "trace with experts"):
         added = [with_it - bare_ for with_it, bare_ in zip(times[name], times["bare forward"], strict=True)]
         low, middle, high = statistics.quantiles(added, n=4)
         print(f"{name} adds {middle:.1f} ms ({low:.1f}–{high:.1f}, middle half of the rounds)")

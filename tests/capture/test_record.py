@@ -18,7 +18,12 @@ from workbench.models.loading import load
 from workbench.recording import Recording
 from workbench.recording_writer import RecordingWriter
 
-SETTINGS = {"fields": ("routing", "logprob", "logits"), "batch_tokens": 256, "shard_tokens": 512}
+SETTINGS = {
+    "fields": ("routing", "logprob", "logits", "experts", "weights"),
+    "parent": tiny.dense(n_layers=3),
+    "batch_tokens": 256,
+    "shard_tokens": 512,
+}  # as the recording in conftest.py
 ON_DISK = {"rtol": 1e-3, "atol": 6e-8}  # float16
 
 

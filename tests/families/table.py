@@ -43,6 +43,22 @@ EXPLAINED = {
 }
 
 
+# Families whose routing is recorded, and whose field `experts` is refused.
+EXPERTS_REFUSED = {
+    **dict.fromkeys(
+        ("axk1", "gemma4", "gemma4_text"),
+        Explained(
+            r"what an expert adds cannot be told: it is transformed before it is added",
+            "What the experts put out is normalized before it is added: what one of them adds depends on the others.",
+        ),
+    ),
+    "nemotron_h": Explained(
+        r"what an expert adds cannot be told: what it puts out has width 16 and is mapped to 32",
+        "The experts work in a narrower width, and their sum is mapped back to the model's.",
+    ),
+}
+
+
 def note(family: str, topology: Topology, check: Mapping[str, Any]) -> None:
     """Collects a family's row, where a run that makes the table asks for it."""
     if folder := os.environ.get(_NOTES):
@@ -66,6 +82,7 @@ def write(notes: Path) -> None:
     found = {file.stem: json.loads(file.read_text()) for file in sorted(notes.glob("*.json"))}
     names = sorted([*found, *EXPLAINED])
     rows = [_row(n, found[n]) if n in found else f"| {n} | refused, see below |{' |' * 8}" for n in names]
+    without = "\n".join(f"- **{name}**: {e.reason}" for name, e in EXPERTS_REFUSED.items())
     reasons = "\n".join(f"- **{name}**: {e.reason}" for name, e in EXPLAINED.items())
     DOCS.write_text(
         f"""# Which families are captured, and what was proved of each
@@ -84,6 +101,12 @@ logits, ids and weights equal those of plain PyTorch hooks on an unwrapped copy 
 | family | layers | rule | shared | shapes | logits | experts | block | leak | padding |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {chr(10).join(rows)}
+
+## Refused, of the field `experts`
+
+Every other family above has it, proved by calling each expert alone and by another implementation.
+
+{without}
 
 ## Refused
 

@@ -16,15 +16,19 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelF
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tests.families import shrunk, table
+from workbench.capture.experts import ExpertTracer
 from workbench.capture.hooks import Tracer
 from workbench.capture.record import record
 from workbench.capture.reduce import router_scores
 from workbench.corpus import Corpus, Document
-from workbench.errors import ModelError
+from workbench.errors import CaptureError, ModelError
+from workbench.models.check import _Proof
+from workbench.models.expert_weights import neuron_parts
 from workbench.models.families import FAMILIES as ROWS
 from workbench.models.topology import topology
 
 FAMILIES = shrunk.declared_families()
+LAYOUTS = ("qwen2_moe", "aria_text", "dbrx", "gpt_oss", "llama4_text", "longcat_flash", "nemotron_h")
 
 
 def batch():
@@ -84,7 +88,10 @@ def test_a_family_is_captured_proved_and_recorded(family, tmp_path):
         entropy = torch.special.entr(router_scores(capture.logits_TE, router.scoring)).sum(-1).mean()
         assert entropy < 0.9 * math.log(router.n_experts), "the tests' router is undecided, and proofs would not bite"
     as_returned_by_the_model(bare, model.topology, trace, ids_BS, mask_BS)
-    recording = recorded(model, ids_BS, mask_BS, tmp_path)
+    with_experts = family not in table.EXPERTS_REFUSED
+    recording = recorded(model, ids_BS, mask_BS, tmp_path, with_experts=with_experts)
+    if with_experts:
+        contributions_by_another_implementation(model, trace, recording, mask_BS)
     for router, plain in zip(model.topology.routers, trace.routers, strict=True):
         valid_TK = plain.ids_TK[mask_BS.reshape(-1).bool()].numpy()
         assert np.array_equal(recording.ids(router.layer, site=router.site), valid_TK)
@@ -125,11 +132,58 @@ def as_returned_by_the_model(bare, facts, trace, ids_BS, mask_BS):
 NOT_LOGITS = ("gemma4_text",)
 
 
-def recorded(model, ids_BS, mask_BS, folder):
+def contributions_by_another_implementation(model, trace, recording, mask_BS):
+    """Slot by slot, with its weight, by the implementation that did not run."""
+    proof = _Proof(model)
+    for router, capture in zip(model.topology.routers, trace.routers, strict=True):
+        _, rebuild = proof.other_implementation(router)
+        if router.way == "scores":
+            rows_ETC = rebuild(capture.hidden_TC, capture.ids_TK, capture.weights_TK).unflatten(
+                0, (router.n_experts, -1)
+            )
+            added_TK = rows_ETC[capture.ids_TK, torch.arange(mask_BS.numel())[:, None]].norm(dim=-1)
+        else:
+            slots = [(capture.ids_TK[:, k : k + 1], capture.weights_TK[:, k : k + 1]) for k in range(router.top_k)]
+            outs = [rebuild(capture.hidden_TC, *slot) for slot in slots]
+            added_TK = torch.stack([out.reshape(mask_BS.numel(), -1).norm(dim=-1) for out in outs], -1)
+        added_TK *= recording.manifest["experts_check"]["routed_scale"][f"{router.layer} {router.site}"]
+        found_TK = recording.contribution(router.layer, site=router.site)
+        np.testing.assert_allclose(found_TK, added_TK[mask_BS.reshape(-1).bool()].numpy(), rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", list(table.EXPERTS_REFUSED))
+def test_experts_whose_part_cannot_be_told_are_refused(family):
+    """An entry that starts to work fails this test."""
+    model = shrunk.build(family)
+    with pytest.raises(
+        CaptureError, match=rf"\({model.topology.family}\), layer \d.*{table.EXPERTS_REFUSED[family].error}"
+    ):
+        ExpertTracer(model)
+
+
+@pytest.mark.parametrize("family", LAYOUTS)
+def test_neurons_of_every_layout_can_change_places(family):
+    """The model computes the same when its experts' neurons, as they are told apart, are permuted."""
+    model = shrunk.build(family)
+    ids_BS, _ = batch()
+    experts = [model.module.get_submodule(router.experts_path) for router in model.topology.routers]
+    for name, parameter in (named for module in experts for named in module.named_parameters()):
+        if name.endswith("_bias"):
+            parameter.zero_()  # not part of a neuron here
+    before_BSV = model.module(input_ids=ids_BS).logits
+    for router, module in zip(model.topology.routers, experts, strict=True):
+        order = torch.randperm(router.expert_width, generator=torch.Generator().manual_seed(3))
+        for part_EFC in neuron_parts(module, router).values():
+            part_EFC.copy_(part_EFC[:, order].clone())
+    torch.testing.assert_close(model.module(input_ids=ids_BS).logits, before_BSV, rtol=1e-4, atol=1e-4)
+
+
+def recorded(model, ids_BS, mask_BS, folder, *, with_experts):
     """The rows of the batch as a recording, proved."""
     rows = [tuple(row[:n].tolist()) for row, n in zip(ids_BS, mask_BS.sum(-1).tolist(), strict=True)]
     documents = tuple(Document(f"d{i}", "random", "random", f"d{i}", "", row) for i, row in enumerate(rows))
-    return record(model, Corpus("random", documents), folder / "recording")
+    fields = ("routing", "logprob", "weights", *(("experts",) if with_experts else ()))
+    return record(model, Corpus("random", documents), folder / "recording", fields=fields)
 
 
 @pytest.mark.parametrize("family", list(table.EXPLAINED))

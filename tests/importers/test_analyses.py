@@ -14,21 +14,30 @@ _GATE = f"which has no gate of the shared expert. {_RECORD}"
 _TEXT = "which has no token ids, so no text"
 _COUNTS = "which has no experts of single tokens, only counts"
 # What each analysis says, by source; None where it works.
+_MODEL = {
+    "contribution": f"which has no norms of what the experts put out. {_RECORD}",
+    "expert_similarity": f"which has no parameters of the experts. {_RECORD}",
+    "upcycling_lineage": f"which has no parameters of the experts. {_RECORD}",
+}
 SAYS = {
     "tokens and ranked ids": {
+        **_MODEL,
         "router_confidence": f"which has no router scores, only what they chose. {_RECORD}",
         "shared_expert": _GATE,
     },
     "tokens and weights": {
+        **_MODEL,
         "router_confidence": f"which has no router scores, only what they chose. {_RECORD}",
         "shared_expert": _GATE,
     },
     "tokens alone": {
+        **_MODEL,
         "shared_expert": _GATE,
         "router_confidence": "which has no router scores",
         "token_routing": f"its ids are not ranked, and .* has no routing weights. {_RECORD}",
     },
     "ids alone": {
+        **_MODEL,
         "context": _TEXT,
         "same_token": _TEXT,
         "shared_expert": _GATE,
@@ -38,6 +47,7 @@ SAYS = {
         "expert_card": "which has no token ids, so no text",
     },
     "counts alone": {
+        **_MODEL,
         **dict.fromkeys(("balance_scope", "capacity", "context"), _COUNTS),
         **dict.fromkeys(("position", "shared_expert", "specialization"), _COUNTS),
         **dict.fromkeys(("activated", "coactivation", "layer_flow", "repetition"), _COUNTS),

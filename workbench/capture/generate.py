@@ -115,13 +115,18 @@ def _joined(captures: tuple[RouterCapture, ...]) -> RouterCapture:
     def joined(parts: list[torch.Tensor]) -> torch.Tensor:
         return torch.stack(parts, 1).flatten(0, 1)
 
-    gates = [capture.shared_gate_T for capture in captures if capture.shared_gate_T is not None]
+    def joined_of(name: str) -> torch.Tensor | None:
+        parts = [value for capture in captures if (value := getattr(capture, name)) is not None]
+        return joined(parts) if parts else None
+
     return replace(
         captures[0],
         logits_TE=joined([capture.logits_TE for capture in captures]),
         ids_TK=joined([capture.ids_TK for capture in captures]),
         weights_TK=joined([capture.weights_TK for capture in captures]),
-        shared_gate_T=joined(gates) if gates else None,
+        shared_gate_T=joined_of("shared_gate_T"),
+        contribution_TK=joined_of("contribution_TK"),
+        shared_T3=joined_of("shared_T3"),
     )
 
 

@@ -20,6 +20,8 @@ from workbench.errors import CaptureError
 from workbench.models.placement import here
 from workbench.models.topology import Router, Topology
 
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
 
 @dataclass(frozen=True)
 class RouterCapture:
@@ -36,6 +38,10 @@ class RouterCapture:
         linear_input: Input of the linear map that gives the logits; only in a deep trace.
         block_inputs: Positional and named inputs of the block; only in a deep trace.
         block_output: Output of the block; only in a deep trace.
+        experts_inputs: Positional and named inputs of the experts; only in a trace of outputs.
+        shared_TC: Output of the shared expert before its gate; only in a trace of outputs, where there is one.
+        contribution_TK: What `experts.py` makes of a trace of outputs; so is the next.
+        shared_T3: Share, projection and cosine of the shared output.
     """
 
     logits_TE: torch.Tensor
@@ -48,6 +54,10 @@ class RouterCapture:
     linear_input: torch.Tensor | None = None
     block_inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
     block_output: torch.Tensor | None = None
+    experts_inputs: Inputs | None = None
+    shared_TC: torch.Tensor | None = None
+    contribution_TK: torch.Tensor | None = None
+    shared_T3: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +111,7 @@ class Tracer:
         routers: Iterable[Router] | None = None,
         logits_to_keep: int = 0,
         deep: bool = False,
+        outputs: bool = False,
         cache: Any = None,
         keep_cache: bool = False,
     ) -> Trace:
@@ -112,6 +123,7 @@ class Tracer:
             routers: Which to read; all of the topology unless given.
             logits_to_keep: 0 for the model's logits at all positions, n for the last n.
             deep: Also read inputs and outputs of the blocks and experts, for the proofs.
+            outputs: Also read what experts and shared experts are given and put out.
             cache: Keys, values and states of the tokens before these, from an earlier trace.
             keep_cache: Whether the model keeps a cache, to be found in the trace.
 
@@ -120,14 +132,17 @@ class Tracer:
         """
         wanted = tuple(self._topology.routers if routers is None else routers)
         with self._wrapped.lock, torch.no_grad():
-            sites = self._sites(wanted, deep=deep, ids_BS=ids_BS)
+            sites = self._sites(wanted, deep=deep, outputs=outputs, ids_BS=ids_BS)
+            shared = {f"out:{router.shared_path}" for router in wanted if outputs}
             read: dict[str, Any] = {}
             inputs = self._inputs(ids_BS, mask_BS, logits_to_keep) | {"use_cache": keep_cache}
             if cache is not None:
                 inputs["past_key_values"] = cache
             with self._wrapped.envoy.trace(**inputs):
                 for key, envoy, side in sites:
-                    read[key] = (envoy.inputs if side == "in" else envoy.output).save()
+                    value = envoy.inputs if side == "in" else envoy.output
+                    # llama4 adds the routed output into the shared one, in place
+                    read[key] = (value.clone() if key in shared else value).save()
                 output = self._wrapped.envoy.output.save()
         kept = output.past_key_values if keep_cache else None
         return Trace(output.logits, tuple(self._capture(router, read) for router in wanted), kept)
@@ -178,9 +193,11 @@ class Tracer:
             envoy = envoy[int(name)] if name.isdigit() else getattr(envoy, name)
         return envoy
 
-    def _sites(self, routers: tuple[Router, ...], *, deep: bool, ids_BS: torch.Tensor) -> list[tuple[str, Any, str]]:
+    def _sites(
+        self, routers: tuple[Router, ...], *, deep: bool, outputs: bool, ids_BS: torch.Tensor
+    ) -> list[tuple[str, Any, str]]:
         """(key, envoy, side) of everything to read, in the order in which it runs."""
-        keys = [key for router in routers for key in _keys(router, deep=deep)]
+        keys = [key for router in routers for key in _keys(router, deep=deep, outputs=outputs)]
         if self._wrapped.order is None or any(key not in self._wrapped.order for key in keys):
             self._wrapped.order = self._observed_order(ids_BS)
         missing = [key for key in keys if key not in self._wrapped.order]
@@ -195,7 +212,7 @@ class Tracer:
     def _observed_order(self, ids_BS: torch.Tensor) -> dict[str, int]:
         """When each site's input and output come by in a forward pass, by plain hooks on the bare module."""
         modules = dict(self._module.named_modules())
-        keys = {key for router in self._topology.routers for key in _keys(router, deep=True)}
+        keys = {key for router in self._topology.routers for key in _keys(router, deep=True, outputs=True)}
         events: list[str] = []
         handles = []
         for key in keys:
@@ -222,7 +239,7 @@ def _logits_path(router: Router) -> str:
     return router.logits_path or router.router_path
 
 
-def _keys(router: Router, *, deep: bool) -> list[str]:
+def _keys(router: Router, *, deep: bool, outputs: bool) -> list[str]:
     keys = [f"out:{_logits_path(router)}"]
     if router.way == "scores":
         keys.append(f"out:{router.router_path}")
@@ -230,6 +247,9 @@ def _keys(router: Router, *, deep: bool) -> list[str]:
         keys.append(f"in:{router.experts_path}")
     if router.shared_gate_path:
         keys.append(f"out:{router.shared_gate_path}")
+    if outputs:
+        keys += [f"in:{router.experts_path}", f"out:{router.experts_path}"]
+        keys += [f"out:{router.shared_path}"] if router.shared_path else []
     if deep:
         keys += [f"in:{router.linear_input_path or router.router_path}", f"out:{router.experts_path}"]
         keys += [f"in:{router.block_path}", f"out:{router.block_path}"]
@@ -260,6 +280,8 @@ def _capture(router: Router, read: Mapping[str, Any]) -> RouterCapture:
         linear_input=_first_tensor(read[f"in:{router.linear_input_path or router.router_path}"]) if deep else None,
         block_inputs=read[f"in:{router.block_path}"] if deep else None,
         block_output=block_output[0] if isinstance(block_output, tuple) else block_output,
+        experts_inputs=read.get(f"in:{router.experts_path}"),
+        shared_TC=read.get(f"out:{router.shared_path}"),
     )
 
 

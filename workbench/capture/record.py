@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import torch
 
 from workbench.capture.attention_columns import AttentionColumns
+from workbench.capture.experts import ExpertTracer, experts_columns
 from workbench.capture.generate import Generation, Written, generate, stop_ids
 from workbench.capture.heads import attention_facts
 from workbench.capture.hooks import Trace, Tracer
@@ -29,6 +30,7 @@ from workbench.capture.watching import watching
 from workbench.corpus import Corpus
 from workbench.errors import Cancelled, CorpusError, RecordingError
 from workbench.models.check import CheckReport, check_capture
+from workbench.models.expert_weights import check_parent, expert_weights
 from workbench.models.loading import Model, config_digest, weights_digest
 from workbench.recording import FIELDS, SCHEMA, Recording, json_digest, part_name
 from workbench.recording_writer import RecordingWriter
@@ -63,6 +65,7 @@ def record(
     batch_tokens: int = 4096,
     shard_tokens: int = 65_536,
     generation: Generation | None = None,
+    parent: Model | None = None,
     check: bool = True,
     on_progress: Callable[[Progress], None] | None = None,
     should_cancel: Callable[[], bool] | None = None,
@@ -73,13 +76,15 @@ def record(
         model: From `load`.
         corpus: A corpus, a corpus file, or the name of a bundled one.
         out: Folder of the recording: new, empty, or this very recording unfinished.
-        fields: Of `routing`, `logprob`, `logits` (every router logit), `attention` (statistics of each head and
-            document), `attention-tokens` (some of each token), `attention-weights` (those that need the weights).
+        fields: Of `routing`, `logprob`, `logits` (every router logit), `experts` (what each chosen expert adds),
+            `weights` (facts of the experts' parameters), `attention` (statistics of each head and document),
+            `attention-tokens` (some of each token), `attention-weights` (those that need the weights).
         max_tokens: Cap over the corpus, kept by whole documents, taken from the domains in turn.
         batch_tokens: Padded positions of one batch, at most; also the longest a document can be.
         shard_tokens: Tokens of one part on disk, at least.
         generation: How each document is continued by the model, and that recorded too, as phase `decode`; None for the
             given text alone. `max_tokens` and progress count the given text.
+        parent: The dense model that the MoE was made from: the field `weights` then tells what is alike.
         check: Prove the capture first; False is noted in the manifest.
         on_progress: Called after every batch.
         should_cancel: Asked before every batch; True ends the run with what is on disk whole.
@@ -106,19 +111,40 @@ def record(
         max_tokens=max_tokens,
         one_length=generation is not None,
     )
+    if parent is not None:
+        _check_parent(model, parent, fields)
     settings: dict[str, Any] = {"max_tokens": max_tokens, "batch_tokens": batch_tokens, "shard_tokens": shard_tokens}
     if generation is not None:
         settings["generation"] = asdict(generation)
+    if parent is not None:
+        settings["parent"] = {
+            "name": parent.name,
+            "revision": parent.revision,
+            "weights": weights_digest(parent.module),
+        }
     manifest = _manifest(model, corpus, plan, fields=fields, settings=settings)
     _refuse_before_proof(out)
     manifest["check"] = check_capture(model).to_json() if check else "skipped (--no-check)"
     if "attention" in fields:
         manifest["attention"] = attention_facts(model)
+    tracer = ExpertTracer(model) if "experts" in fields else Tracer(model.module, model.topology)
+    if isinstance(tracer, ExpertTracer):
+        manifest["experts_check"] = tracer.report.to_json()
     with RecordingWriter(out, manifest, topology=model.topology, fields=fields, n_shards=len(plan.shards)) as writer:
         if not writer.closed:
-            run = _Run(model, corpus, encoded=encoded, plan=plan, fields=fields, writer=writer, generation=generation)
+            run = _Run(
+                model,
+                corpus,
+                encoded=encoded,
+                plan=plan,
+                fields=fields,
+                writer=writer,
+                generation=generation,
+                tracer=tracer,
+            )
             run.all_shards(on_progress, should_cancel)
-            writer.close(vocabulary_table(model.tokenizer, run.tokens_seen()))
+            facts = expert_weights(model, parent=parent) if "weights" in fields else None
+            writer.close(vocabulary_table(model.tokenizer, run.tokens_seen()), expert_weights=facts)
     return Recording.open(out)
 
 
@@ -130,6 +156,8 @@ def _checked_fields(fields: tuple[str, ...], generation: Generation | None) -> t
         raise RecordingError(f"fields: none were given; choose of {', '.join(FIELDS)}.")
     if "logits" in fields and "routing" not in fields:
         raise RecordingError("fields: 'logits' are the router's and go with 'routing'; give routing,logits.")
+    if "experts" in fields and "routing" not in fields:
+        raise RecordingError("fields: 'experts' are those of the routing and go with it; give routing,experts.")
     further = [field for field in fields if field.startswith("attention-")]
     if further and "attention" not in fields:
         raise RecordingError(f"fields: {further[0]!r} goes with 'attention'; give attention,{further[0]}.")
@@ -138,6 +166,12 @@ def _checked_fields(fields: tuple[str, ...], generation: Generation | None) -> t
             "fields: 'attention-weights' is of given text; leave it out where the model writes (--generate)."
         )
     return tuple(field for field in FIELDS if field in fields)
+
+
+def _check_parent(model: Model, parent: Model, fields: tuple[str, ...]) -> None:
+    if "weights" not in fields:
+        raise RecordingError("parent: it is compared in the field 'weights', which is not asked for; add it to fields.")
+    check_parent(model, parent)
 
 
 def _room(model: Model, generation: Generation | None) -> int | None:
@@ -272,11 +306,12 @@ class _Run:
         fields: tuple[str, ...],
         writer: RecordingWriter,
         generation: Generation | None,
+        tracer: Tracer,
     ) -> None:
         self._model, self._corpus, self._encoded, self._plan = model, corpus, encoded, plan
         self._fields, self._writer, self._generation = fields, writer, generation
         self._stop = stop_ids(model.module) if generation is not None else set()
-        self._tracer = Tracer(model.module, model.topology)
+        self._tracer = tracer
         self._attention = (
             AttentionColumns(model.topology, writer.manifest["attention"]["layers"], fields)
             if "attention" in fields
@@ -397,6 +432,10 @@ class _Run:
             of_tokens, of_documents = routing_columns(
                 trace, batch, self._model.topology, with_logits="logits" in self._fields
             )
+            tokens |= of_tokens
+            documents |= of_documents
+        if "experts" in self._fields:
+            of_tokens, of_documents = experts_columns(trace, batch, self._model.topology)
             tokens |= of_tokens
             documents |= of_documents
         if self._attention is not None:

@@ -46,6 +46,7 @@ class Router:
         way: Where the choice is read: `experts` (what the experts module is given) or `scores` (zeros for the others).
         own_weights: Whether the weights follow a rule of the family's own; then `normalized` and `scale` say nothing.
         skips: Whether the last of E means no expert, which the experts module sees as expert 0 with weight 0.
+        shared_path: Module path of the shared expert; empty where there is none, and in recordings of earlier versions.
     """
 
     layer: int
@@ -74,6 +75,7 @@ class Router:
     way: str = "experts"
     skips: bool = False
     own_weights: bool = False
+    shared_path: str = ""
 
     @property
     def rule(self) -> str:
@@ -304,6 +306,7 @@ def _router(block: _Block, path: str, recorder: Any) -> Router:
         way=facts.way,
         skips=facts.skips,
         own_weights=not facts.weights_rule,
+        shared_path=shared_path,
     )
 
 
