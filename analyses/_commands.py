@@ -28,8 +28,11 @@ def analyze(
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, for one analysis")] = None,
     width: Annotated[str, typer.Option(help="of figures: column (3.25 in) or text (6.75 in)")] = "column",
     phase: Annotated[str | None, typer.Option(help="prefill or decode, of a recording that holds both")] = None,
+    against: Annotated[Path | None, typer.Option(help="a second recording of the same corpus to compare with")] = None,
+    ceiling: Annotated[Path | None, typer.Option(help="the first recording's model recorded again")] = None,
+    experts: Annotated[str, typer.Option(help="same, matched or auto: whether equal ids are equal experts")] = "auto",
 ) -> None:
-    """Runs analyses of a recording and writes their tables and figures, with a page that shows them all."""
+    """Runs analyses of a recording, or of two, and writes their tables and figures, with a page that shows them all."""
     from analyses import _batch
     from workbench.errors import AnalysisError
     from workbench.recording import Recording
@@ -45,7 +48,9 @@ def analyze(
         raise AnalysisError(f"--width is {width!r}; column or text was wanted.")
     opened = Recording.open(recording)
     opened = opened.of_phase(phase) if phase is not None else opened
-    _run(opened, chosen, out, settings=settings or [], width=cast("Width", width), pass_over=all_)
+    other = Recording.open(against) if against is not None else None
+    how = {"width": cast("Width", width), "pass_over": all_, "against": other, "ceiling": ceiling, "experts": experts}
+    _run(opened, chosen, out, settings=settings or [], **how)
 
 
 def _run(
@@ -56,6 +61,9 @@ def _run(
     settings: list[str],
     width: "Width",
     pass_over: bool = False,
+    against: "Recording | None" = None,
+    ceiling: Path | None = None,
+    experts: str = "auto",
 ) -> Path:
     """Runs the analyses; with `pass_over` those that refuse the recording are named and left out, unless all do."""
     from analyses import _batch
@@ -67,9 +75,11 @@ def _run(
     commands: list[str] = []
     for name in names:
         started = time.perf_counter()
+        given = _batch.with_ceiling(_batch.get(name), settings, ceiling)
+        how = {"settings": given, "width": width, "against": against, "experts": experts}
         try:
             with console.status(f"{name} …"):
-                files, drawn = _batch.analyze(recording, name, out, settings=settings, width=width)
+                files, drawn = _batch.analyze(recording, name, out, **how)
         except AnalysisError as error:
             if not pass_over or (name == names[-1] and not sections):
                 raise
@@ -78,7 +88,7 @@ def _run(
         console.print(f"{name}: {len(files)} files in {time.perf_counter() - started:.1f} s")
         question, _, rest = (inspect.getdoc(_batch.get(name)) or "").partition("\n\n")
         sections.append(Section(name, question, " ".join(rest.split()), drawn, files))
-        commands.append(_batch.command(recording, name, settings=settings, width=width))
+        commands.append(_batch.command(recording, name, **how))
     write_reproduce(out, commands)
     page = out / "index.html"
     model, corpus = recording.manifest["identity"]["model"], recording.manifest["corpus"]
@@ -89,7 +99,11 @@ def _run(
         "capture check": recording.manifest["check"] if isinstance(recording.manifest["check"], str) else "passed",
         "recording": recording.digest[:16],
     }
-    write_report(page, title=f"{model} on {corpus['name']}", facts=facts, sections=sections)
+    title = f"{model} on {corpus['name']}"
+    if against is not None:
+        facts |= {"compared with": against.manifest["identity"]["model"], "its recording": against.digest[:16]}
+        title = f"{model} and {facts['compared with']} on {corpus['name']}"
+    write_report(page, title=title, facts=facts, sections=sections)
     console.print(f"report: {page}", soft_wrap=True)
     return page
 

@@ -37,11 +37,13 @@ _DRAWN = r"permuted|shuffled|swapped|mixed|within_documents"
 _NO_INTERVAL = {
     r"p": "a p value",
     rf"({_DRAWN}|hashed|uniform|load_matched|matched|null|floor|chance|anywhere|balanced|marginal|drawn_from).*|"
-    r".*_(uniform|permuted|sample)|others": "a null, or of a sample that is drawn",
+    r".*_(uniform|permuted)|others": "a null",
+    r".*_sample": "of a sample that is drawn",
     r"ceiling|all_on": "a ceiling or a trivial answer",
     r"max.*|min.*|highest|lowest": "an extreme",
     r"q\d\d|undecided": "a quantile or a limit",
     r"dead.*|unused|never_chosen|above|below|ids|clusters|share_counted": "a count over a threshold",
+    r"effective_tokens": "grows with the documents",
 }
 _EXTREMES = {"max violation": "an extreme", "min violation": "an extreme", "dead experts": "a count over a threshold"}
 # Whose numbers depend on how documents fall into folds or batches: such a draw is no bias, and would be magnified.
@@ -89,6 +91,9 @@ def compare(
     name = module.__name__.rpartition(".")[2]
     settings = module.Settings() if settings is None else settings
     both = pair(one, other, analysis=name, experts=experts)
+    documents = both.one.documents().sort_values("document", ignore_index=True)
+    if getattr(settings, "document", None) == "":
+        settings = dataclasses.replace(settings, document=documents["id"].iloc[0])
     first = module.run(both.one, settings)
     settings = _pinned(settings, first)
     asked = _Asked(module, settings, both)
@@ -97,7 +102,6 @@ def compare(
     kept = {table: side for table, side in frames.items() if side.keys and len(side.both)}
     if not kept:
         raise AnalysisError(f"{name}: the tables of {both.one.path} and {both.other.path} have no row in common.")
-    documents = both.one.documents().sort_values("document", ignore_index=True)
     bags = deal(design_of(documents), most=MOST_GROUPS)
     left, why = asked.without_each(documents["document"].to_numpy(), bags, kept)
     level = float(getattr(settings, "level", LEVEL))
@@ -169,7 +173,7 @@ class _Asked:
     def without_each(
         self, document_D: np.ndarray, bags: Bags, sides: "Mapping[str, _Side]"
     ) -> tuple[dict[str, np.ndarray], str]:
-        """Differences [G, N, Q] of each table without each group; or why there are none."""
+        """Both recordings' values [G, 2, N, Q] of each table without each group; or why there are none."""
         left: dict[str, list[np.ndarray]] = {name: [] for name in sides}
         if bags.note:
             return {}, ""
@@ -181,7 +185,7 @@ class _Asked:
             except AnalysisError as error:
                 return {}, f"No intervals: without some of the documents it has no answer ({error})"
             for name, side in sides.items():
-                left[name].append(side.values(theirs[name]) - side.values(mine[name]))
+                left[name].append(np.stack([side.values(mine[name]), side.values(theirs[name])]))
         return {name: np.stack(values) for name, values in left.items()}, ""
 
 
@@ -226,10 +230,11 @@ class _Side:
         return rows.reindex(columns=self.quantities).to_numpy(dtype=np.float64, na_value=np.nan)
 
     def long(
-        self, left_GNQ: np.ndarray | None, why: str, bags: Bags, *, level: float, corrected: bool
+        self, left_G2NQ: np.ndarray | None, why: str, bags: Bags, *, level: float, corrected: bool
     ) -> pd.DataFrame:
         """The comparison, one row per common row and quantity."""
         difference_NQ = self._theirs - self._mine
+        left_GNQ = None if left_G2NQ is None else np.diff(self._scaled(left_G2NQ), axis=1)[:, 0]
         reason_NQ = self._reasons(left_GNQ, why, difference_NQ)
         estimate_NQ, low_NQ, high_NQ = (np.full_like(difference_NQ, np.nan) for _ in range(3))
         if left_GNQ is not None:
@@ -245,8 +250,16 @@ class _Side:
         columns = {"a": self._mine, "b": self._theirs, "difference": difference_NQ, "estimate": estimate_NQ}
         for name, values_NQ in {**columns, "low": low_NQ, "high": high_NQ}.items():
             frame[name] = values_NQ.reshape(-1)
-        frame["interval"] = np.where(reason_NQ == "", f"{level:.0%}", np.char.add("none: ", reason_NQ.astype(str))).ravel()
+        frame["interval"] = np.where(reason_NQ == "", f"{level:.0%}".replace("%", " %"), "none: " + reason_NQ).ravel()
         return frame
+
+    def _scaled(self, left_G2NQ: np.ndarray) -> np.ndarray:
+        """Totals (counts of tokens) grow with the documents: without a group they are scaled to the whole's size."""
+        n_groups = len(left_G2NQ)
+        expected_2NQ = np.stack([self._mine, self._theirs]) * (n_groups - 1) / n_groups
+        mean_2NQ = left_G2NQ.mean(axis=0)
+        total_Q = (np.isclose(mean_2NQ, expected_2NQ, rtol=1e-9, atol=0) | np.isnan(mean_2NQ)).all(axis=(0, 1))
+        return left_G2NQ * np.where(total_Q, n_groups / (n_groups - 1), 1.0)
 
     def _reasons(self, left_GNQ: np.ndarray | None, why: str, difference_NQ: np.ndarray) -> np.ndarray:
         """Why there is no interval, [N, Q]; empty where there is one."""
@@ -286,7 +299,8 @@ def _figure(name: str, table: str, comparison: Comparison) -> Figure | None:
         return None
     quantity = given["quantity"].iloc[0]
     shown = given[given["quantity"] == quantity]
-    rest = [key for key in keys if key not in ("layer", "expert")]
+    by_layer = shown.groupby("layer")
+    rest = [key for key in keys if key not in ("layer", "expert") and by_layer[key].nunique().max() > 1]
     panel = next((key for key in reversed(rest) if shown[key].nunique() > 1), None)
     for key in (*(key for key in rest if key != panel), *((panel,) if panel else ())):
         values = list(dict.fromkeys(shown[key]))
@@ -295,7 +309,7 @@ def _figure(name: str, table: str, comparison: Comparison) -> Figure | None:
         shown = shown[shown[key].isin(values[:most] if key == panel else wanted[:most])]
     one, other = comparison.names
     what = quantity.replace("_", " ")
-    fixed = [f"{key} {shown[key].iloc[0]}" for key in rest if key != panel]
+    fixed = [f"{key.replace('_', ' ')} {shown[key].iloc[0]}" for key in rest if key != panel]
     where = f" at {', '.join(fixed)}" if fixed else ""
     some = " The table has all." if len(shown) < len(given) else ""
     caption = (
