@@ -49,8 +49,10 @@ def analyze(
     opened = Recording.open(recording)
     opened = opened.of_phase(phase) if phase is not None else opened
     other = Recording.open(against) if against is not None else None
-    how = {"width": cast("Width", width), "pass_over": all_, "against": other, "ceiling": ceiling, "experts": experts}
-    _run(opened, chosen, out, settings=settings or [], **how)
+    _run(
+        opened, chosen, out, settings=settings or [], width=cast("Width", width), pass_over=all_,
+        against=other, ceiling=ceiling, experts=experts,
+    )  # fmt: skip
 
 
 def _run(
@@ -76,10 +78,11 @@ def _run(
     for name in names:
         started = time.perf_counter()
         given = _batch.with_ceiling(_batch.get(name), settings, ceiling)
-        how = {"settings": given, "width": width, "against": against, "experts": experts}
         try:
             with console.status(f"{name} …"):
-                files, drawn = _batch.analyze(recording, name, out, **how)
+                files, drawn = _batch.analyze(
+                    recording, name, out, settings=given, width=width, against=against, experts=experts
+                )
         except AnalysisError as error:
             if not pass_over or (name == names[-1] and not sections):
                 raise
@@ -88,7 +91,7 @@ def _run(
         console.print(f"{name}: {len(files)} files in {time.perf_counter() - started:.1f} s")
         question, _, rest = (inspect.getdoc(_batch.get(name)) or "").partition("\n\n")
         sections.append(Section(name, question, " ".join(rest.split()), drawn, files))
-        commands.append(_batch.command(recording, name, **how))
+        commands.append(_batch.command(recording, name, settings=given, width=width, against=against, experts=experts))
     write_reproduce(out, commands)
     page = out / "index.html"
     model, corpus = recording.manifest["identity"]["model"], recording.manifest["corpus"]

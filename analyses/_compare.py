@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analyses._inputs import design, sample_words
+from analyses._inputs import sample_words
 from analyses._pair import Pair, matched, pair
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Figure, HeatMap, Lines
 from workbench.metrics.bags import Bags, deal, left_out_interval
+from workbench.metrics.clusters import Clusters
 from workbench.recording import Recording
 from workbench.recording_views import of_documents
 
@@ -30,7 +31,7 @@ LEVEL = 0.95
 
 # Keys that are experts: rows of equal keys mean something only where experts are the same, or matched.
 _EXPERT_KEYS = {"expert", "other", "a", "b", "next_expert"}
-# Columns that are about one recording alone: ends of its intervals, ids, a bias correction that `estimate` here replaces.
+# Columns that are about one recording alone: ends of its intervals, ids, an `estimate` that the one here replaces.
 _ONE_ALONE = re.compile(r"(.*_)?(low|high)|top1|predicted|token|estimate")
 _DRAWN = r"permuted|shuffled|swapped|mixed|within_documents"
 # Statistics that are no smooth function of the documents, or not of the recording: a difference, and no interval.
@@ -111,7 +112,14 @@ def compare(
     }
     dropped = [f"{table}: {side.dropped}" for table, side in kept.items() if side.dropped]
     method = f"Intervals ({level:.0%}): jackknife over {bags.n_bags} groups of documents, the same left out of both; t."
-    said = [both.words, *asked.said, *([] if why or bags.note else [method.replace("%)", " %)")]), why, bags.note, *dropped]
+    said = [
+        both.words,
+        *asked.said,
+        *([] if why or bags.note else [method.replace("%)", " %)")]),
+        why,
+        bags.note,
+        *dropped,
+    ]
     return Comparison(
         tables=tables,
         keys={table: side.keys for table, side in kept.items()},
@@ -122,10 +130,8 @@ def compare(
     )
 
 
-def design_of(documents: pd.DataFrame) -> Any:
+def design_of(documents: pd.DataFrame) -> Clusters:
     """The sampling design of documents in the order of their numbers, whatever the order of rows on disk."""
-    from workbench.metrics.clusters import Clusters
-
     return Clusters.of(documents["domain"].to_numpy(), cluster_D=documents["cluster"].to_numpy())
 
 
@@ -210,7 +216,9 @@ class _Side:
         if not set(self.keys) <= set(shared):
             self.keys = ()
         rest = [column for column in shared if column not in self.keys]
-        numeric = [c for c in rest if pd.api.types.is_numeric_dtype(mine[c]) and pd.api.types.is_numeric_dtype(theirs[c])]
+        numeric = [
+            c for c in rest if pd.api.types.is_numeric_dtype(mine[c]) and pd.api.types.is_numeric_dtype(theirs[c])
+        ]
         self.quantities = [c for c in numeric if not _ONE_ALONE.fullmatch(c)]
         if not self.keys or not self.quantities:
             self.keys, self.both, self.dropped = (), mine.iloc[:0], ""
@@ -265,7 +273,7 @@ class _Side:
         """Why there is no interval, [N, Q]; empty where there is one."""
         reason_NQ = np.full(difference_NQ.shape, "", dtype=object)
         if left_GNQ is None:
-            reason_NQ[:] = why.split(" (")[0].removeprefix("No intervals: ").removeprefix("no interval: ")
+            reason_NQ[:] = why.partition(" (")[0].removeprefix("No intervals: ").removeprefix("no interval: ")
         else:
             reason_NQ[np.isnan(left_GNQ).any(axis=0)] = "not known without some of the documents"
             reason_NQ[np.ptp(np.nan_to_num(left_GNQ), axis=0) == 0] = "the same whichever documents are left out"
@@ -313,8 +321,8 @@ def _figure(name: str, table: str, comparison: Comparison) -> Figure | None:
     where = f" at {', '.join(fixed)}" if fixed else ""
     some = " The table has all." if len(shown) < len(given) else ""
     caption = (
-        f"{what[0].upper()}{what[1:]}{where} (analysis {name}, table {table}): {other} less {one}, with the bias of finite "
-        f"text taken out ({comparison.sample}). {comparison.said}{some}"
+        f"{what[0].upper()}{what[1:]}{where} (analysis {name}, table {table}): {other} less {one}, with the bias of "
+        f"finite text taken out ({comparison.sample}). {comparison.said}{some}"
     )
     most_row = shown.loc[shown["estimate"].abs().idxmax()]
     alt = f"The largest difference is {most_row['estimate']:+.3g}, at layer {most_row['layer']}."
@@ -322,8 +330,8 @@ def _figure(name: str, table: str, comparison: Comparison) -> Figure | None:
     words: dict[str, Any] = {"title": title, "caption": caption, "alt": alt, "panel": panel}
     if "expert" in keys:
         return HeatMap(
-            shown, "expert", "layer", "estimate", x_label="expert", y_label="layer", value_label=f"difference in {what}",
-            center=0.0, hover=("a", "b", "low", "high"), **words,
+            shown, "expert", "layer", "estimate", x_label="expert", y_label="layer", center=0.0,
+            value_label=f"difference in {what}", hover=("a", "b", "low", "high"), **words,
         )  # fmt: skip
     return Lines(
         shown.assign(none=0.0), "layer", "estimate", low="low", high="high", null="none", null_label="no difference",

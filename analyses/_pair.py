@@ -103,7 +103,9 @@ def _names(one: Recording, other: Recording) -> tuple[str, str]:
     """Short names that tell the two apart: by model and revision, then dtype, then folder."""
     for tell in (
         lambda r: r.manifest["identity"]["model"].rstrip("/").rpartition("/")[2],
-        lambda r: f"{r.manifest['identity']['model'].rpartition('/')[2]} {r.manifest['model'].get('dtype', '')}".strip(),
+        lambda r: (
+            f"{r.manifest['identity']['model'].rpartition('/')[2]} {r.manifest['model'].get('dtype', '')}".strip()
+        ),
         lambda r: r.path.name,
         lambda r: str(r.path),
     ):
@@ -253,7 +255,7 @@ def _digests(recording: Recording, *, token: bool) -> pd.Series:
 
 
 def counterpart(stack: RouterStack, one: Recording, other: Recording) -> RouterStack:
-    """The other recording's routers of a stack, in its order: of each layer the first, the second …"""
+    """The other recording's routers of a stack, layer by layer in the order of its sites."""
     found = [_of_layer(other, router.layer)[_of_layer(one, router.layer).index(router)] for router in stack.routers]
     return RouterStack(tuple(found), stack.n_experts, found[0].top_k)
 

@@ -24,16 +24,21 @@ from workbench.metrics.bags import Bags, deal, left_out_interval
 from workbench.metrics.clusters import Clusters
 from workbench.metrics.router import normalized_entropy
 from workbench.metrics.sequence import load_matched_repetition, repetition
-from workbench.metrics.uncertainty import domain_ratio_interval, ratio_interval
+from workbench.metrics.uncertainty import Interval, domain_ratio_interval, ratio_interval
 from workbench.recording import Recording, prefix
 
 NEEDS = ("routing",)
-IMBALANCE = "imbalance (squared CV)"
+IMBALANCE = "imbalance (CV²)"
 INFORMATION = "domain information (bits)"
-REPETITION = "experts kept from the token before (share)"
+REPETITION = "experts kept (share)"
 ENTROPY = "router entropy / ln E"
-AGREEMENT = "experts in common, same token (share)"
+AGREEMENT = "agreement (share)"
+MEASURES = (IMBALANCE, INFORMATION, REPETITION, ENTROPY)
 _BITS = 1 / np.log(2)
+
+
+def _order(value: str | int) -> int:
+    return MEASURES.index(value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,9 @@ def run(recording: Recording, other: Recording, settings: Settings = Settings())
         groups.bags.note if groups.bags.note not in (alike.note if alike is not None else "") else "",
     ]
     return Result(
-        measures=pd.concat(frames, ignore_index=True).sort_values(["measure", "layer"], ignore_index=True),
+        measures=pd.concat(frames, ignore_index=True).sort_values(
+            ["measure", "layer"], key=lambda column: column.map(_order), ignore_index=True
+        ),
         agreement=agreement,
         loss=loss,
         sample=sample_words(both.one),
@@ -156,8 +163,12 @@ def _measures(both: Pair, stack: RouterStack, theirs: RouterStack, groups: _Grou
             counts_D2LE, clusters=everything, n_draws=settings.n_draws, seed=settings.seed
         )
         measures[INFORMATION] = (
-            lambda kept_D, clusters: _BITS
-            * specialization.domain_information(specialization.domain_counts(counts_D2LE[kept_D], clusters=clusters)),
+            lambda kept_D, clusters: (
+                _BITS
+                * specialization.domain_information(
+                    specialization.domain_counts(counts_D2LE[kept_D], clusters=clusters)
+                )
+            ),
             np.asarray(test.null_mean) * _BITS,
         )
     for name, sums in _ratios(both, stack, theirs, rows_D, counts_D2LE).items():
@@ -254,17 +265,20 @@ def _loss(both: Pair, level: float) -> pd.DataFrame:
     tokens_D = np.maximum(mine["tokens"].to_numpy(dtype=np.float64) - 1, 0)  # the first has no loss
     loss_D2 = np.nan_to_num(np.stack([mine["loss"], theirs.loc[mine.index, "loss"]], axis=1)).astype(np.float64)
     sums_D3 = np.concatenate([loss_D2, np.diff(loss_D2, axis=1)], axis=1) * tokens_D[:, None]
-    rows = []
+    parts = domain_ratio_interval(sums_D3, tokens_D[:, None], clusters=clusters, level=level)
+    rows: list[tuple[str, Interval, int | None]] = [
+        (str(domain), parts, m) for m, domain in enumerate(clusters.domains)
+    ]
     if len(clusters.domains) > 1:
         rows.append((saturation.ALL, ratio_interval(sums_D3, tokens_D[:, None], clusters=clusters, level=level), None))
-    parts = domain_ratio_interval(sums_D3, tokens_D[:, None], clusters=clusters, level=level)
-    rows = [*((str(domain), parts, m) for m, domain in enumerate(clusters.domains)), *rows]
     records = []
     for domain, found, m in rows:
         value_3, low_3, high_3 = (end if m is None else end[m] for end in (found.value, found.low, found.high))
         of_D = np.ones(len(tokens_D), dtype=bool) if m is None else clusters.domain_D == m
         ends = {"low": float(low_3[2]), "high": float(high_3[2]), "tokens": int(tokens_D[of_D].sum())}
-        records.append({"domain": domain, **dict(zip(("a", "b", "difference"), map(float, value_3), strict=True)), **ends})
+        records.append(
+            {"domain": domain, **dict(zip(("a", "b", "difference"), map(float, value_3), strict=True)), **ends}
+        )
     return pd.DataFrame(records)
 
 
@@ -275,14 +289,16 @@ def tables(result: Result) -> dict[str, pd.DataFrame]:
 
 
 def figures(result: Result) -> dict[str, Figure]:
-    """`by_layer`, every measure of both by layer; `loss` by domain."""
+    """`by_layer`, every measure of both by layer; `differences` of the measures; `loss` by domain."""
     level = f"{result.level:.0%} interval".replace("%", " %")
     one, other = result.names
     rows = result.measures
     clear = rows[(rows["low"] > 0) | (rows["high"] < 0)]
+    layers = "; ".join(f"{measure} at {len(found)} layers" for measure, found in clear.groupby("measure", sort=False))
+    alt = f"{len(clear)} of {len(rows)} differences are clear of 0{f': {layers}' if layers else ''}."
     beside = ""
     if result.agreement is not None:
-        beside = f" {AGREEMENT[0].upper()}{AGREEMENT[1:]}: {other} with {one}, and "
+        beside = f" Agreement: experts that both chose for the same token, {other} with {one}, and "
         beside += (
             f"{one} with itself recorded again, the ceiling."
             if "ceiling" in result.agreement
@@ -306,16 +322,35 @@ def figures(result: Result) -> dict[str, Figure]:
             shared_y=False,
             caption=f"Measures of routing of {one} and of {other} ({result.sample}). A bar is the {level} of the "
             f"difference, drawn from the value of {one}: where it does not reach that value, the two differ. Jackknife "
-            f"over groups of documents, the same left out of both, t.{beside} Nulls, in the colour of their recording: "
+            "over groups of documents, the same left out of both, t. Experts kept: of a token's experts, those that "
+            f"the token before it chose too.{beside} Nulls, in the colour of their recording: "
             "imbalance 0; documents' domains permuted; independent tokens, and independent routers, with the same "
             f"loads. {result.note}".strip(),
-            alt=f"{len(clear)} of {len(rows)} differences are clear of 0 "
-            + "; ".join(f"{measure}: {len(found)} layers" for measure, found in clear.groupby("measure"))
-            + ".",
-        )
+            alt=alt,
+        ),
+        "differences": Lines(
+            rows[rows["estimate"].notna()].assign(none=0.0),
+            "layer",
+            "estimate",
+            panel="measure",
+            low="low",
+            high="high",
+            interval_label=level,
+            null="none",
+            null_label="no difference",
+            title=f"{other} less {one}, layer by layer",
+            x_label="layer",
+            y_label="difference",
+            shared_y=False,
+            hover=("a", "b"),
+            caption=f"Measures of routing in {other} less those in {one}, the bias of finite text taken out "
+            f"({result.sample}). {level}: jackknife over groups of documents, the same left out of both, t. "
+            f"{result.note}".strip(),
+            alt=alt,
+        ),
     }
     if result.loss is not None:
-        worst = result.loss.loc[result.loss["difference"].idxmax()]
+        worst = result.loss.nlargest(1, "difference").iloc[0]
         drawn["loss"] = Bars(
             result.loss,
             "domain",
@@ -327,7 +362,7 @@ def figures(result: Result) -> dict[str, Figure]:
             x_label="domain",
             y_label="difference in loss (nats per token)",
             hover=("a", "b", "tokens"),
-            caption=f"Mean loss of a token in {other} less that in {one}, over the same tokens ({result.sample}). {level}: "
+            caption=f"Mean loss of a token in {other} less that in {one}, the same tokens ({result.sample}). {level}: "
             f"ratio over clusters of documents, paired, t. {result.note}".strip(),
             alt=f"Highest in {worst['domain']}: {worst['difference']:+.3f} nats per token.",
         )
@@ -340,7 +375,9 @@ def _by_layer(result: Result) -> pd.DataFrame:
     rows = result.measures
     frames = []
     for name, value, null in ((one, "a", "null_a"), (other, "b", "null_b")):
-        frame = rows[["layer", "measure"]].assign(recording=name, value=rows[value], null=rows[null], low=np.nan, high=np.nan)
+        frame = rows[["layer", "measure"]].assign(
+            recording=name, value=rows[value], null=rows[null], low=np.nan, high=np.nan
+        )
         if value == "b":
             frame["low"], frame["high"] = rows["a"] + rows["low"], rows["a"] + rows["high"]
         frames.append(frame)
@@ -349,7 +386,9 @@ def _by_layer(result: Result) -> pd.DataFrame:
         base = of[["layer"]].assign(measure=AGREEMENT, null=of["load_matched"])
         frames.append(base.assign(recording=other, value=of["value"], low=of["low"], high=of["high"]))
         if "ceiling" in of:
-            frames.append(base.assign(recording=one, value=of["ceiling"], low=of["ceiling_low"], high=of["ceiling_high"]))
+            frames.append(
+                base.assign(recording=one, value=of["ceiling"], low=of["ceiling_low"], high=of["ceiling_high"])
+            )
     long = pd.concat(frames, ignore_index=True)
     return long[long["value"].notna()].reset_index(drop=True)
 

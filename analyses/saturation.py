@@ -1,8 +1,8 @@
 """How many of a token's experts did another recording of the same text choose too?
 
 Not shown: which of the two is better, or that equal choices compute the same: experts can change while the router does
-not. The ceiling is not 1: the same model recorded again, in other batches or another dtype, agrees a little less. Record
-it again and give that recording as `ceiling` to know by how much.
+not. The ceiling is not 1: the same model recorded again, in other batches or another dtype, agrees a little less.
+Record it again and give that recording as `ceiling` to know by how much.
 """
 
 from dataclasses import dataclass
@@ -106,7 +106,9 @@ def _again(both: Pair, path: str) -> Pair:
         raise AnalysisError(f"saturation: ceiling: {error}") from error
     models = [each.manifest["model"] for each in (both.one, again)]
     if not same_model(both.one, again) or models[0].get("revision") != models[1].get("revision"):
-        said = [f"{model['name']}{'@' if model.get('revision') else ''}{model.get('revision') or ''}" for model in models]
+        said = [
+            f"{model['name']}{'@' if model.get('revision') else ''}{model.get('revision') or ''}" for model in models
+        ]
         raise AnalysisError(
             f"saturation: ceiling {path} is of {said[1]}, and the ceiling is how far {said[0]} agrees with itself; "
             f"record {said[0]} again, in other batches or another dtype."
@@ -132,7 +134,7 @@ def _how_again(again: Pair) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _Sums:
-    """Sums over the tokens of each document of the first recording, by its rows: [D, L]; and top-1 choices [M, L, E]."""
+    """Sums over the tokens of each document, by the first recording's rows: [D, L]; top-1 choices by domain."""
 
     tokens_D: np.ndarray
     same_DL: np.ndarray
@@ -147,7 +149,7 @@ def _table(one: Recording, other: Recording, level: float) -> tuple[pd.DataFrame
     frames, note = [], ""
     for stack, theirs in stacks(one, other):
         sums = _count(one, other, stack, theirs, clusters, ranked=ranked)
-        table, note = _rows(one, other, stack, theirs, sums, clusters, level)
+        table, note = _rows((one, other), (stack, theirs), sums, clusters, level)
         frames.append(table if ranked else table.assign(**dict.fromkeys(_TOP1, np.nan)))
     return pd.concat(frames, ignore_index=True), note
 
@@ -179,18 +181,22 @@ def _count(
 
 
 def _rows(
-    one: Recording,
-    other: Recording,
-    stack: RouterStack,
-    theirs: RouterStack,
+    recordings: tuple[Recording, Recording],
+    both_stacks: tuple[RouterStack, RouterStack],
     sums: _Sums,
     clusters: Clusters,
     level: float,
 ) -> tuple[pd.DataFrame, str]:
+    (one, other), (stack, theirs) = recordings, both_stacks
     tokens_D1 = sums.tokens_D[:, None]
-    how = {"clusters": clusters, "level": level}
-    whole, parts = ratio_interval(sums.same_DL, tokens_D1, **how), domain_ratio_interval(sums.same_DL, tokens_D1, **how)
-    first, firsts = ratio_interval(sums.first_DL, tokens_D1, **how), domain_ratio_interval(sums.first_DL, tokens_D1, **how)
+    whole, parts = (
+        ratio_interval(sums.same_DL, tokens_D1, clusters=clusters, level=level),
+        domain_ratio_interval(sums.same_DL, tokens_D1, clusters=clusters, level=level),
+    )
+    first, firsts = (
+        ratio_interval(sums.first_DL, tokens_D1, clusters=clusters, level=level),
+        domain_ratio_interval(sums.first_DL, tokens_D1, clusters=clusters, level=level),
+    )
     counts_DLE = stack.stacked(one, "counts")
     other_DLE = theirs.stacked(other, "counts")[document_rows(other)[one.column("document", table="documents")]]
     fewest, most = sorted((stack.top_k, theirs.top_k))
@@ -251,8 +257,8 @@ def figures(result: Result) -> dict[str, Figure]:
             title=f"Experts that {one} and {other} both chose",
             x_label="layer",
             y_label="share",
-            caption=f"{what}, of all experts of a token and of its heaviest one, beside two independent routers with the "
-            f"same loads.{ceiling} {how}",
+            caption=f"{what}, of all experts of a token and of its heaviest one, beside two independent routers with "
+            f"the same loads.{ceiling} {how}",
             alt=f"They agree least at layer {least['layer']}, in {least['value']:.1%} of the experts.".replace(
                 "%", " %"
             ),
@@ -288,7 +294,9 @@ def _by_layer(whole: pd.DataFrame, one: str, other: str) -> pd.DataFrame:
         ):
             if share not in whole or whole[share].isna().all():
                 continue
-            frame = whole[["layer"]].assign(choices=choices, routing=routing, share=whole[share], low=np.nan, high=np.nan)
+            frame = whole[["layer"]].assign(
+                choices=choices, routing=routing, share=whole[share], low=np.nan, high=np.nan
+            )
             if ends is not None:
                 frame["low"], frame["high"] = whole[ends[0]], whole[ends[1]]
             lines.append(frame)

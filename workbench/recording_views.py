@@ -32,17 +32,21 @@ class View(Recording):
 
     @property
     def chosen_phase(self) -> str | None:
+        """The phase that was chosen of several."""
         return self.phase
 
     @property
     def n_tokens(self) -> int:
+        """T, tokens of the documents that are here."""
         return int(self.column("tokens", table="documents").sum())
 
     @property
     def n_documents(self) -> int:
+        """Rows of the documents table that are here."""
         return len(self.column("document", table="documents"))
 
     def parts(self, columns: list[str], *, table: str = "tokens") -> Iterator[dict[str, np.ndarray]]:
+        """As of a recording, with the rows that are here."""
         needed = [*(["phase"] if self.phase else []), *(["document"] if self.number_of is not None else [])]
         for part in super().parts(list(dict.fromkeys([*columns, *needed])), table=table):
             kept, document = self._kept(part)
@@ -55,7 +59,9 @@ class View(Recording):
         number = None if self.number_of is None else self.number_of[np.asarray(rows["document"])]
         of_phase = [np.asarray(rows["phase"] == self.phase)] if self.phase else []
         numbered = [] if number is None else [number >= 0]
-        return np.logical_and.reduce([np.ones(len(next(iter(rows.values()))), dtype=bool), *of_phase, *numbered]), number
+        return np.logical_and.reduce(
+            [np.ones(len(next(iter(rows.values()))), dtype=bool), *of_phase, *numbered]
+        ), number
 
     def _frame(self, table: str, columns: tuple[str, ...]) -> pd.DataFrame:
         frame = super()._frame(table, columns)
@@ -110,6 +116,7 @@ class Renamed(View):
     label_of: Mapping[str, np.ndarray]
 
     def parts(self, columns: list[str], *, table: str = "tokens") -> Iterator[dict[str, np.ndarray]]:
+        """As of a recording, experts under their ids here."""
         for part in super().parts(list(dict.fromkeys([*columns, "document"])), table=table):
             half = self.half_of[part["document"]]
             yield {name: self._renamed(name, part[name], half) for name in columns}
@@ -129,7 +136,7 @@ class Renamed(View):
 
 
 def renamed(recording: Recording, half_of: np.ndarray, label_of: Mapping[tuple[int, str], np.ndarray]) -> Renamed:
-    """A recording whose experts have the ids `label_of[layer, site]`, [2, E]: one row for each half of the documents."""
+    """A recording whose experts have the ids `label_of[layer, site]`, [2, E]: a row for each half of documents."""
     by_prefix = {
         prefix(router, recording.topology): label_of[router.layer, router.site] for router in recording.topology.routers
     }

@@ -130,7 +130,9 @@ def print_coverage(n_sets: int = 2000) -> None:
             ]
             for name in STATISTICS:
                 (held, bias), (plain, plain_bias) = (of[name] for of in both)
-                print(f"  {name:26s} {true[name]:+.4f}          {held:.3f} {bias:+.2f}      {plain:.3f} {plain_bias:+.2f}")
+                print(
+                    f"  {name:26s} {true[name]:+.4f}          {held:.3f} {bias:+.2f}      {plain:.3f} {plain_bias:+.2f}"
+                )
 
 
 if __name__ == "__main__":

@@ -30,9 +30,13 @@ def match_experts(together_xEE: Num[np.ndarray, "*x E E"]) -> Int[np.ndarray, "*
         matched one to one): differs: of chosen experts, by counts and not by correlation.
     """
     if together_xEE.ndim < 2 or together_xEE.shape[-1] != together_xEE.shape[-2]:
-        raise ValueError(f"together_xEE has the shape {together_xEE.shape}, wanted [..., E, E]: models of as many experts")
+        raise ValueError(
+            f"together_xEE has the shape {together_xEE.shape}, wanted [..., E, E]: models of as many experts"
+        )
     if not (together_xEE >= 0).all():
-        raise ValueError("together_xEE has negative or missing counts; wanted numbers of tokens, from sets.joint_counts")
+        raise ValueError(
+            "together_xEE has negative or missing counts; wanted numbers of tokens, from sets.joint_counts"
+        )
     flat_XEE = together_xEE.reshape(-1, *together_xEE.shape[-2:])
     of_XE = np.empty(flat_XEE.shape[:-1], dtype=np.int64)
     for of_E, together_EE in zip(of_XE, flat_XEE, strict=True):
