@@ -46,6 +46,10 @@ def analyze(
         _batch.parse_settings(_batch.get(name), settings or [])  # refused before anything is run
     if width not in ("column", "text"):
         raise AnalysisError(f"--width is {width!r}; column or text was wanted.")
+    if against is None and (ceiling is not None or experts != "auto"):
+        raise AnalysisError(
+            "--ceiling and --experts are about two recordings; give the other one: --against RECORDING."
+        )
     opened = Recording.open(recording)
     opened = opened.of_phase(phase) if phase is not None else opened
     other = Recording.open(against) if against is not None else None

@@ -101,18 +101,14 @@ def same_model(one: Recording, other: Recording) -> bool:
 
 def _names(one: Recording, other: Recording) -> tuple[str, str]:
     """Short names that tell the two apart: by model and revision, then dtype, then folder."""
-    for tell in (
-        lambda r: r.manifest["identity"]["model"].rstrip("/").rpartition("/")[2],
-        lambda r: (
-            f"{r.manifest['identity']['model'].rpartition('/')[2]} {r.manifest['model'].get('dtype', '')}".strip()
-        ),
-        lambda r: r.path.name,
-        lambda r: str(r.path),
-    ):
-        names = (tell(one), tell(other))
-        if names[0] != names[1]:
-            return names
-    return names[0], f"{names[1]} again"
+
+    def model(recording: Recording) -> str:
+        return str(recording.manifest["identity"]["model"]).rstrip("/").rpartition("/")[2]
+
+    for tell in (model, lambda r: f"{model(r)} {r.manifest['model'].get('dtype', '')}".strip(), lambda r: r.path.name):
+        if tell(one) != tell(other):
+            return tell(one), tell(other)
+    return model(one), f"{model(one)} again"
 
 
 @dataclass

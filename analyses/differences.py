@@ -328,8 +328,11 @@ def figures(result: Result) -> dict[str, Figure]:
             f"loads. {result.note}".strip(),
             alt=alt,
         ),
-        "differences": Lines(
-            rows[rows["estimate"].notna()].assign(none=0.0),
+    }
+    known = rows[rows["estimate"].notna()]
+    if len(known):
+        drawn["differences"] = Lines(
+            known.assign(none=0.0),
             "layer",
             "estimate",
             panel="measure",
@@ -347,8 +350,7 @@ def figures(result: Result) -> dict[str, Figure]:
             f"({result.sample}). {level}: jackknife over groups of documents, the same left out of both, t. "
             f"{result.note}".strip(),
             alt=alt,
-        ),
-    }
+        )
     if result.loss is not None:
         worst = result.loss.nlargest(1, "difference").iloc[0]
         drawn["loss"] = Bars(

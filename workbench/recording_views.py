@@ -56,7 +56,8 @@ class View(Recording):
 
     def _kept(self, rows: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
         """Which rows belong here, and the numbers of all rows' documents."""
-        number = None if self.number_of is None else self.number_of[np.asarray(rows["document"])]
+        whole = np.asarray(rows["document"]) if "document" in rows else None
+        number = None if self.number_of is None or whole is None else self.number_of[whole].astype(whole.dtype)
         of_phase = [np.asarray(rows["phase"] == self.phase)] if self.phase else []
         numbered = [] if number is None else [number >= 0]
         return np.logical_and.reduce(

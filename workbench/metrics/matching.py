@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Num
 from scipy.optimize import linear_sum_assignment
 
 
-def match_experts(together_xEE: Num[np.ndarray, "*x E E"]) -> Int[np.ndarray, "*x E"]:
+def match_experts(together_xEE: Num[np.ndarray, "*x E F"]) -> Int[np.ndarray, "*x E"]:
     """Of each expert of the other model, the expert of the one that it is matched with.
 
     The matching π with the largest Σ_j C[π(j), j], C the tokens that choose i in the one model and j in the other: it
@@ -46,7 +46,7 @@ def match_experts(together_xEE: Num[np.ndarray, "*x E E"]) -> Int[np.ndarray, "*
 
 
 def matching_consistency(
-    of_xE: Int[np.ndarray, "*x E"], again_xE: Int[np.ndarray, "*x E"], *, weight_xE: Num[np.ndarray, "*x E"]
+    of_xE: Int[np.ndarray, "*x E"], again_xE: Int[np.ndarray, "..."], *, weight_xE: Num[np.ndarray, "*x E"]
 ) -> Float[np.ndarray, "*x"]:
     """Share of the other's choices whose expert has the same partner in two matchings, fitted on different documents.
 
