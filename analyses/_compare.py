@@ -49,6 +49,7 @@ _NO_INTERVAL = {
 _EXTREMES = {"max violation": "an extreme", "min violation": "an extreme", "dead experts": "a count over a threshold"}
 # Whose numbers depend on how documents fall into folds or batches: such a draw is no bias, and would be magnified.
 _UNCORRECTED = {"balance_scope", "capacity", "context", "specialization"}
+_UNNAMED = {"value", "mean", "gain"}  # quantities that say nothing without the analysis' name
 
 
 @dataclass(frozen=True, eq=False)
@@ -316,7 +317,7 @@ def _figure(name: str, table: str, comparison: Comparison) -> Figure | None:
         most = MOST_PANELS if key == panel else 1
         shown = shown[shown[key].isin(values[:most] if key == panel else wanted[:most])]
     one, other = comparison.names
-    what = quantity.replace("_", " ")
+    what = f"{name.replace('_', ' ')}" if quantity in _UNNAMED else quantity.replace("_", " ")
     fixed = [f"{key.replace('_', ' ')} {shown[key].iloc[0]}" for key in rest if key != panel]
     where = f" at {', '.join(fixed)}" if fixed else ""
     some = " The table has all." if len(shown) < len(given) else ""

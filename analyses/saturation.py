@@ -88,7 +88,8 @@ def run(recording: Recording, other: Recording, settings: Settings = Settings())
         columns = {"value": "ceiling", "low": "ceiling_low", "high": "ceiling_high", "top1": "top1_ceiling"}
         keys = [key for key in ("layer", "site", "domain") if key in table]
         table = table.merge(limit[[*keys, *columns]].rename(columns=columns), on=keys, how="left")
-        notes.append(f"Ceiling: {again.names[0]} and {again.names[1]}, {_how_again(again)}. {again.words}".strip())
+        of = f" ({again.words.rstrip('.')})" if again.said else ""
+        notes.append(f"Ceiling: {again.names[0]} and {again.names[1]}, {_how_again(again)}{of}.")
     return Result(
         agreement=table,
         sample=sample_words(both.one),
@@ -272,7 +273,7 @@ def figures(result: Result) -> dict[str, Figure]:
             interval_label=level,
             null="load_matched",
             null_label="independent, same loads",
-            title=f"Experts that {one} and {other} both chose, layer {least['layer']}",
+            title=f"Agreement at layer {least['layer']}, by domain",
             x_label="domain",
             y_label="share of a token's experts",
             hover=("whole_sets", "uniform", "tokens", *(("ceiling",) if "ceiling" in table else ())),

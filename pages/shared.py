@@ -189,14 +189,14 @@ def choose_recording() -> Recording:
 def choose_other(recording: Recording) -> Recording | None:
     """The recording to compare with, chosen in the sidebar; None where there is no second one.
 
-    At first one of the same corpus, if there is any.
+    At first the oldest of the same corpus, if there is any.
     """
     names = {name: found for name, found in finished_recordings().items() if name != st.session_state["recording"]}
     if not names:
         return None
     corpus = recording.manifest["corpus"].get("digest")
     alike = [name for name, found in names.items() if found["corpus"].get("digest") == corpus]
-    return open_recording(choose("Against", "against", list(names), default=(alike or list(names))[0]))
+    return open_recording(choose("Against", "against", list(names), default=(alike or list(names))[-1]))
 
 
 def choose_ceiling(recording: Recording) -> str | None:
