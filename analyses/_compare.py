@@ -59,8 +59,9 @@ class Comparison:
     Attributes:
         tables: As the analysis names them. One row per key and `quantity`: `a` and `b` as the analysis gives them,
             `difference` b − a, `estimate` of it with the bias of finite text taken out, with `low` and `high`, and
-            `interval`, which says why there is none.
+            `interval`, which says why there is none; `experts` says whether equal ids are the same experts, or matched.
         keys: Of each table.
+        headlines: Of each table, the quantity that is shown: the first with an interval that is no total.
         names: Of both recordings.
         sample: The sample in words.
         said: What was left out, how experts correspond, how intervals were made.
@@ -69,6 +70,7 @@ class Comparison:
 
     tables: Mapping[str, pd.DataFrame]
     keys: Mapping[str, tuple[str, ...]]
+    headlines: Mapping[str, str]
     names: tuple[str, str]
     sample: str
     said: str
@@ -108,7 +110,9 @@ def compare(
     left, why = asked.without_each(documents["document"].to_numpy(), bags, kept)
     level = float(getattr(settings, "level", LEVEL))
     tables = {
-        table: side.long(left.get(table), why or bags.note, bags, level=level, corrected=name not in _UNCORRECTED)
+        table: side.long(
+            left.get(table), why or bags.note, bags, level=level, corrected=name not in _UNCORRECTED
+        ).assign(experts="same" if both.same_experts else "matched")
         for table, side in kept.items()
     }
     dropped = [f"{table}: {side.dropped}" for table, side in kept.items() if side.dropped]
@@ -124,6 +128,7 @@ def compare(
     return Comparison(
         tables=tables,
         keys={table: side.keys for table, side in kept.items()},
+        headlines={table: side.headline(tables[table]) for table, side in kept.items()},
         names=both.names,
         sample=sample_words(both.one),
         said=" ".join(part for part in said if part),
@@ -232,6 +237,7 @@ class _Side:
         lost = len(mine) + len(theirs) - 2 * len(joined)
         self.dropped = f"{lost:,} rows are in one recording alone and left out." if lost else ""
         self._mine, self._theirs = self.values(mine), self.values(theirs)
+        self._totals: set[str] = set()
 
     def values(self, table: pd.DataFrame) -> np.ndarray:
         """The quantities of the common rows, [N, Q]; NaN where the table has none."""
@@ -262,12 +268,18 @@ class _Side:
         frame["interval"] = np.where(reason_NQ == "", f"{level:.0%}".replace("%", " %"), "none: " + reason_NQ).ravel()
         return frame
 
+    def headline(self, rows: pd.DataFrame) -> str:
+        """The first quantity with an interval that is no total; empty where none has one."""
+        given = dict.fromkeys(rows[rows["estimate"].notna()]["quantity"])
+        return next((quantity for quantity in given if quantity not in self._totals), next(iter(given), ""))
+
     def _scaled(self, left_G2NQ: np.ndarray) -> np.ndarray:
         """Totals (counts of tokens) grow with the documents: without a group they are scaled to the whole's size."""
         n_groups = len(left_G2NQ)
         expected_2NQ = np.stack([self._mine, self._theirs]) * (n_groups - 1) / n_groups
         mean_2NQ = left_G2NQ.mean(axis=0)
         total_Q = (np.isclose(mean_2NQ, expected_2NQ, rtol=1e-9, atol=0) | np.isnan(mean_2NQ)).all(axis=(0, 1))
+        self._totals = {quantity for quantity, total in zip(self.quantities, total_Q, strict=True) if total}
         return left_G2NQ * np.where(total_Q, n_groups / (n_groups - 1), 1.0)
 
     def _reasons(self, left_GNQ: np.ndarray | None, why: str, difference_NQ: np.ndarray) -> np.ndarray:
@@ -306,7 +318,7 @@ def _figure(name: str, table: str, comparison: Comparison) -> Figure | None:
     given = rows[rows["estimate"].notna()]
     if given.empty or "layer" not in keys:
         return None
-    quantity = given["quantity"].iloc[0]
+    quantity = comparison.headlines[table]
     shown = given[given["quantity"] == quantity]
     by_layer = shown.groupby("layer")
     rest = [key for key in keys if key not in ("layer", "expert") and by_layer[key].nunique().max() > 1]
@@ -337,5 +349,5 @@ def _figure(name: str, table: str, comparison: Comparison) -> Figure | None:
     return Lines(
         shown.assign(none=0.0), "layer", "estimate", low="low", high="high", null="none", null_label="no difference",
         interval_label=f"{comparison.level:.0%} interval".replace("%", " %"), x_label="layer",
-        y_label=f"difference in {what}", shared_y=False, hover=("a", "b"), **words,
+        y_label="difference" if quantity in _UNNAMED else f"difference in {what}", shared_y=False, hover=("a", "b"), **words,
     )  # fmt: skip

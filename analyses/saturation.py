@@ -50,7 +50,8 @@ class Result:
             `high`, `attainable` min(K, K′) / max(K, K′), `load_matched` of independent routers with the same loads,
             `uniform`, the tokens with all experts the same (`whole_sets`) and with the same heaviest expert (`top1`
             with its own `top1_load_matched`; NaN where a token's experts are not ranked), and, where it was given, the
-            `ceiling` of the value with its interval, and of `top1`.
+            `ceiling` of the value with its interval, and of `top1`. `experts` says whether equal ids are the same
+            experts, or matched.
         sample: The sample in words.
         names: Of both recordings.
         level: Coverage of the intervals.
@@ -91,7 +92,7 @@ def run(recording: Recording, other: Recording, settings: Settings = Settings())
         of = f" ({again.words.rstrip('.')})" if again.said else ""
         notes.append(f"Ceiling: {again.names[0]} and {again.names[1]}, {_how_again(again)}{of}.")
     return Result(
-        agreement=table,
+        agreement=table.assign(experts="same" if both.same_experts else "matched"),
         sample=sample_words(both.one),
         names=both.names,
         level=settings.level,

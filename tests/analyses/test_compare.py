@@ -112,6 +112,7 @@ def test_the_interval_is_that_of_the_plain_jackknife(recording, other, compariso
         # a total grows with the documents: its difference is not halved or doubled by leaving some out
         assert total["estimate"] == pytest.approx(total["difference"])
         assert total["low"] < total["estimate"] < total["high"]
+    assert comparisons["expert_load"].headlines["experts"] == "load"  # and no total
 
 
 def test_the_overview_says_the_same(recording, other, comparisons):
@@ -164,6 +165,9 @@ def test_experts_of_different_models_are_matched_where_rows_are_experts(recordin
     pd.testing.assert_frame_equal(plain.tables["information"][columns], matched.tables["information"][columns])
     gaps = [each.tables["experts"].query("quantity == 'rate'")["difference"].abs().mean() for each in (plain, matched)]
     assert gaps[1] < gaps[0]
+    assert set(matched.tables["experts"]["experts"]) == {"matched"} and set(plain.tables["experts"]["experts"]) == {
+        "same"
+    }
     # an expert's rates are those of the other's experts, under other names in either half: the totals stay
     for m in ("a", "b"):
         sums = matched.tables["experts"].query("quantity == 'rate'").groupby(["layer", "domain"])[m].sum()

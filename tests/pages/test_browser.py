@@ -152,7 +152,7 @@ def test_two_recordings_are_compared_and_the_address_says_which(visitor, app):
         visitor.page.get_by_label("Analysis", exact=True).click()
         visitor.page.keyboard.type("domain_load")
         visitor.page.keyboard.press("Enter")
-        visitor.page.wait_for_selector(".st-key-domain_load-information-table", timeout=60_000)
+        visitor.page.wait_for_selector(".st-key-domain_load-information-table-save", timeout=60_000)
         visitor.settle()
         assert "analysis=domain_load" in visitor.address()
         assert visitor.save("differences-by_layer", "PDF").startswith(b"%PDF")
