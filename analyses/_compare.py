@@ -337,7 +337,7 @@ def _figure(name: str, table: str, comparison: Comparison) -> Figure | None:
         f"{what[0].upper()}{what[1:]}{where} (analysis {name}, table {table}): {other} less {one}, with the bias of "
         f"finite text taken out ({comparison.sample}). {comparison.said}{some}"
     )
-    most_row = shown.loc[shown["estimate"].abs().idxmax()]
+    most_row = shown.iloc[int(np.argmax(shown["estimate"].abs()))]
     alt = f"The largest difference is {most_row['estimate']:+.3g}, at layer {most_row['layer']}."
     title = f"{other} less {one}: {what}"
     words: dict[str, Any] = {"title": title, "caption": caption, "alt": alt, "panel": panel}
@@ -349,5 +349,6 @@ def _figure(name: str, table: str, comparison: Comparison) -> Figure | None:
     return Lines(
         shown.assign(none=0.0), "layer", "estimate", low="low", high="high", null="none", null_label="no difference",
         interval_label=f"{comparison.level:.0%} interval".replace("%", " %"), x_label="layer",
-        y_label="difference" if quantity in _UNNAMED else f"difference in {what}", shared_y=False, hover=("a", "b"), **words,
+        y_label="difference" if quantity in _UNNAMED else f"difference in {what}", shared_y=False,
+        hover=("a", "b"), **words,
     )  # fmt: skip

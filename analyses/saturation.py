@@ -178,7 +178,8 @@ def _count(
                 pair_2T = (mine.top1_LT[i], tokens.top1_LT[i])
                 first_DL[:, i] += np.bincount(row_T, weights=pair_2T[0] == pair_2T[1], minlength=n_documents)
                 for h, top1_T in enumerate(pair_2T):
-                    np.add.at(top1_2MLE[h, :, i], (domain_T, top1_T), 1)
+                    chosen = np.bincount(domain_T * stack.n_experts + top1_T, minlength=top1_2MLE[h, :, i].size)
+                    top1_2MLE[h, :, i] += chosen.reshape(-1, stack.n_experts)
     return _Sums(tokens_D, same_DL, whole_DL, first_DL, top1_2MLE)
 
 
