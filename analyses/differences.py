@@ -323,7 +323,8 @@ def figures(result: Result) -> dict[str, Figure]:
             caption=f"Measures of routing of {one} and of {other} ({result.sample}). A bar is the {level} of the "
             f"difference, drawn from the value of {one}: where it does not reach that value, the two differ. Jackknife "
             "over groups of documents, the same left out of both, t. Experts kept: of a token's experts, those that "
-            f"the token before it chose too. Information: of a chosen expert about the domain.{beside} Nulls, in the colour of their recording: "
+            f"the token before it chose too. Information: of a chosen expert about the domain.{beside} "
+            "Nulls, in the colour of their recording: "
             "imbalance 0; documents' domains permuted; independent tokens, and independent routers, with the same "
             f"loads. {result.note}".strip(),
             alt=alt,
@@ -347,8 +348,8 @@ def figures(result: Result) -> dict[str, Figure]:
             shared_y=False,
             hover=("a", "b"),
             caption=f"Measures of routing in {other} less those in {one}, the bias of finite text taken out "
-            f"({result.sample}). Experts kept: from the token before; information: of a chosen expert about the domain. "
-            f"{level}: jackknife over groups of documents, the same left out of both, t. "
+            f"({result.sample}). Experts kept: from the token before; information: of a chosen expert about the "
+            f"domain. {level}: jackknife over groups of documents, the same left out of both, t. "
             f"{result.note}".strip(),
             alt=alt,
         )
