@@ -5,6 +5,7 @@
 
 import argparse
 import dataclasses
+import inspect
 import pkgutil
 import shlex
 import sys
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import analyses
+from analyses import _compare
+from analyses._pair import EXPERTS
 from workbench.errors import AnalysisError, WorkbenchError
 from workbench.export import Provenance, Source, write_reproduce, write_result
 from workbench.figures.theme import Width
@@ -63,8 +66,76 @@ def parse_settings(module: types.ModuleType, pairs: Sequence[str]) -> Any:
     return module.Settings(**values)
 
 
+def takes_two(module: types.ModuleType) -> bool:
+    """Whether an analysis has a question of its own for two recordings; any other one is asked of both."""
+    return "other" in inspect.signature(module.run).parameters
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Answer:
+    """What an analysis says of one recording, or of two.
+
+    Attributes:
+        result: As the analysis gave it; of two recordings without a question of its own, the comparison.
+        settings: Of the analysis.
+        tables: By name.
+        figures: By name; none where the recording holds too little for them.
+        missing: Why there are no figures.
+    """
+
+    result: Any
+    settings: Any
+    tables: Mapping[str, Any]
+    figures: Mapping[str, Any]
+    missing: str = ""
+
+
+def ask(
+    recording: Recording, name: str, *, settings: Sequence[str] = (), against: Recording | None = None,
+    experts: str = "auto",
+) -> Answer:  # fmt: skip
+    """Runs one analysis.
+
+    Args:
+        recording: What is asked.
+        name: The analysis.
+        settings: `key=value` texts.
+        against: A second recording to compare with.
+        experts: Of two recordings: `auto`, `same` or `matched`.
+
+    Raises:
+        AnalysisError: what `get`, `parse_settings` or the analysis refuse; or it compares two and was given one.
+    """
+    module = get(name)
+    if not takes_two(module):
+        chosen = parse_settings(module, settings)
+        if against is not None:
+            found = _compare.compare(module, recording, against, chosen, experts=experts)
+            return Answer(found, chosen, found.tables, _compare.figures(name, found))
+        result = module.run(recording, chosen)
+    else:
+        if against is None:
+            raise AnalysisError(
+                f"{name}: it compares two recordings, and one was given; give another of the same corpus: "
+                "--against RECORDING."
+            )
+        chosen = parse_settings(module, [*([f"experts={experts}"] if experts != "auto" else []), *settings])
+        result = module.run(recording, against, chosen)
+    try:
+        return Answer(result, chosen, module.tables(result), module.figures(result))
+    except AnalysisError as error:  # one short prompt has no pairs of documents to compare
+        return Answer(result, chosen, module.tables(result), {}, str(error))
+
+
 def analyze(
-    recording: Recording, name: str, out: Path, *, settings: Sequence[str] = (), width: Width = "column"
+    recording: Recording,
+    name: str,
+    out: Path,
+    *,
+    settings: Sequence[str] = (),
+    width: Width = "column",
+    against: Recording | None = None,
+    experts: str = "auto",
 ) -> tuple[list[Path], Mapping[str, Any]]:
     """Runs one analysis and writes its tables and figures into `out/NAME`.
 
@@ -74,6 +145,8 @@ def analyze(
         out: Folder for the results of all analyses.
         settings: `key=value` texts.
         width: Of the figures: `column` or `text`.
+        against: A second recording to compare with.
+        experts: Of two recordings: `auto`, `same` or `matched`.
 
     Returns:
         The files written, and the figures by name.
@@ -81,28 +154,50 @@ def analyze(
     Raises:
         AnalysisError: what `get`, `parse_settings`, the analysis or the export refuse.
     """
-    module = get(name)
-    chosen = parse_settings(module, settings)
-    result = module.run(recording, chosen)
-    model = recording.manifest["model"]
+    answer = ask(recording, name, settings=settings, against=against, experts=experts)
+    if answer.missing:
+        raise AnalysisError(answer.missing)
     provenance = Provenance(
         analysis=name,
-        command=command(recording, name, settings=settings, width=width),
-        sources=(Source(digest=recording.digest, model=model["name"], revision=model["revision"] or None),),
-        settings=dataclasses.asdict(chosen),
+        command=command(recording, name, settings=settings, width=width, against=against, experts=experts),
+        sources=sources(recording, against, answer.settings),
+        settings=dataclasses.asdict(answer.settings),
     )
-    drawn = module.figures(result)
-    files = write_result(module.tables(result), drawn, out / name, provenance=provenance, width=width)
-    return files, drawn
+    files = write_result(answer.tables, answer.figures, out / name, provenance=provenance, width=width)
+    return files, answer.figures
 
 
-def command(recording: Recording, name: str, *, settings: Sequence[str] = (), width: Width = "column") -> str:
-    """The command that makes an analysis' result again, with the recording named as it was opened."""
+def sources(recording: Recording, against: Recording | None = None, settings: Any = None) -> tuple[Source, ...]:
+    """The recordings that a result is made of, for its provenance; a ceiling among them."""
+    ceiling = getattr(settings, "ceiling", "")
+    given = [recording, against, Recording.open(ceiling) if ceiling else None]
+    models = [(each.digest, each.manifest["model"]) for each in given if each is not None]
+    return tuple(Source(digest=d, model=model["name"], revision=model["revision"] or None) for d, model in models)
+
+
+def command(
+    recording: Recording,
+    name: str,
+    *,
+    settings: Sequence[str] = (),
+    width: Width = "column",
+    against: Recording | None = None,
+    experts: str = "auto",
+) -> str:
+    """The command that makes an analysis' result again, with the recordings named as they were opened."""
     words = ["workbench", "analyze", str(recording.path), name]
+    words += ["--against", str(against.path)] if against is not None else []
+    words += ["--experts", experts] if experts != "auto" else []
     words += [word for pair in settings for word in ("--set", pair)]
     words += ["--width", width] if width != "column" else []
     words += ["--phase", recording.chosen_phase] if recording.chosen_phase else []
     return shlex.join([*words, "--out", "out"])
+
+
+def with_ceiling(module: types.ModuleType, settings: Sequence[str], ceiling: Path | None) -> list[str]:
+    """The settings with the recording of the same model again, where the analysis has a ceiling."""
+    knows = any(field.name == "ceiling" for field in dataclasses.fields(module.Settings))
+    return [*settings, *([f"ceiling={ceiling}"] if ceiling is not None and knows else [])]
 
 
 def main() -> None:
@@ -116,12 +211,21 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     parser.add_argument("--width", choices=["column", "text"], default="column")
     parser.add_argument("--phase", choices=["prefill", "decode"], help="of a recording that holds both")
+    parser.add_argument("--against", type=Path, help="a second recording of the same corpus to compare with")
+    parser.add_argument("--ceiling", type=Path, help="the first recording's model recorded again")
+    parser.add_argument("--experts", choices=EXPERTS, default="auto", help="whether equal ids are equal experts")
     arguments = parser.parse_args()
     try:
         recording = Recording.open(arguments.recording)
         recording = recording.of_phase(arguments.phase) if arguments.phase else recording
-        files, _ = analyze(recording, name, arguments.out, settings=arguments.settings, width=arguments.width)
+        how = {
+            "settings": with_ceiling(get(name), arguments.settings, arguments.ceiling),
+            "width": arguments.width,
+            "against": Recording.open(arguments.against) if arguments.against else None,
+            "experts": arguments.experts,
+        }
+        files, _ = analyze(recording, name, arguments.out, **how)
     except WorkbenchError as error:
         sys.exit(f"workbench: {error}")
-    write_reproduce(arguments.out, [command(recording, name, settings=arguments.settings, width=arguments.width)])
+    write_reproduce(arguments.out, [command(recording, name, **how)])
     print("\n".join(map(str, files)))

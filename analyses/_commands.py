@@ -28,8 +28,11 @@ def analyze(
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, for one analysis")] = None,
     width: Annotated[str, typer.Option(help="of figures: column (3.25 in) or text (6.75 in)")] = "column",
     phase: Annotated[str | None, typer.Option(help="prefill or decode, of a recording that holds both")] = None,
+    against: Annotated[Path | None, typer.Option(help="a second recording of the same corpus to compare with")] = None,
+    ceiling: Annotated[Path | None, typer.Option(help="the first recording's model recorded again")] = None,
+    experts: Annotated[str, typer.Option(help="same, matched or auto: whether equal ids are equal experts")] = "auto",
 ) -> None:
-    """Runs analyses of a recording and writes their tables and figures, with a page that shows them all."""
+    """Runs analyses of a recording, or of two, and writes their tables and figures, with a page that shows them all."""
     from analyses import _batch
     from workbench.errors import AnalysisError
     from workbench.recording import Recording
@@ -43,9 +46,17 @@ def analyze(
         _batch.parse_settings(_batch.get(name), settings or [])  # refused before anything is run
     if width not in ("column", "text"):
         raise AnalysisError(f"--width is {width!r}; column or text was wanted.")
+    if against is None and (ceiling is not None or experts != "auto"):
+        raise AnalysisError(
+            "--ceiling and --experts are about two recordings; give the other one: --against RECORDING."
+        )
     opened = Recording.open(recording)
     opened = opened.of_phase(phase) if phase is not None else opened
-    _run(opened, chosen, out, settings=settings or [], width=cast("Width", width), pass_over=all_)
+    other = Recording.open(against) if against is not None else None
+    _run(
+        opened, chosen, out, settings=settings or [], width=cast("Width", width), pass_over=all_,
+        against=other, ceiling=ceiling, experts=experts,
+    )  # fmt: skip
 
 
 def _run(
@@ -56,6 +67,9 @@ def _run(
     settings: list[str],
     width: "Width",
     pass_over: bool = False,
+    against: "Recording | None" = None,
+    ceiling: Path | None = None,
+    experts: str = "auto",
 ) -> Path:
     """Runs the analyses; with `pass_over` those that refuse the recording are named and left out, unless all do."""
     from analyses import _batch
@@ -67,9 +81,12 @@ def _run(
     commands: list[str] = []
     for name in names:
         started = time.perf_counter()
+        given = _batch.with_ceiling(_batch.get(name), settings, ceiling)
         try:
             with console.status(f"{name} …"):
-                files, drawn = _batch.analyze(recording, name, out, settings=settings, width=width)
+                files, drawn = _batch.analyze(
+                    recording, name, out, settings=given, width=width, against=against, experts=experts
+                )
         except AnalysisError as error:
             if not pass_over or (name == names[-1] and not sections):
                 raise
@@ -78,7 +95,7 @@ def _run(
         console.print(f"{name}: {len(files)} files in {time.perf_counter() - started:.1f} s")
         question, _, rest = (inspect.getdoc(_batch.get(name)) or "").partition("\n\n")
         sections.append(Section(name, question, " ".join(rest.split()), drawn, files))
-        commands.append(_batch.command(recording, name, settings=settings, width=width))
+        commands.append(_batch.command(recording, name, settings=given, width=width, against=against, experts=experts))
     write_reproduce(out, commands)
     page = out / "index.html"
     model, corpus = recording.manifest["identity"]["model"], recording.manifest["corpus"]
@@ -89,7 +106,11 @@ def _run(
         "capture check": recording.manifest["check"] if isinstance(recording.manifest["check"], str) else "passed",
         "recording": recording.digest[:16],
     }
-    write_report(page, title=f"{model} on {corpus['name']}", facts=facts, sections=sections)
+    title = f"{model} on {corpus['name']}"
+    if against is not None:
+        facts |= {"compared with": against.manifest["identity"]["model"], "its recording": against.digest[:16]}
+        title = f"{model} and {facts['compared with']} on {corpus['name']}"
+    write_report(page, title=title, facts=facts, sections=sections)
     console.print(f"report: {page}", soft_wrap=True)
     return page
 

@@ -1,24 +1,25 @@
 """How many of a token's experts did another recording of the same text choose too?
 
 Not shown: which of the two is better, or that equal choices compute the same: experts can change while the router does
-not. The ceiling is not 1: the same model recorded again in other batches or another dtype agrees a little less. Record
-it twice and give that recording as `other` to know by how much.
+not. The ceiling is not 1: the same model recorded again, in other batches or another dtype, agrees a little less.
+Record it again and give that recording as `ceiling` to know by how much.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from analyses._batch import main
-from analyses._inputs import RouterStack, design, require, router_stacks, sample_words
-from analyses._tokens import Tokens, document_rows, token_parts
+from analyses._chunks import knows_first_choice
+from analyses._inputs import RouterStack, design, require, sample_words
+from analyses._pair import Pair, matched, pair, same_model, side_by_side, stacks
+from analyses._tokens import document_rows
 from workbench.errors import AnalysisError, RecordingError
 from workbench.figures.spec import Bars, Figure, Lines
 from workbench.metrics.agreement import load_matched_agreement, saturation
 from workbench.metrics.clusters import Clusters
-from workbench.metrics.uncertainty import domain_ratio_interval, ratio_interval
+from workbench.metrics.uncertainty import Interval, domain_ratio_interval, ratio_interval
 from workbench.recording import Recording
 
 NEEDS = ("routing",)
@@ -30,11 +31,13 @@ class Settings:
     """Settings of the analysis.
 
     Attributes:
-        other: Folder of the recording to compare with: another checkpoint, or the same model again. Needed.
+        ceiling: Folder of a recording of the first recording's model again: other batches, or another dtype.
+        experts: `auto`, `same` or `matched`: whether equal ids are equal experts, or experts are matched first.
         level: Coverage of the intervals.
     """
 
-    other: str = ""
+    ceiling: str = ""
+    experts: str = "auto"
     level: float = 0.95
 
 
@@ -43,159 +46,189 @@ class Result:
     """Agreement of two recordings.
 
     Attributes:
-        agreement: One row per layer and domain (and all domains): mean share of a token's experts that the other
-            recording chose too, `value` with `low` and `high`, `load_matched` Σ p p′/K, `uniform` K/E, and the tokens
-            with all experts the same (`whole_sets`).
+        agreement: One row per layer and domain (and all domains): mean |S ∩ S′| / max(K, K′), `value` with `low` and
+            `high`, `attainable` min(K, K′) / max(K, K′), `load_matched` of independent routers with the same loads,
+            `uniform`, the tokens with all experts the same (`whole_sets`) and with the same heaviest expert (`top1`
+            with its own `top1_load_matched`; NaN where a token's experts are not ranked), and, where it was given, the
+            `ceiling` of the value with its interval, and of `top1`. `experts` says whether equal ids are the same
+            experts, or matched.
         sample: The sample in words.
-        other: The other recording in words.
+        names: Of both recordings.
         level: Coverage of the intervals.
-        note: Why intervals are missing, if they are.
+        note: What was left out, whether experts were matched, how the ceiling was measured, why intervals are missing.
     """
 
     agreement: pd.DataFrame
     sample: str
-    other: str
+    names: tuple[str, str]
     level: float
     note: str
 
 
-def run(recording: Recording, settings: Settings = Settings()) -> Result:
+def run(recording: Recording, other: Recording, settings: Settings = Settings()) -> Result:
     """Compares the sets of each token, part by part.
 
     Raises:
-        AnalysisError: `other` is not given or cannot be opened; a recording holds no routing of single tokens; or the
-            two differ in documents, tokens, MoE layers, experts or chosen experts.
+        AnalysisError: the two cannot be compared, a recording holds no routing of single tokens, or the ceiling is no
+            recording of the same model.
     """
-    require(recording, NEEDS, "saturation", columns=("ids",))
-    if not settings.other:
-        raise AnalysisError(
-            "saturation: other is not set, and there is nothing to compare with; give a recording of the same corpus: "
-            "--set other=FOLDER."
-        )
-    try:
-        other = Recording.open(settings.other)
-    except RecordingError as error:
-        raise AnalysisError(f"saturation: other: {error}") from error
-    if recording.chosen_phase is not None:
-        other = other.of_phase(recording.chosen_phase)
-    require(other, NEEDS, "saturation", columns=("ids",))
-    _check_alike(recording, other)
-    clusters = design(recording)
-    frames, note = [], ""
-    for stack in router_stacks(recording):
-        table, note = _of_stack(recording, other, stack, clusters, settings.level)
-        frames.append(table)
+    for each in (recording, other):
+        require(each, NEEDS, "saturation", columns=("ids",))
+    both = pair(recording, other, analysis="saturation", experts=settings.experts)
+    notes = [both.words]
+    theirs = both.other
+    if not both.same_experts:
+        found = matched(both, analysis="saturation")
+        theirs, alike = found.other, found.consistency["alike"]
+        notes.append(f"Matched alike in both halves: {alike.min():.0%} to {alike.max():.0%} of the choices by layer.")
+    table, note = _table(both.one, theirs, settings.level)
+    notes.append(note)
+    if settings.ceiling:
+        again = _again(both, settings.ceiling)
+        limit, _ = _table(again.one, again.other, settings.level)
+        columns = {"value": "ceiling", "low": "ceiling_low", "high": "ceiling_high", "top1": "top1_ceiling"}
+        keys = [key for key in ("layer", "site", "domain") if key in table]
+        table = table.merge(limit[[*keys, *columns]].rename(columns=columns), on=keys, how="left")
+        of = f" ({again.words.rstrip('.')})" if again.said else ""
+        notes.append(f"Ceiling: {again.names[0]} and {again.names[1]}, {_how_again(again)}{of}.")
     return Result(
-        agreement=pd.concat(frames, ignore_index=True),
-        sample=sample_words(recording),
-        other=other.manifest["identity"]["model"].rstrip("/").rpartition("/")[2],
+        agreement=table.assign(experts="same" if both.same_experts else "matched"),
+        sample=sample_words(both.one),
+        names=both.names,
         level=settings.level,
-        note=note,
+        note=" ".join(note for note in notes if note),
     )
 
 
-def _check_alike(recording: Recording, other: Recording) -> None:
-    shapes = [
-        [(router.layer, router.site, router.n_experts, router.top_k) for router in each.topology.routers]
-        for each in (recording, other)
-    ]
-    if shapes[0] != shapes[1]:
+def _again(both: Pair, path: str) -> Pair:
+    """The first recording and the same model recorded again."""
+    try:
+        again = Recording.open(path)
+    except RecordingError as error:
+        raise AnalysisError(f"saturation: ceiling: {error}") from error
+    models = [each.manifest["model"] for each in (both.one, again)]
+    if not same_model(both.one, again) or models[0].get("revision") != models[1].get("revision"):
+        said = [
+            f"{model['name']}{'@' if model.get('revision') else ''}{model.get('revision') or ''}" for model in models
+        ]
         raise AnalysisError(
-            f"saturation: {recording.path} and {other.path} have other MoE layers, experts or chosen experts; compare "
-            "recordings of one architecture."
+            f"saturation: ceiling {path} is of {said[1]}, and the ceiling is how far {said[0]} agrees with itself; "
+            f"record {said[0]} again, in other batches or another dtype."
         )
-    columns = ["document", "tokens"]
-    mine, others = (each.documents()[columns].sort_values("document", ignore_index=True) for each in (recording, other))
-    if not mine.equals(others):
-        raise AnalysisError(
-            f"saturation: {recording.path} has {len(mine):,} documents and {int(mine['tokens'].sum()):,} tokens, "
-            f"{other.path} {len(others):,} and {int(others['tokens'].sum()):,}, or of other lengths; record the same "
-            "corpus with the same tokenizer and limits."
-        )
+    return pair(both.one, again, analysis="saturation: ceiling", experts="same")
 
 
-class _Other:
-    """The tokens of another recording, found by document: its parts may be cut elsewhere."""
-
-    def __init__(self, recording: Recording, stack: RouterStack) -> None:
-        self._recording, self._stack = recording, stack
-        self._part_of = np.full(len(document_rows(recording)), -1, dtype=np.int64)
-        for index, part in enumerate(recording.parts(["document"], table="documents")):
-            self._part_of[part["document"]] = index
-        self._read: dict[int, Tokens] = {}
-
-    def tokens(self, of: Tokens) -> Iterator[tuple[np.ndarray, Tokens]]:
-        """For each part that holds some of these documents: which rows of `of` they are, and their tokens."""
-        part_T = self._part_of[of.document_T]
-        wanted = np.unique(part_T).tolist()
-        self._read = {index: tokens for index, tokens in self._read.items() if index in wanted}  # parts go by in order
-        for index in wanted:
-            if index not in self._read:
-                alone = {**self._recording.manifest, "parts": [self._recording.manifest["parts"][index]]}
-                only = type(self._recording)(self._recording.path, alone)
-                (self._read[index],) = token_parts(only, self._stack, token=self._recording.has("token"))
-            here = np.flatnonzero(part_T == index)
-            found = self._read[index]
-            yield here, found.of(np.flatnonzero(np.isin(found.document_T, of.document_T[here])))
+def _how_again(again: Pair) -> str:
+    """In what the two recordings of one model differ."""
+    differs = []
+    for words, get in (
+        ("dtype", lambda m: m["model"].get("dtype")),
+        ("device", lambda m: m["model"].get("device")),
+        ("attention", lambda m: m["model"].get("attention_implementation")),
+        ("experts' implementation", lambda m: m["model"].get("experts_implementation")),
+        ("padded positions of a batch", lambda m: m.get("settings", {}).get("batch_tokens")),
+    ):
+        mine, theirs = get(again.one.manifest), get(again.other.manifest)
+        if mine != theirs:
+            differs.append(f"{words} {mine} and {theirs}")
+    return "; ".join(differs) or "recorded alike"
 
 
-def _of_stack(
-    recording: Recording, other: Recording, stack: RouterStack, clusters: Clusters, level: float
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """Sums over the tokens of each document, by the first recording's rows: [D, L]; top-1 choices by domain."""
+
+    tokens_D: np.ndarray
+    same_DL: np.ndarray
+    whole_DL: np.ndarray
+    first_DL: np.ndarray
+    top1_2MLE: np.ndarray
+
+
+def _table(one: Recording, other: Recording, level: float) -> tuple[pd.DataFrame, str]:
+    clusters = design(one)
+    ranked = knows_first_choice(one) and knows_first_choice(other)
+    frames, note = [], ""
+    for stack, theirs in stacks(one, other):
+        sums = _count(one, other, stack, theirs, clusters, ranked=ranked)
+        table, note = _rows((one, other), (stack, theirs), sums, clusters, level)
+        frames.append(table if ranked else table.assign(**dict.fromkeys(_TOP1, np.nan)))
+    return pd.concat(frames, ignore_index=True), note
+
+
+_TOP1 = ("top1", "top1_low", "top1_high", "top1_load_matched")
+
+
+def _count(
+    one: Recording, other: Recording, stack: RouterStack, theirs: RouterStack, clusters: Clusters, *, ranked: bool
+) -> _Sums:
+    n_documents, shape = one.n_documents, (one.n_documents, len(stack.routers))
+    tokens_D, same_DL, whole_DL, first_DL = np.zeros(n_documents), np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    top1_2MLE = np.zeros((2, len(clusters.domains), len(stack.routers), stack.n_experts))
+    most = max(stack.top_k, theirs.top_k)
+    for mine, tokens in side_by_side(one, other, stack, theirs, top1=ranked):
+        row_T = mine.row_T
+        domain_T = clusters.domain_D[row_T]
+        tokens_D += np.bincount(row_T, minlength=n_documents)
+        for i, (bits_TW, other_TW) in enumerate(zip(mine.bits_LTW, tokens.bits_LTW, strict=True)):
+            share_T = saturation(bits_TW, other_TW, top_k=most)
+            same_DL[:, i] += np.bincount(row_T, weights=share_T, minlength=n_documents)
+            whole_DL[:, i] += np.bincount(row_T, weights=share_T == 1, minlength=n_documents)
+            if mine.top1_LT is not None and tokens.top1_LT is not None:
+                pair_2T = (mine.top1_LT[i], tokens.top1_LT[i])
+                first_DL[:, i] += np.bincount(row_T, weights=pair_2T[0] == pair_2T[1], minlength=n_documents)
+                for h, top1_T in enumerate(pair_2T):
+                    chosen = np.bincount(domain_T * stack.n_experts + top1_T, minlength=top1_2MLE[h, :, i].size)
+                    top1_2MLE[h, :, i] += chosen.reshape(-1, stack.n_experts)
+    return _Sums(tokens_D, same_DL, whole_DL, first_DL, top1_2MLE)
+
+
+def _rows(
+    recordings: tuple[Recording, Recording],
+    both_stacks: tuple[RouterStack, RouterStack],
+    sums: _Sums,
+    clusters: Clusters,
+    level: float,
 ) -> tuple[pd.DataFrame, str]:
-    n_documents, n_layers = recording.n_documents, len(stack.routers)
-    same_DL, whole_DL = np.zeros((n_documents, n_layers)), np.zeros((n_documents, n_layers))
-    tokens_D = np.zeros(n_documents)
-    known = recording.has("token") and other.has("token")
-    others = _Other(other, stack)
-    for part in token_parts(recording, stack, token=known):
-        for rows, theirs in others.tokens(part):
-            mine = part.of(rows)
-            _check_tokens(mine, theirs, recording, other, known=known)
-            tokens_D += np.bincount(mine.row_T, minlength=n_documents)
-            for i, (bits_TW, other_TW) in enumerate(zip(mine.bits_LTW, theirs.bits_LTW, strict=True)):
-                share_T = saturation(bits_TW, other_TW, top_k=stack.top_k)
-                same_DL[:, i] += np.bincount(mine.row_T, weights=share_T, minlength=n_documents)
-                whole_DL[:, i] += np.bincount(mine.row_T, weights=share_T == 1, minlength=n_documents)
-    whole = ratio_interval(same_DL, tokens_D[:, None], clusters=clusters, level=level)
-    parts = domain_ratio_interval(same_DL, tokens_D[:, None], clusters=clusters, level=level)
-    counts_DLE = stack.stacked(recording, "counts")
-    other_DLE = stack.stacked(other, "counts")[document_rows(other)[recording.column("document", table="documents")]]
+    (one, other), (stack, theirs) = recordings, both_stacks
+    tokens_D1 = sums.tokens_D[:, None]
+    whole, parts = (
+        ratio_interval(sums.same_DL, tokens_D1, clusters=clusters, level=level),
+        domain_ratio_interval(sums.same_DL, tokens_D1, clusters=clusters, level=level),
+    )
+    first, firsts = (
+        ratio_interval(sums.first_DL, tokens_D1, clusters=clusters, level=level),
+        domain_ratio_interval(sums.first_DL, tokens_D1, clusters=clusters, level=level),
+    )
+    counts_DLE = stack.stacked(one, "counts")
+    other_DLE = theirs.stacked(other, "counts")[document_rows(other)[one.column("document", table="documents")]]
+    fewest, most = sorted((stack.top_k, theirs.top_k))
     frames = []
     for m, domain in enumerate([*clusters.domains, *([ALL] if len(clusters.domains) > 1 else [])]):
         every = m == len(clusters.domains)
-        of_D = np.ones(n_documents, dtype=bool) if every else clusters.domain_D == m
-        ends = (whole.value, whole.low, whole.high) if every else (parts.value[m], parts.low[m], parts.high[m])
+        of_D = np.ones(len(sums.tokens_D), dtype=bool) if every else clusters.domain_D == m
+        of_M = slice(None) if every else slice(m, m + 1)
+        top1_2LE = sums.top1_2MLE[:, of_M].sum(axis=1)
         frames.append(
             stack.labels().assign(
                 domain=str(domain),
-                value=ends[0],
-                low=np.maximum(ends[1], 0),
-                high=np.minimum(ends[2], 1),
-                load_matched=load_matched_agreement(counts_DLE[of_D].sum(0), other_DLE[of_D].sum(0), top_k=stack.top_k),
-                uniform=stack.top_k / stack.n_experts,
-                whole_sets=whole_DL[of_D].sum(0) / tokens_D[of_D].sum(),
-                tokens=int(tokens_D[of_D].sum()),
+                **_ends("value", whole if every else parts, None if every else m),
+                attainable=fewest / most,
+                load_matched=load_matched_agreement(counts_DLE[of_D].sum(0), other_DLE[of_D].sum(0), top_k=fewest),
+                uniform=fewest / stack.n_experts,
+                whole_sets=sums.whole_DL[of_D].sum(0) / sums.tokens_D[of_D].sum(),
+                **_ends("top1", first if every else firsts, None if every else m),
+                top1_load_matched=load_matched_agreement(*top1_2LE, top_k=1),
+                tokens=int(sums.tokens_D[of_D].sum()),
             )
         )
     return pd.concat(frames, ignore_index=True), whole.note
 
 
-def _check_tokens(mine: Tokens, theirs: Tokens, recording: Recording, other: Recording, *, known: bool) -> None:
-    same = len(mine.row_T) == len(theirs.row_T) and bool((mine.position_T == theirs.position_T).all())
-    if same and known:
-        differ = np.flatnonzero(mine.token_T != theirs.token_T)
-        if len(differ):
-            names = recording.documents().set_index("document")["id"]
-            first = names[int(mine.document_T[differ[0]])]
-            raise AnalysisError(
-                f"saturation: {recording.path} and {other.path} have other tokens, first in document {first!r} at "
-                f"position {mine.position_T[differ[0]]}; record the same corpus with the same tokenizer."
-            )
-    if not same:
-        raise AnalysisError(
-            f"saturation: {recording.path} and {other.path} have other positions in their documents; record the same "
-            "corpus with the same limits."
-        )
+def _ends(name: str, interval: Interval, m: int | None) -> dict[str, np.ndarray]:
+    value, low, high = (end if m is None else end[m] for end in (interval.value, interval.low, interval.high))
+    at = "" if name == "value" else f"{name}_"
+    return {name: value, f"{at}low": np.maximum(low, 0), f"{at}high": np.minimum(high, 1)}
 
 
 def tables(result: Result) -> dict[str, pd.DataFrame]:
@@ -204,33 +237,31 @@ def tables(result: Result) -> dict[str, pd.DataFrame]:
 
 
 def figures(result: Result) -> dict[str, Figure]:
-    """`by_layer` over all domains, `by_domain` at the layer with the least agreement."""
+    """`by_layer` over all domains: sets and heaviest experts; `by_domain` at the layer with the least agreement."""
     level = f"{result.level:.0%} interval".replace("%", " %")
-    table = result.agreement
+    table, (one, other) = result.agreement, result.names
     several = (table["domain"] == ALL).any()
     whole = table[table["domain"] == ALL] if several else table
-    names = {"value": f"with {result.other}", "load_matched": "independent, same loads", "uniform": "uniform routing"}
-    long = whole.melt(id_vars="layer", value_vars=list(names), var_name="routing", value_name="share")
-    long = long.merge(whole[["layer", "low", "high"]].assign(routing="value"), how="left", on=["layer", "routing"])
-    long["routing"] = long["routing"].map(names)
     least = whole.nsmallest(1, "value").iloc[0]
     at = table[(table["layer"] == least["layer"]) & ((table["domain"] != ALL) | (not several))]
     how = f"{level}: ratio over clusters of documents, t. {result.note}".strip()
-    what = f"Share of a token's experts that {result.other} chose too for the same token ({result.sample})"
+    what = f"Share of a token's experts that {one} and {other} both chose ({result.sample})"
+    ceiling = "" if "ceiling" in table else " The ceiling was not measured: the same model recorded again is below 1."
     return {
         "by_layer": Lines(
-            long,
+            _by_layer(whole, one, other),
             "layer",
             "share",
+            panel="choices",
             group="routing",
             low="low",
             high="high",
             interval_label=level,
-            title="Experts that both recordings chose",
+            title=f"Experts that {one} and {other} both chose",
             x_label="layer",
-            y_label="share of a token's experts",
-            caption=f"{what}, beside two independent routers with the same loads, and uniform random routing. The same "
-            f"model recorded again does not reach 1 in other batches or another dtype. {how}",
+            y_label="share",
+            caption=f"{what}, of all experts of a token and of its heaviest one, beside two independent routers with "
+            f"the same loads.{ceiling} {how}",
             alt=f"They agree least at layer {least['layer']}, in {least['value']:.1%} of the experts.".replace(
                 "%", " %"
             ),
@@ -244,14 +275,35 @@ def figures(result: Result) -> dict[str, Figure]:
             interval_label=level,
             null="load_matched",
             null_label="independent, same loads",
-            title=f"Experts that both recordings chose, layer {least['layer']}",
+            title=f"Agreement at layer {least['layer']}, by domain",
             x_label="domain",
             y_label="share of a token's experts",
-            hover=("whole_sets", "uniform", "tokens"),
-            caption=f"{what}, at layer {least['layer']}, where they agree least. {how}",
+            hover=("whole_sets", "uniform", "tokens", *(("ceiling",) if "ceiling" in table else ())),
+            caption=f"{what}, at layer {least['layer']}, where they agree least.{ceiling} {how}",
             alt="; ".join(f"{row.domain}: {row.value:.1%}" for row in at.itertuples()).replace("%", " %") + ".",
         ),
     }
+
+
+def _by_layer(whole: pd.DataFrame, one: str, other: str) -> pd.DataFrame:
+    """In long form: a row per layer, choices and line."""
+    lines = []
+    for choices, value, at in (("all experts of a token", "value", ""), ("the heaviest expert", "top1", "top1_")):
+        low, high = (f"{at}low", f"{at}high")
+        for routing, share, ends in (
+            (f"{one} and {other}", value, (low, high)),
+            (f"{one} again (ceiling)", f"{at}ceiling", ("ceiling_low", "ceiling_high") if not at else None),
+            ("independent, same loads", f"{at}load_matched", None),
+        ):
+            if share not in whole or whole[share].isna().all():
+                continue
+            frame = whole[["layer"]].assign(
+                choices=choices, routing=routing, share=whole[share], low=np.nan, high=np.nan
+            )
+            if ends is not None:
+                frame["low"], frame["high"] = whole[ends[0]], whole[ends[1]]
+            lines.append(frame)
+    return pd.concat(lines, ignore_index=True)
 
 
 if __name__ == "__main__":

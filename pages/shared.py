@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import streamlit as st
 from jobs import plain
 
 from workbench.errors import RecordingError
+from workbench.models import bundled
 from workbench.recording import MANIFEST, Recording, read_manifest
 
 TOKENS_SHOWN = 160
@@ -182,6 +184,57 @@ def choose_recording() -> Recording:
     return recording.of_phase(
         choose("Phase", "phase", recording.phases, default="prefill", help="Given text, or text that the model wrote.")
     )
+
+
+def choose_other(recording: Recording) -> Recording | None:
+    """The recording to compare with, chosen in the sidebar; None where there is no second one.
+
+    At first the oldest of the same corpus, if there is any.
+    """
+    names = {name: found for name, found in finished_recordings().items() if name != st.session_state["recording"]}
+    if not names:
+        return None
+    corpus = recording.manifest["corpus"].get("digest")
+    alike = [name for name, found in names.items() if found["corpus"].get("digest") == corpus]
+    return open_recording(choose("Against", "against", list(names), default=(alike or list(names))[-1]))
+
+
+def choose_ceiling(recording: Recording) -> str | None:
+    """The folder of a recording of the same model again, chosen in the sidebar; None where none is."""
+    model = recording.manifest["model"]
+    alike = [
+        name
+        for name, found in finished_recordings().items()
+        if name != st.session_state["recording"]
+        and all(found["model"].get(key) == model.get(key) for key in ("name", "revision"))
+    ]
+    if not alike:
+        return None
+    chosen = choose("Ceiling", "ceiling", alike, default=None, quiet=True, placeholder="the same model again")
+    return None if chosen is None else str(jobs.data_folder() / "recordings" / chosen)
+
+
+def offer_second(recording: Recording) -> None:
+    """Says that a comparison needs a second recording, and records one where the first is of the bundled corpus."""
+    model, corpus = recording.manifest["identity"]["model"], recording.manifest["corpus"]
+    st.info(
+        f"There is one recording, {plain(model)} over {plain(corpus['name'])}, and a comparison needs two of one "
+        "corpus: checkpoints of a model, two dtypes, two models.",
+        icon=":material/compare_arrows:",
+    )
+    others = [name for name in bundled.bundled_names() if name.partition("@")[0] == "tiny-moe" and name != model]
+    row = st.container(horizontal=True, vertical_alignment="bottom")
+    if corpus["name"] == "demo":
+        second = row.selectbox("Another checkpoint of the bundled model", others, key="second-model", width=360)
+        if row.button(f"Record {plain(second)} over demo", type="primary", icon=":material/radio_button_checked:"):
+            jobs.submit("second", partial(jobs.host().record, model=second, corpus="demo"))
+        made = jobs.answer("second")
+        if made is not None:
+            jobs.forget("second")
+            pick(against=Path(made["recording"]).name)
+            st.rerun()
+    else:
+        row.page_link("record.py", label="Record another model over the same corpus")
 
 
 def open_recording(name: str) -> Recording:

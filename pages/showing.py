@@ -15,8 +15,7 @@ import streamlit as st
 from jobs import plain
 from shared import pick
 
-from analyses import _batch
-from workbench.errors import AnalysisError
+from analyses import _batch, _compare
 from workbench.figures.screen import screen
 from workbench.figures.spec import Figure, TokenStrip
 from workbench.figures.theme import DARK, LIGHT
@@ -39,6 +38,8 @@ class Shown:
         figures: By name; none where the recording holds too little for them.
         missing: Why there are no figures.
         key: Says all that it depends on.
+        against: The second recording that it was asked of.
+        experts: Whether equal ids are equal experts in both.
     """
 
     name: str
@@ -49,34 +50,45 @@ class Shown:
     figures: Mapping[str, Figure]
     missing: str
     key: tuple[Any, ...]
+    against: Recording | None = None
+    experts: str = "auto"
 
     @property
     def command(self) -> str:
         """What makes it again."""
-        return _batch.command(self.recording, self.name, settings=self.settings)
+        how = {"against": self.against, "experts": self.experts}
+        return _batch.command(self.recording, self.name, settings=self.settings, **how)
 
 
-def result(recording: Recording, name: str, **settings: Any) -> Shown:
-    """Runs an analysis, or finds its result, which is kept by the recording's content, the source and the settings."""
-    module = _batch.get(name)
+def result(
+    recording: Recording, name: str, *, against: Recording | None = None, experts: str = "auto", **settings: Any
+) -> Shown:
+    """Runs an analysis, or finds its result, which is kept by the recordings' content, the source and the settings."""
     pairs = tuple(f"{key}={value}" for key, value in settings.items() if value is not None)
-    source = hashlib.sha256(inspect.getsource(module).encode()).hexdigest()
-    found = _result(f"{recording.digest} {recording.chosen_phase}", str(recording.path), source, name, pairs, recording)
+    code = [_batch.get(name), *([] if against is None else [_compare])]
+    source = hashlib.sha256("".join(map(inspect.getsource, code)).encode()).hexdigest()
+    digest, path = f"{recording.digest} {recording.chosen_phase}", str(recording.path)
+    if against is not None:
+        digest, path = f"{digest} against {against.digest} experts {experts}", f"{path} {against.path}"
+    found = _result(digest, path, source, name, pairs, recording, against, experts)
     if found.missing:
         st.info(plain(f"This recording holds too little for the figures, so only tables are shown. {found.missing}"))
     return found
 
 
 @st.cache_resource(max_entries=64, show_spinner="Computing …")
-def _result(digest: str, path: str, source: str, name: str, pairs: tuple[str, ...], _recording: Recording) -> Shown:
-    module = _batch.get(name)
-    found = module.run(_recording, _batch.parse_settings(module, pairs))
-    figures, missing = {}, ""
-    try:
-        figures = module.figures(found)
-    except AnalysisError as error:  # one short prompt has no pairs of documents to compare
-        missing = str(error)
-    return Shown(name, _recording, pairs, found, module.tables(found), figures, missing, (digest, source, name, pairs))
+def _result(
+    digest: str, path: str, source: str, name: str, pairs: tuple[str, ...],
+    _recording: Recording, _against: Recording | None, _experts: str,
+) -> Shown:  # fmt: skip
+    said = _batch.ask(_recording, name, settings=pairs, against=_against, experts=_experts)
+    key = (digest, source, name, pairs)
+    return Shown(name, _recording, pairs, said.result, said.tables, said.figures, said.missing, key, _against, _experts)
+
+
+def names_of_one() -> list[str]:
+    """The analyses of one recording, which can be asked of two."""
+    return [name for name in _batch.names() if not _batch.takes_two(_batch.get(name))]
 
 
 def ask(title: str, name: str) -> None:
@@ -235,15 +247,11 @@ def _table_bytes(shown: Shown, name: str, kind: str) -> bytes:
 
 
 def _provenance(shown: Shown) -> Any:
-    from workbench.export import Provenance, Source
+    from workbench.export import Provenance
 
-    model, module = shown.recording.manifest["model"], _batch.get(shown.name)
-    return Provenance(
-        analysis=shown.name,
-        command=shown.command,
-        sources=(Source(digest=shown.recording.digest, model=model["name"], revision=model["revision"] or None),),
-        settings=asdict(_batch.parse_settings(module, shown.settings)),
-    )
+    settings = _batch.parse_settings(_batch.get(shown.name), shown.settings)
+    sources = _batch.sources(shown.recording, shown.against, settings)
+    return Provenance(analysis=shown.name, command=shown.command, sources=sources, settings=asdict(settings))
 
 
 def is_dark() -> bool:

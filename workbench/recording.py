@@ -8,6 +8,7 @@ K chosen per token.
 """
 
 import contextlib
+import copy
 import hashlib
 import json
 from collections.abc import Iterator
@@ -336,7 +337,9 @@ class Recording:
             raise RecordingError(f"{self.path} holds no phase {phase!r}, only {' and '.join(self.phases)}.")
         if len(self.phases) == 1:
             return self
-        return _OfPhase(self.path, {**self.manifest, "phases": [phase]})
+        from workbench.recording_views import of_phase  # a view is a recording
+
+        return of_phase(self, phase)
 
     @property
     def chosen_phase(self) -> str | None:
@@ -380,6 +383,12 @@ class Recording:
         """One column of all parts: [T] or, of a list column, [T, width]; documents in the same order."""
         return np.concatenate([chunk[name] for chunk in self.parts([name], table=table)])
 
+    def of_part(self, index: int) -> "Recording":
+        """The tokens and documents of one part alone."""
+        alone = copy.copy(self)
+        alone.manifest = {**self.manifest, "parts": [self.manifest["parts"][index]]}
+        return alone
+
     def of_document(self, document: int, columns: list[str]) -> dict[str, np.ndarray]:
         """Columns of the tokens of one document, by its number, in order; reads the one part that holds it.
 
@@ -388,8 +397,7 @@ class Recording:
         """
         for index, part in enumerate(self.parts(["document"], table="documents")):
             if document in part["document"]:
-                only = type(self)(self.path, {**self.manifest, "parts": [self.manifest["parts"][index]]})
-                (read,) = only.parts(["document", *columns])
+                (read,) = self.of_part(index).parts(["document", *columns])
                 here = read["document"] == document
                 return {name: read[name][here] for name in columns}
         raise RecordingError(f"{self.path} has no document number {document}; it has {self.n_documents}.")
@@ -490,31 +498,6 @@ class Recording:
             raise RecordingError(
                 f"{self.path}: {EXPERT_WEIGHTS} cannot be read ({error}). Run `workbench verify {self.path}`."
             ) from error
-
-
-class _OfPhase(Recording):
-    """One phase of a recording that holds two."""
-
-    @property
-    def chosen_phase(self) -> str | None:
-        return self.phases[0]
-
-    @property
-    def n_tokens(self) -> int:
-        return int(self.column("tokens", table="documents").sum())
-
-    @property
-    def n_documents(self) -> int:
-        return len(self.column("document", table="documents"))
-
-    def parts(self, columns: list[str], *, table: str = "tokens") -> Iterator[dict[str, np.ndarray]]:
-        for part in super().parts([*columns, "phase"], table=table):
-            of_phase = part["phase"] == self.phases[0]
-            yield {name: part[name][of_phase] for name in columns}
-
-    def _frame(self, table: str, columns: tuple[str, ...]) -> pd.DataFrame:
-        frame = super()._frame(table, columns)
-        return frame[frame["phase"] == self.phases[0]].reset_index(drop=True)
 
 
 def _to_numpy(column: pa.ChunkedArray) -> np.ndarray:

@@ -29,15 +29,13 @@ def other(tmp_path_factory) -> Recording:
     return record(tiny.moe(seed=1), tiny.corpus(), tmp_path_factory.mktemp("other") / "r", fields=FIELDS)
 
 
-def pairs_of(name: str, other: Recording) -> list[str]:
-    """The settings without which an analysis has no question."""
-    named = [field.name for field in dataclasses.fields(_batch.get(name).Settings)]
-    return [f"other={other.path}"] if "other" in named else []
+def seconds(name: str, other: Recording) -> list[Recording]:
+    """The recording without which an analysis of two has no question."""
+    return [other] if _batch.takes_two(_batch.get(name)) else []
 
 
 def run(name: str, recording: Recording, other: Recording):
-    module = _batch.get(name)
-    return module.run(recording, _batch.parse_settings(module, pairs_of(name, other)))
+    return _batch.get(name).run(recording, *seconds(name, other))
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +114,7 @@ def test_the_order_of_documents_does_not_matter(name, moe, tmp_path, recording, 
 @pytest.mark.parametrize("name", OF_ROUTING)
 def test_a_recording_without_routing_is_refused(name, dense_recording):
     with pytest.raises(AnalysisError, match=f"{name}: tiny-random-dense has no MoE layer"):
-        _batch.get(name).run(dense_recording)
+        run(name, dense_recording, dense_recording)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -124,14 +122,14 @@ def test_a_field_that_was_not_recorded_is_named(name, moe, tmp_path):
     without = record(moe, tiny.corpus(n_documents=10), tmp_path / "r", fields=("logprob",))
     first = _batch.get(name).NEEDS[0]
     with pytest.raises(AnalysisError, match=f"{name}: .* was recorded without {first}.*; .*--fields logprob,{first}"):
-        _batch.get(name).run(without)
+        run(name, without, without)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_prefill_and_decode_are_never_averaged(name, recording):
     mixed = Recording(recording.path, {**recording.manifest, "phases": ["prefill", "decode"]})
     with pytest.raises(AnalysisError, match=f"{name}: .* holds prefill and decode, which are never averaged"):
-        _batch.get(name).run(mixed)
+        run(name, mixed, mixed)
 
 
 def test_it_runs_as_a_script_without_torch(recording, tmp_path):
@@ -154,7 +152,7 @@ def test_it_runs_as_a_script_without_torch(recording, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_written_is_what_the_tables_say(name, results, recording, other, tmp_path):
-    files, figures = _batch.analyze(recording, name, tmp_path, settings=pairs_of(name, other))
+    files, figures = _batch.analyze(recording, name, tmp_path, against=next(iter(seconds(name, other)), None))
     assert set(figures) == set(_batch.get(name).figures(results[name]))
     for table_name, table in _batch.get(name).tables(results[name]).items():
         written = pd.read_csv(tmp_path / name / f"{table_name}.csv", keep_default_na=False, na_values=[""])

@@ -225,9 +225,9 @@ def test_activated_by_counting(recording):
 
 
 def test_a_recording_agrees_with_itself_and_less_with_another(recording, other):
-    itself = saturation.run(recording, saturation.Settings(other=str(recording.path))).agreement
+    itself = saturation.run(recording, recording).agreement
     assert (itself["value"] == 1).all() and (itself["whole_sets"] == 1).all()
-    result = saturation.run(recording, saturation.Settings(other=str(other.path)))
+    result = saturation.run(recording, other, saturation.Settings(experts="same"))
     rows = result.agreement.set_index(["layer", "domain"])
     for layer in recording.moe_layers:
         mine, theirs = documents_of(recording, layer), documents_of(other, layer)
@@ -240,32 +240,8 @@ def test_a_recording_agrees_with_itself_and_less_with_another(recording, other):
         assert row["value"] == pytest.approx(np.mean(shares)) and row["tokens"] == len(shares)
         assert row["whole_sets"] == pytest.approx(np.mean([share == 1 for share in shares]))
         assert abs(row["value"] - row["load_matched"]) < 0.1  # two unrelated models
-    back = saturation.run(other, saturation.Settings(other=str(recording.path))).agreement
+    back = saturation.run(other, recording, saturation.Settings(experts="same")).agreement
     np.testing.assert_allclose(back.set_index(["layer", "domain"]).loc[rows.index, "value"], rows["value"])
-
-
-def test_saturation_refuses_what_cannot_be_compared(recording, moe, dense, tmp_path):
-    def asked(other) -> saturation.Settings:
-        return saturation.Settings(other=str(other.path))
-
-    corpus = tiny.corpus()
-    fewer = record(moe, tiny.corpus(n_documents=10), tmp_path / "fewer")
-    first = corpus.documents[7]
-    changed = list(corpus.documents)
-    changed[7] = dataclasses.replace(first, token_ids=((first.token_ids[0] + 1) % 211, *first.token_ids[1:]))
-    edited = record(moe, dataclasses.replace(corpus, documents=tuple(changed)), tmp_path / "edited")
-    wider = record(tiny.moe(n_experts=10), corpus, tmp_path / "wider")
-    without = record(dense, corpus, tmp_path / "dense")
-    for settings, message in (
-        (saturation.Settings(), "saturation: other is not set, .*--set other=FOLDER"),
-        (saturation.Settings(other=str(tmp_path / "no")), "saturation: other: .*no is not a folder"),
-        (asked(fewer), "has 50 documents and .* 10 and .*; record the same corpus"),
-        (asked(edited), "have other tokens, first in document 'd7' at position 0; record the same corpus"),
-        (asked(wider), "have other MoE layers, experts or chosen experts"),
-        (asked(without), "saturation: tiny-random-dense has no MoE layer"),
-    ):
-        with pytest.raises(AnalysisError, match=message):
-            saturation.run(recording, settings)
 
 
 @pytest.mark.parametrize("module", [coactivation, layer_flow, repetition, segment_consistency, activated])

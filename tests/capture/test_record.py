@@ -15,11 +15,11 @@ from workbench.capture.record import record
 from workbench.corpus import Corpus, Document
 from workbench.errors import Cancelled, CaptureError, CorpusError, RecordingError
 from workbench.models.loading import load
-from workbench.recording import Recording
+from workbench.recording import FIELDS, Recording
 from workbench.recording_writer import RecordingWriter
 
 SETTINGS = {
-    "fields": ("routing", "logprob", "logits", "experts", "weights"),
+    "fields": FIELDS,
     "parent": tiny.dense(n_layers=3),
     "batch_tokens": 256,
     "shard_tokens": 512,

@@ -89,15 +89,15 @@ def imported(recording, tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 def test_it_works_or_says_what_is_missing(name, kind, imported, tmp_path):
     sentence = SAYS[kind].get(name)
+    against = imported[kind] if _batch.takes_two(_batch.get(name)) else None
     if sentence is None:
-        itself = [f"other={imported[kind].path}"] if hasattr(_batch.get(name).Settings(), "other") else []
-        files, _ = _batch.analyze(imported[kind], name, tmp_path, settings=itself)
+        files, _ = _batch.analyze(imported[kind], name, tmp_path, against=against)
         assert all(file.stat().st_size for file in files)
         return
     with pytest.raises(
         AnalysisError, match=f"{name}: {'' if sentence.startswith('its') else '.* was imported from .*'}{sentence}"
     ):
-        _batch.analyze(imported[kind], name, tmp_path)
+        _batch.analyze(imported[kind], name, tmp_path, against=against)
     assert list(tmp_path.iterdir()) == []
 
 

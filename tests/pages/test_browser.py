@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import socket
 
 import pytest
@@ -12,7 +13,7 @@ from workbench.recording import Recording
 
 CANARY = "<img src=x onerror=alert(1)> **b** $x^2$ :red[r] [l](javascript:alert(1)) the fox"
 PAGES = {"/": "Models", "/record": "Record", "/tokens": "Tokens", "/utilization": "Utilization",
-         "/load_balance": "Load balance"}  # fmt: skip
+         "/load_balance": "Load balance", "/compare": "Compare"}  # fmt: skip
 
 
 def record(visitor: Visitor, prompt: str, *, check: bool = False) -> None:
@@ -139,6 +140,25 @@ def test_a_table_is_saved_with_its_provenance(visitor):
     latex = visitor.save("load_balance-layers-table", "TEX").decode()
     assert "\\toprule" in latex and "workbench analyze" in latex
     assert visitor.page.get_by_test_id("stElementToolbarButton").get_by_label("Download as CSV").count() == 0
+
+
+def test_two_recordings_are_compared_and_the_address_says_which(visitor, app):
+    shutil.copytree(app.data / "recordings" / "shared", app.data / "recordings" / "again")
+    try:
+        visitor.open("/compare?recording=shared&against=again")
+        visitor.chart("differences-by_layer")
+        visitor.chart("saturation-by_layer")
+        assert all(part in visitor.address() for part in ("recording=shared", "against=again", "experts=auto"))
+        visitor.page.get_by_label("Analysis", exact=True).click()
+        visitor.page.keyboard.type("domain_load")
+        visitor.page.keyboard.press("Enter")
+        visitor.page.wait_for_selector(".st-key-domain_load-information-table-save", timeout=60_000)
+        visitor.settle()
+        assert "analysis=domain_load" in visitor.address()
+        assert visitor.save("differences-by_layer", "PDF").startswith(b"%PDF")
+        assert b"interval" in visitor.save("domain_load-information-table", "CSV").splitlines()[0]
+    finally:
+        shutil.rmtree(app.data / "recordings" / "again")
 
 
 def test_an_upload_that_is_no_corpus_names_the_line(visitor, tmp_path):

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from workbench.recording import recording_digest
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = ROOT / "pages"
 HELPERS = ("app", "jobs", "serve", "shared", "showing")
@@ -27,7 +29,7 @@ EXPLORING = ("tokens", "utilization", "load_balance")
 def data(recording, tmp_path_factory):
     """A data folder, with one recording as it should be and some that are not. One model host serves all tests."""
     data = tmp_path_factory.mktemp("data")
-    for name in ("truncated", "newer", "unfinished", "garbled", "shared"):
+    for name in ("truncated", "newer", "unfinished", "garbled", "second", "shared"):
         shutil.copytree(recording.path, data / "recordings" / name)
     part = data / "recordings" / "truncated" / "tokens" / "part-00000.parquet"
     part.write_bytes(part.read_bytes()[:-50])
@@ -35,6 +37,7 @@ def data(recording, tmp_path_factory):
         file = data / "recordings" / name / "manifest.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     (data / "recordings" / "garbled" / "manifest.json").write_text("{")
+    os.utime(data / "recordings" / "second" / "manifest.json", (1, 1))
     os.utime(data / "recordings" / "shared" / "manifest.json", (0, 0))  # the oldest is the one that opens by itself
     yield data
     if "jobs" in sys.modules:
@@ -103,7 +106,7 @@ def test_an_address_that_names_nothing_is_a_sentence(app, page, address, sentenc
     opened(app, page, **address)
     assert not app.exception
     assert sentence in said(app)
-    assert app.title and app.selectbox(key="recording").options == ["truncated", "shared"]
+    assert app.title and app.selectbox(key="recording").options == ["truncated", "second", "shared"]
 
 
 def test_a_choice_is_taken_from_the_address_and_written_to_it(app):
@@ -182,6 +185,61 @@ def test_the_list_says_what_each_recording_holds(app):
     ]
     assert rows.loc["unfinished", "state"] == "not finished"
     assert "schema 99" in rows.loc["newer", "state"] and "damaged" in rows.loc["garbled", "state"]
+
+
+def test_compare_shows_two_recordings_and_any_analysis(app, data):
+    opened(app, "compare", analysis="expert_load", experts="same")
+    assert not app.exception and not app.error
+    assert app.selectbox(key="against").options == ["truncated", "second"]
+    assert [header.value for header in app.header] == ["Token by token", "In any analysis"]
+    assert app.query_params["against"] == "second"
+    assert any("the same whichever documents" in str(frame.value) for frame in app.dataframe)
+    command = next(code.value for code in app.code if "differences" in code.value)
+    folder = data / "recordings"
+    assert command.startswith(f"workbench analyze {folder / 'shared'} differences --against {folder / 'second'}")
+    assert "--experts same" in command
+    app.selectbox(key="ceiling").select("second").run()
+    assert not app.exception and "Ceiling" in app.caption[0].value
+    app.selectbox(key="against").select("truncated").run()
+    assert "was truncated or edited" in said(app)
+
+
+def test_what_cannot_be_compared_is_a_sentence(app, data, tmp_path):
+    from tests import tiny
+    from workbench.capture.record import record
+
+    record(tiny.moe(n_experts=10), tiny.corpus(n_documents=10), data / "recordings" / "wider")
+    try:
+        opened(app, "compare", against="wider", recording="shared")
+        assert not app.exception
+        assert "cannot be compared: one has 8 experts at layer 0, the other 10. Compare models with as many" in said(
+            app
+        )
+        assert app.selectbox(key="against").value == "wider"
+    finally:
+        shutil.rmtree(data / "recordings" / "wider")
+
+
+@pytest.mark.parametrize("corpus", ["demo", "random"])
+def test_one_recording_alone_cannot_be_compared_and_the_page_says_how_to_go_on(
+    app, recording, monkeypatch, tmp_path, corpus
+):
+    alone = tmp_path / "recordings" / "alone"
+    shutil.copytree(recording.path, alone)
+    manifest = json.loads((alone / "manifest.json").read_text())
+    manifest["corpus"]["name"] = corpus
+    manifest["digest"] = recording_digest(manifest)
+    (alone / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path))
+    opened(app, "compare")
+    assert not app.exception and not app.error
+    assert f"There is one recording, tiny-random-moe over {corpus}, and a comparison needs two" in said(app)
+    if corpus == "demo":
+        assert "tiny-moe@step-226" in app.selectbox(key="second-model").options
+        assert any(button.label.startswith("Record tiny") for button in app.button)
+    else:
+        assert [link.label for link in app.page_link] == ["Record another model over the same corpus"]
+    sys.modules["jobs"]._host.clear()
 
 
 def test_text_is_shown_letter_by_letter(app):
