@@ -12,7 +12,7 @@ import pandas as pd
 
 from workbench.recording import Recording, prefix
 
-_BY_EXPERT = ("counts", "score_sum", "weight_sum", "logits")
+_BY_EXPERT = ("counts", "score_sum", "weight_sum", "logits", "contribution_sum")
 
 
 class View(Recording):
