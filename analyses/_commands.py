@@ -121,11 +121,13 @@ def demo(
     """Records the bundled corpus with the bundled model and writes a report over every analysis."""
     from analyses import _batch
     from workbench.capture.record import record
+    from workbench.models import bundled
     from workbench.models.loading import load
 
     started = time.perf_counter()
-    model = load("tiny-moe", device="cpu")
-    with token_progress("recording tiny-moe over demo") as update:
-        recording = record(model, "demo", RECORDINGS / "demo", on_progress=update)
+    model, parent = (load(name, device="cpu") for name in (bundled.DEMO_MODEL, bundled.DEMO_PARENT))
+    with token_progress(f"recording {model.name} over demo") as update:
+        how = {"fields": bundled.DEMO_FIELDS, "parent": parent}
+        recording = record(model, "demo", RECORDINGS / "demo", on_progress=update, **how)
     _run(recording, _batch.names(), out, settings=[], width="column", pass_over=True)
     console.print(f"done in {time.perf_counter() - started:.0f} s")

@@ -13,6 +13,7 @@ import pandas as pd
 from analyses._batch import main
 from analyses._expert_facts import expert_facts
 from analyses._inputs import design, require, sample_words
+from analyses._partners import partners
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Bars, Figure, TokenStrip
 from workbench.metrics.clusters import MIN_CLUSTERS, Clusters
@@ -21,6 +22,7 @@ from workbench.recording import Recording, prefix
 
 NEEDS = ("routing",)
 TOKENS_DRAWN = 10  # as many names as fit under the bars of a figure of column width
+PARTNERS_DRAWN = 12
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,10 @@ class Result:
         tokens: One row per token id, the most assignments beyond the corpus' rate first: `chosen` of its `count`
             occurrences, `share` (their ratio) with `low` and `high`, the corpus' rate, `lift`, and `clusters` of
             documents that hold it; fewer than 8, or a share of 1, give no interval.
+        hidden: What is not in `tokens`, in words.
+        partners: One row per other expert, the most surprising first: tokens that choose both (`together`), share of
+            the expert's tokens that choose the other (`probability`) with `low` and `high`, `matched_probability` in
+            random sets with the same loads, `lift_over_matched` (their ratio). Without rows where a token chooses one.
         contexts: One row per drawn occurrence: where it is, the text around it, the routing weight (where recorded).
         facts: What is known of the expert beside its use, a row each, `low` and `high` where it is a mean over text:
             its contribution (field `experts`), norms of its parameters and router row, the expert nearest to it (field
@@ -73,6 +79,8 @@ class Result:
 
     domains: pd.DataFrame
     tokens: pd.DataFrame
+    hidden: str
+    partners: pd.DataFrame
     contexts: pd.DataFrame
     context_tokens: pd.DataFrame
     facts: pd.DataFrame
@@ -99,12 +107,15 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     contexts, context_tokens = _contexts(tokens, recording.vocabulary, documents, settings)
     if not recording.has("weights"):
         contexts = contexts.drop(columns="weight")
+    row_T, how = _rows(documents, tokens.document_T), {"clusters": clusters, "level": settings.level}
     return Result(
         domains=domains,
-        tokens=_foremost(tokens, recording.vocabulary, documents, clusters=clusters, settings=settings),
+        tokens=_foremost(tokens, row_T, recording.vocabulary, clusters=clusters, settings=settings),
+        hidden=_hidden(tokens, settings),
+        partners=partners(tokens.ids_NK, row_T[tokens.chosen_T], counts_DE, expert, **how),
         contexts=contexts,
         context_tokens=context_tokens,
-        facts=expert_facts(recording, layer, expert, clusters=clusters, level=settings.level),
+        facts=expert_facts(recording, layer, expert, **how),
         layer=layer,
         expert=expert,
         sample=sample_words(recording),
@@ -134,17 +145,25 @@ def _place(recording: Recording, settings: Settings) -> tuple[int, int, np.ndarr
 
 @dataclass(frozen=True, eq=False)
 class _Tokens:
-    """Where the expert was chosen, and with what weight (NaN where not; 1 where weights were not recorded)."""
+    """Where the expert was chosen, with what weight (NaN where not; 1 where none were recorded), and beside which."""
 
     document_T: np.ndarray
     position_T: np.ndarray
     token_T: np.ndarray
     chosen_T: np.ndarray
     weight_T: np.ndarray
+    ids_NK: np.ndarray
+
+
+def _rows(documents: pd.DataFrame, document_T: np.ndarray) -> np.ndarray:
+    """Each token's document as a row of `documents`."""
+    row_of = np.empty(int(documents["document"].max()) + 1, dtype=np.int64)
+    row_of[documents["document"]] = np.arange(len(documents))
+    return row_of[document_T]
 
 
 def _read(recording: Recording, layer: int, expert: int) -> _Tokens:
-    """Part by part, each opened once, and of ids and weights only this expert's kept."""
+    """Part by part, each opened once, and of ids and weights only this expert's tokens' kept."""
     at = prefix(recording.router(layer), recording.topology)
     names = ["document", "position", "token"]
     weights = [f"{at}.weights"] if recording.has("weights") else []
@@ -155,6 +174,7 @@ def _read(recording: Recording, layer: int, expert: int) -> _Tokens:
         weights_TK = part[weights[0]].astype(np.float32) if weights else np.float32(1)
         weight_T = np.where(mine_TK, weights_TK, 0).sum(axis=1)
         read.append([*(part[name] for name in names), chosen_T, np.where(chosen_T, weight_T, np.nan)])
+        read[-1].append(part[f"{at}.ids"][chosen_T])
     return _Tokens(*(np.concatenate(column) for column in zip(*read, strict=True)))
 
 
@@ -179,7 +199,7 @@ def _domains(
 
 
 def _foremost(
-    tokens: _Tokens, vocabulary: pd.DataFrame, documents: pd.DataFrame, *, clusters: Clusters, settings: Settings
+    tokens: _Tokens, row_T: np.ndarray, vocabulary: pd.DataFrame, *, clusters: Clusters, settings: Settings
 ) -> pd.DataFrame:
     """The tokens with the most assignments beyond what the corpus' rate gives."""
     token_T, chosen_T = tokens.token_T, tokens.chosen_T
@@ -191,13 +211,11 @@ def _foremost(
     top_N = known[np.lexsort((known, -beyond))][: settings.n_tokens]
     place_V = np.full(len(count_V), -1)
     place_V[top_N] = np.arange(len(top_N))
-    row_of = np.empty(int(documents["document"].max()) + 1, dtype=np.int64)
-    row_of[documents["document"]] = np.arange(len(documents))
-    row_T = row_of[tokens.document_T]
+    n_documents = len(clusters.domain_D)
 
     def by_document(held_T: np.ndarray) -> np.ndarray:
         cell = row_T[held_T] * len(top_N) + place_V[token_T[held_T]]
-        return np.bincount(cell, minlength=len(documents) * len(top_N)).reshape(len(documents), len(top_N))
+        return np.bincount(cell, minlength=n_documents * len(top_N)).reshape(n_documents, len(top_N))
 
     shown_T = place_V[token_T] >= 0
     count_DN = by_document(shown_T)
@@ -219,6 +237,19 @@ def _foremost(
             "clusters": clusters_N,
         }
     )
+
+
+def _hidden(tokens: _Tokens, settings: Settings) -> str:
+    """What the list of tokens leaves out, in token ids and in assignments."""
+    count_V = np.bincount(tokens.token_T)
+    chosen_V = np.bincount(tokens.token_T[tokens.chosen_T], minlength=len(count_V))
+    used, rare = chosen_V > 0, (chosen_V > 0) & (count_V < settings.min_count)
+    if not used.any():
+        return "No token chooses it."
+    ids, share = int(rare.sum()), chosen_V[rare].sum() / chosen_V.sum()
+    told = f"{ids:,} of the {int(used.sum()):,} token ids that choose it occur fewer than {settings.min_count} times"
+    cut = max(int(used.sum()) - ids - settings.n_tokens, 0)
+    return f"{told} and are hidden, with {100 * share:.1f} % of its assignments; {cut:,} more are below the list's end."
 
 
 def _contexts(
@@ -252,19 +283,19 @@ def _contexts(
 
 
 def tables(result: Result) -> dict[str, pd.DataFrame]:
-    """`domains`, `tokens`, `contexts`, `context_tokens` and, where anything is known, `facts`."""
-    known = {"facts": result.facts} if len(result.facts) else {}
+    """`domains`, `tokens`, `contexts`, `context_tokens`, and where there are any, `partners` and `facts`."""
+    known = {"partners": result.partners, "facts": result.facts}
     return {
         "domains": result.domains,
         "tokens": result.tokens,
         "contexts": result.contexts,
         "context_tokens": result.context_tokens,
-        **known,
+        **{name: table for name, table in known.items() if len(table)},
     }
 
 
 def figures(result: Result) -> dict[str, Figure]:
-    """`by_domain`, and `by_token` and `contexts` of an expert that was chosen at all."""
+    """`by_domain`, and `by_token`, `partners` and `contexts` of an expert that was chosen at all."""
     level = f"{result.level:.0%} interval".replace("%", " %")
     name = f"expert {result.expert} of layer {result.layer}"
     how = f"{level}: ratio over clusters of documents, t ({result.sample})."
@@ -310,6 +341,28 @@ def figures(result: Result) -> dict[str, Figure]:
             f"after looking: shares lean upwards. {how} No interval for tokens in fewer than {MIN_CLUSTERS} clusters, "
             f"or of share 1. {result.note}".strip(),
             alt=f"First is {first['text']!r}: {first['chosen']} of its {first['count']} occurrences choose it.",
+        )
+    if len(result.partners):
+        best = result.partners.head(PARTNERS_DRAWN)
+        first = best.iloc[0]
+        drawn["partners"] = Bars(
+            best.assign(partner=best["other"].astype(str)),
+            "partner",
+            "probability",
+            low="low",
+            high="high",
+            interval_label=level,
+            null="matched_probability",
+            null_label="random sets, same loads",
+            title=f"Experts that tokens of {name} choose too",
+            x_label="other expert",
+            y_label="share of its tokens",
+            hover=("together", "lift_over_matched"),
+            caption=f"Share of the tokens of {name} that also choose another expert, beside that share in random sets "
+            f"with the same loads; the most surprising {len(best)} of {len(result.partners)}. Picked after looking: "
+            f"shares lean upwards. {how} {result.note}".strip(),
+            alt=f"First is expert {first['other']:.0f}: {first['probability']:.1%} of its tokens choose both, "
+            f"{first['matched_probability']:.1%} in random sets.".replace("%", " %"),
         )
     if len(result.context_tokens):
         drawn["contexts"] = TokenStrip(

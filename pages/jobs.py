@@ -22,6 +22,7 @@ from analyses import _batch
 from workbench.corpus import Corpus
 from workbench.errors import WorkbenchError
 from workbench.host import Host, Job
+from workbench.models import bundled
 from workbench.recording import MANIFEST
 
 
@@ -58,7 +59,8 @@ def _host(data: str) -> Host:
     look = partial(started.inspect, "tiny-moe")  # what the first page shows, asked before a queue can form
     _looks(data)["tiny-moe"] = Asked(look(), look)
     if not any((Path(data) / "recordings").glob(f"*/{MANIFEST}")):
-        started.record(model="tiny-moe", corpus="demo", name="demo")
+        how = {"fields": bundled.DEMO_FIELDS, "parent": bundled.DEMO_PARENT}
+        started.record(model=bundled.DEMO_MODEL, corpus="demo", name="demo", **how)
     return started
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -170,6 +171,16 @@ def test_a_corpus_gives_the_recording_that_record_gives(host, data, tmp_path):
     assert host.jobs()[0] == job
 
 
+def test_a_dense_parent_is_compared(host, data):
+    recording = made(
+        host,
+        host.record(model="tiny-moe", prompt="Rain.", fields=("routing", "weights"), parent="tiny-dense@parent"),
+    )
+    assert recording.manifest["settings"]["parent"]["name"] == "tiny-dense"
+    assert recording.manifest["environment"]["command"] == "workbench app"
+    assert (recording.expert_weights["parent_similarity"].map(np.mean) > 0).all()
+
+
 # Bad input
 
 
@@ -185,6 +196,12 @@ def test_a_corpus_gives_the_recording_that_record_gives(host, data, tmp_path):
         ({"prompt": "a", "name": ""}, HostError, "name is ''; up to 120 letters"),
         ({"prompt": "a", "fields": ("routing", "mood")}, HostError, "fields are routing, mood; some of routing, logp"),
         ({"prompt": "a", "fields": ()}, HostError, "fields are empty; some of routing"),
+        (
+            {"prompt": "a", "parent": "tiny-dense"},
+            HostError,
+            "parent: it is compared in the field weights, which is not",
+        ),
+        ({"prompt": "a", "parent": ""}, HostError, "model is ''; the name of a bundled model"),
         ({"prompt": "a", "max_tokens": 0}, HostError, "max_tokens is 0; at least 1 was wanted"),
         ({"prompt": "a", "corpus": "demo"}, HostError, "both corpus and prompt were given; give one of them"),
         ({}, HostError, "neither corpus and prompt were given; give one of them"),
@@ -466,6 +483,7 @@ def test_a_default_name_is_the_same_for_the_same_arguments_only(scripted):
     for changed in (
         {}, {"prompt": "The river rose"}, {"model": "tiny-moe@step-0"}, {"fields": ("routing",)}, {"check": False},
         {"max_tokens": 9}, {"fields": ("logprob", "routing")}, {"name": "mine"},
+        {"fields": ("routing", "weights"), "parent": "tiny-dense@parent"}, {"fields": ("routing", "weights")},
     ):  # fmt: skip
         scripted.record(**prompt | changed)
     for job in reversed(scripted.jobs()):

@@ -107,6 +107,7 @@ class Host:
         prompt: str | None = None,
         fields: tuple[str, ...] = ("routing", "logprob"),
         max_tokens: int | None = None,
+        parent: str | None = None,
         name: str | None = None,
         check: bool = True,
     ) -> str:
@@ -118,6 +119,7 @@ class Host:
             prompt: A text, recorded as a corpus of one document.
             fields: As of `workbench.record`.
             max_tokens: Cap over the corpus.
+            parent: The dense model that the MoE was made from, a name that `load` knows; for the field `weights`.
             name: Folder of the recording in `data/recordings`; the default is made of a digest of all arguments and of
                 the corpus' bytes, so that asking the same again finds the same recording, finished or to be resumed.
             check: Prove the capture first.
@@ -129,7 +131,10 @@ class Host:
             HostError: an argument that cannot be meant, with what was wanted; the host was stopped.
             CorpusError: a corpus that is neither bundled nor a file below the data folder.
         """
-        _refuse_bad_name_of_model(model)
+        for given in (model, *([] if parent is None else [parent])):
+            _refuse_bad_name_of_model(given)
+        if parent is not None and "weights" not in fields:
+            raise HostError("parent: it is compared in the field weights, which is not asked for; add it to fields.")
         if not fields or set(fields) - set(FIELDS):
             raise HostError(f"fields are {', '.join(fields) or 'empty'}; some of {', '.join(FIELDS)} were wanted.")
         if max_tokens is not None and max_tokens < 1:
@@ -146,6 +151,7 @@ class Host:
             )
         if name is None:
             identity = [model, what, content, [kept for kept in FIELDS if kept in fields], max_tokens, check]
+            identity += [] if parent is None else [parent]
             name = f"{_slug(model)}-{what}-{json_digest(identity)[:12]}"
         if not _NAME.fullmatch(name):
             raise HostError(
@@ -157,6 +163,7 @@ class Host:
             "prompt": prompt,
             "fields": list(fields),
             "max_tokens": max_tokens,
+            "parent": parent,
             "check": check,
             "out": str(self.data / "recordings" / name),
         }

@@ -132,6 +132,7 @@ class Owner:
         else:
             corpus = Corpus.read(request["corpus"])  # before the model: a bad line is told without loading anything
         model = self._load(request)
+        parent = _parent(request, model)
         sys.argv = _command(request)  # `record` notes it in the manifest, as what makes the recording again
         recording = record(
             model,
@@ -139,6 +140,7 @@ class Owner:
             request["out"],
             fields=tuple(request["fields"]),
             max_tokens=request["max_tokens"],
+            parent=parent,
             check=request["check"],
             on_progress=self._throttled(),
             should_cancel=lambda: self._is_cancelled(request["id"]),
@@ -200,6 +202,13 @@ def _state_of_folder(name: str) -> tuple[Any, ...]:
     return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
 
 
+def _parent(request: Request, model: "Model") -> "Model | None":
+    """The dense parent; it is released when the recording is made."""
+    from workbench.models.loading import load
+
+    return None if request["parent"] is None else load(request["parent"], device=model.device.type)
+
+
 def _out_of_memory(error: BaseException) -> bool:
     from accelerate.utils.memory import should_reduce_batch_size
 
@@ -209,10 +218,11 @@ def _out_of_memory(error: BaseException) -> bool:
 def _command(request: Request) -> list[str]:
     if request["prompt"] is not None:
         return ["workbench", "app"]  # a typed prompt has no command
-    cap = [] if request["max_tokens"] is None else ["--max-tokens", str(request["max_tokens"])]
+    more = [] if request["max_tokens"] is None else ["--max-tokens", str(request["max_tokens"])]
+    more += [] if request["parent"] is None else ["--parent", request["parent"]]
     return [
         "workbench", "record", request["model"], "--corpus", request["corpus"], "--out", request["out"],
-        "--fields", ",".join(request["fields"]), *cap, *([] if request["check"] else ["--no-check"]),
+        "--fields", ",".join(request["fields"]), *more, *([] if request["check"] else ["--no-check"]),
     ]  # fmt: skip
 
 

@@ -5,8 +5,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from analyses import expert_card
+from analyses import coactivation, expert_card
+from analyses._partners import partners
 from workbench.errors import AnalysisError
+from workbench.metrics.clusters import Clusters
 from workbench.recording import Recording
 
 
@@ -104,3 +106,49 @@ def test_contexts_hold_the_expert_where_they_say(recording):
 def test_it_refuses_what_is_not_there(recording, settings, message):
     with pytest.raises(AnalysisError, match=message):
         expert_card.run(recording, settings)
+
+
+def test_partners_by_counting_and_as_the_matrix_of_pairs_has_them(recording):
+    found = expert_card.run(recording, expert_card.Settings(layer=2, expert=4)).partners.set_index("other")
+    beside = Counter(int(other) for ids in recording.ids(2) if 4 in ids for other in ids if other != 4)
+    assert found["together"].to_dict() == {other: beside[other] for other in range(8) if other != 4}
+    chosen = int(recording.counts(2)[:, 4].sum())
+    assert found["probability"].to_numpy() == pytest.approx(found["together"].to_numpy() / chosen)
+    assert ((found["low"] <= found["probability"]) & (found["probability"] <= found["high"])).all()
+    matrix = coactivation.run(recording, coactivation.Settings(layer=2, n_draws=1)).matrix
+    row = matrix[(matrix["expert"] == 4) & (matrix["other"] != 4)].set_index("other").loc[found.index]
+    for column in ("probability", "matched_probability", "lift_over_matched"):
+        assert found[column].to_numpy() == pytest.approx(row[column].to_numpy())
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 5])
+def test_under_random_routing_partners_are_those_of_random_sets(top_k):
+    rng = np.random.default_rng(0)
+    n_documents, n_tokens, n_experts = 40, 500, 6
+    ids_TK = rng.random((n_documents * n_tokens, n_experts)).argsort(axis=1)[:, :top_k]
+    row_T = np.repeat(np.arange(n_documents), n_tokens)
+    counts_DE = np.stack([np.bincount(ids_TK[row_T == d].ravel(), minlength=n_experts) for d in range(n_documents)])
+    mine_T = (ids_TK == 2).any(axis=1)
+    clusters = Clusters.of(np.repeat(["a", "b"], n_documents // 2))
+    found = partners(ids_TK[mine_T], row_T[mine_T], counts_DE, 2, clusters=clusters, level=0.999)
+    assert len(found) == (0 if top_k == 1 else n_experts - 1)
+    assert ((found["low"] < found["matched_probability"]) & (found["matched_probability"] < found["high"])).all()
+    if top_k > 1:
+        assert found["matched_probability"].to_numpy() == pytest.approx((top_k - 1) / (n_experts - 1), abs=0.02)
+        renamed = partners((ids_TK[mine_T] + 1) % 6, row_T[mine_T], np.roll(counts_DE, 1, axis=1), 3,
+                           clusters=clusters, level=0.999)  # fmt: skip
+        assert sorted(renamed["probability"]) == pytest.approx(sorted(found["probability"]))
+
+
+def test_what_the_list_of_tokens_hides_is_said(recording):
+    token_T, chosen_T = recording.tokens()["token"].to_numpy(), (recording.ids(0) == 1).any(axis=1)
+    count_V = np.bincount(token_T)
+    chosen_V = np.bincount(token_T[chosen_T], minlength=len(count_V))
+    rare = (count_V < 8) & (chosen_V > 0)
+    assert rare.any()
+    said = expert_card.run(recording, expert_card.Settings(layer=0, expert=1, min_count=8, n_tokens=2)).hidden
+    share = 100 * chosen_V[rare].sum() / chosen_V.sum()
+    assert said.startswith(f"{rare.sum()} of the {(chosen_V > 0).sum()} token ids that choose it occur fewer than 8")
+    assert f"with {share:.1f} % of its assignments" in said
+    assert f"{max((chosen_V > 0).sum() - rare.sum() - 2, 0)} more are below" in said
+    assert "hidden" in expert_card.run(recording, expert_card.Settings(layer=0, expert=1, min_count=1)).hidden

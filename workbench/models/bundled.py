@@ -3,9 +3,15 @@
 import re
 from pathlib import Path
 
+from workbench.recording import FIELDS
+
 DATA = Path(__file__).resolve().parent.parent.parent / "data"
 MODELS = DATA / "models"
 CONFIGS = DATA / "configs"
+
+# What the first recording is made of, in the app and by `workbench demo`: of a bundled model, everything but the logits.
+DEMO_MODEL, DEMO_PARENT = "tiny-moe", "tiny-dense@parent"
+DEMO_FIELDS = tuple(field for field in FIELDS if field != "logits")
 
 
 def bundled_models() -> dict[str, list[str]]:
