@@ -127,7 +127,7 @@ def demo(
     started = time.perf_counter()
     model, parent = (load(name, device="cpu") for name in (bundled.DEMO_MODEL, bundled.DEMO_PARENT))
     with token_progress(f"recording {model.name} over demo") as update:
-        how = {"fields": bundled.DEMO_FIELDS, "parent": parent}
-        recording = record(model, "demo", RECORDINGS / "demo", on_progress=update, **how)
+        folder = RECORDINGS / "demo"
+        recording = record(model, "demo", folder, fields=bundled.DEMO_FIELDS, parent=parent, on_progress=update)
     _run(recording, _batch.names(), out, settings=[], width="column", pass_over=True)
     console.print(f"done in {time.perf_counter() - started:.0f} s")

@@ -1,4 +1,4 @@
-"""Which other experts the tokens of one expert choose too. Axes: D documents, E experts, N tokens, K chosen per token."""
+"""Which other experts the tokens of one expert choose too. Axes: D documents, E experts, N tokens, K chosen each."""
 
 import numpy as np
 import pandas as pd

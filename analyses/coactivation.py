@@ -25,7 +25,7 @@ from analyses._tokens import (
     token_parts,
 )
 from workbench.errors import AnalysisError
-from workbench.figures.spec import Bars, Figure, HeatMap
+from workbench.figures.spec import Bars, Figure, HeatMap, Lines
 from workbench.metrics import structure
 from workbench.metrics.bags import Bags, bag_interval, deal
 from workbench.metrics.sets import joint_counts, swapped_within
@@ -291,8 +291,36 @@ def tables(result: Result) -> dict[str, pd.DataFrame]:
     return {"layers": result.layers, "pairs": result.pairs, "matrix": result.matrix}
 
 
+def _by_layer(result: Result, level: str) -> Lines:
+    names = {"displaced_sample": "model", "swapped": "sets swapped in documents"}
+    keys = [key for key in ("layer", "site") if key in result.layers]
+    table = result.layers.melt(id_vars=keys, value_vars=list(names), var_name="routing", value_name="share")
+    all_text = result.layers.assign(routing="all", share=result.layers["estimate"])
+    names = {"all": "model, all text", **{name: f"{said}, sample" for name, said in names.items()}}
+    table = pd.concat([all_text[[*keys, "routing", "share", "low", "high"]], table], ignore_index=True)
+    most = result.layers.nlargest(1, "estimate").iloc[0]
+    return Lines(
+        table.assign(routing=table["routing"].map(names)),
+        "layer",
+        "share",
+        group="routing",
+        panel="site" if "site" in keys else None,
+        low="low",
+        high="high",
+        interval_label=level,
+        title="How far pairs of experts are from random sets",
+        x_label="layer",
+        y_label="share of pairs",
+        caption="Share of the pairs of a token's experts that would have to change for the pairs of random sets with "
+        f"the same loads ({result.sample}); of all text corrected for noise, with its {level} (jackknife over bags of "
+        f"documents, t). Not corrected, of a sample, beside sets swapped within documents ({result.swaps}): what "
+        f"documents alone give. {result.note}".strip(),
+        alt=f"At most {most['estimate']:.1%} of the pairs, at layer {most['layer']}.".replace("%", " %"),
+    )
+
+
 def figures(result: Result) -> dict[str, Figure]:
-    """`pair_map` of some layers, and their `strongest_pairs` where any pair is frequent enough to be ranked."""
+    """`by_layer`, `pair_map` of some layers, and their `strongest_pairs` where any is frequent enough to be ranked."""
     level = f"{result.level:.0%} interval".replace("%", " %")
     of_layers = result.matrix["layer"].unique().tolist()
     every = result.layers["layer"].nunique()
@@ -301,6 +329,7 @@ def figures(result: Result) -> dict[str, Figure]:
     never = int(result.layers["never_chosen"].sum())
     unseen = f" {never} experts are never chosen and have no value." if never else ""
     drawn: dict[str, Figure] = {
+        "by_layer": _by_layer(result, level),
         "pair_map": HeatMap(
             result.matrix,
             "other",
@@ -320,7 +349,7 @@ def figures(result: Result) -> dict[str, Figure]:
             alt=f"Layer {most['layer']} differs most from random sets: {most['displaced']:.1%} of its pairs would have "
             f"to change; of a sample {most['displaced_sample']:.1%}, and {most['swapped']:.1%} when sets are swapped "
             "within documents.".replace("%", " %"),
-        )
+        ),
     }
     shown = result.pairs[result.pairs["layer"].isin(of_layers)]
     if len(shown):

@@ -1,8 +1,8 @@
 """Which experts does each domain use, and how much does a chosen expert tell about the domain?
 
 Not shown: why. Domains differ in their words, so a router that looks at the token alone also tells them apart: the
-information is read beside a random hash of the token id as router, and beside documents whose domains are permuted.
-An untrained router and what is left when the token is known are further controls, and not here.
+information is read beside a random hash of the token id as router, beside documents whose domains are permuted, and
+beside an untrained router where one is given. What is left when the token is known is in `specialization`.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,10 @@ import numpy as np
 import pandas as pd
 
 from analyses._batch import main
+from analyses._chunks import untrained_recording
 from analyses._inputs import RouterStack, design, long_form, require, router_stacks, sample_words
+from analyses._tokens import evenly
+from workbench.errors import AnalysisError
 from workbench.figures.spec import Figure, HeatMap, Lines
 from workbench.metrics import specialization, uncertainty
 from workbench.metrics.clusters import Clusters
@@ -28,6 +31,8 @@ class Settings:
     """Settings of the analysis.
 
     Attributes:
+        layer: Layer of the map; some evenly spaced ones unless given.
+        untrained: Folder of a recording of the untrained model over the same corpus, as a further control.
         level: Coverage of the intervals.
         n_resamples: Resamples of clusters of documents.
         n_draws: Permutations of the documents' domains.
@@ -35,6 +40,8 @@ class Settings:
         seed: Of resamples and permutations.
     """
 
+    layer: int | None = None
+    untrained: str | None = None
     level: float = 0.95
     n_resamples: int = 400
     n_draws: int = 199
@@ -52,7 +59,8 @@ class Result:
         information: One row per layer, in bits: information of a chosen expert about the domain (`value` of the
             sample, bias-corrected `estimate` with `low` and `high`), `permuted` (mean when documents' domains are
             permuted) with `p`, `hashed` (a random hash of the token id as router; NaN where an imported recording has
-            no token ids, with a `note`), and `ceiling`.
+            no token ids, with a `note`), `untrained` (of the sample, as `value` is), where given, and `ceiling`.
+        shown: The layers of the map.
         sample: The sample in words.
         level: Coverage of the intervals.
         note: Why intervals are missing, if they are.
@@ -60,6 +68,7 @@ class Result:
 
     experts: pd.DataFrame
     information: pd.DataFrame
+    shown: list[int]
     sample: str
     level: float
     note: str
@@ -69,9 +78,14 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     """Computes rates by domain, and domain information with its controls.
 
     Raises:
-        AnalysisError: the recording holds no routing.
+        AnalysisError: the recording holds no routing, there is no such layer, or the untrained recording does not fit.
     """
     require(recording, NEEDS, "domain_load")
+    if settings.layer is not None and settings.layer not in recording.moe_layers:
+        raise AnalysisError(
+            f"domain_load: layer {settings.layer} has no router; set layer to one of {list(recording.moe_layers)}."
+        )
+    untrained = untrained_recording(recording, settings.untrained, "domain_load") if settings.untrained else None
     clusters = design(recording)
     experts, information, note = [], [], ""
     for stack in router_stacks(recording):
@@ -92,12 +106,14 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
                 },
             )
             experts.append(table.assign(balanced=stack.top_k / stack.n_experts))
-        information.append(_information(recording, stack, counts_DLE, clusters, settings))
+        found = _information(recording, stack, counts_DLE, clusters, settings)
+        information.append(found if untrained is None else found.assign(untrained=_plain(untrained, stack)))
         note = rate.note
     by_layer = pd.concat(experts, ignore_index=True).sort_values(["layer", "domain", "expert"], ignore_index=True)
     return Result(
         experts=by_layer,
         information=pd.concat(information, ignore_index=True),
+        shown=[settings.layer] if settings.layer is not None else evenly(list(recording.moe_layers), MOST_PANELS),
         sample=sample_words(recording),
         level=settings.level,
         note=note,
@@ -131,6 +147,12 @@ def _information(
     )
 
 
+def _plain(recording: Recording, stack: RouterStack) -> np.ndarray:
+    """Information of a sample, bits, by layer."""
+    counts_MLE = specialization.domain_counts(stack.stacked(recording, "counts"), clusters=design(recording))
+    return specialization.domain_information(counts_MLE) * _BITS
+
+
 def _hashed(recording: Recording, stack: RouterStack, clusters: Clusters, settings: Settings) -> float:
     """Mean information, over seeds, of a router that is a random hash of the token id."""
     document_D = recording.column("document", table="documents")
@@ -159,20 +181,22 @@ def tables(result: Result) -> dict[str, pd.DataFrame]:
 def figures(result: Result) -> dict[str, Figure]:
     """`domain_map` of every expert's lift, `information` by layer beside its controls."""
     level = f"{result.level:.0%} interval".replace("%", " %")
-    long = result.information.melt(
-        id_vars="layer", value_vars=["value", "permuted", "hashed"], var_name="router", value_name="bits"
-    ).merge(result.information[["layer", "low", "high"]].assign(router="value"), how="left", on=["layer", "router"])
-    names = {"value": "model", "permuted": "domains permuted", "hashed": "hash of the token id"}
+    names = {
+        "value": "model", "permuted": "domains permuted", "hashed": "hash of the token id",
+        "untrained": "untrained router",
+    }  # fmt: skip
+    routers = [name for name in names if name in result.information]
+    long = result.information.melt(id_vars="layer", value_vars=routers, var_name="router", value_name="bits").merge(
+        result.information[["layer", "low", "high"]].assign(router="value"), how="left", on=["layer", "router"]
+    )
     long["router"] = long["router"].map(names)
     hashed = long["bits"].notna().all()
     long = long[long["bits"].notna()]
-    layers = result.information["layer"].tolist()
-    shown = [layers[i] for i in np.unique(np.linspace(0, len(layers) - 1, MOST_PANELS).round().astype(int))]
-    some = (
-        f" Layers {', '.join(map(str, shown))} of {len(layers)}; the table has all." if len(shown) < len(layers) else ""
-    )
+    shown, every = result.shown, result.information["layer"].nunique()
+    some = f" Layers {', '.join(map(str, shown))} of {every}; the table has all." if len(shown) < every else ""
     most = result.experts.nlargest(1, "lift").iloc[0]
     top = result.information.nlargest(1, "value").iloc[0]
+    trained = "; and beside an untrained router, of the sample too" if "untrained" in result.information else ""
     beside = "a router that is a random hash of the token id (mean of seeds)" if hashed else f"nothing else: {NO_HASH}"
     hash_alt = f"the hash of the token id {top['hashed']:.3f}" if hashed else NO_HASH
     return {
@@ -208,7 +232,7 @@ def figures(result: Result) -> dict[str, Figure]:
             y_label="information (bits)",
             caption=f"Information between a token's domain and one of its chosen experts, equal weight per domain "
             f"({result.sample}), beside documents whose domains are permuted within strata of length, and beside "
-            f"{beside}. {level}: bias-corrected cluster bootstrap, t. {result.note}".strip(),
+            f"{beside}{trained}. {level}: bias-corrected cluster bootstrap, t. {result.note}".strip(),
             alt=f"The model has at most {top['value']:.3f} bits, at layer {top['layer']}; {hash_alt}.",
         ),
     }

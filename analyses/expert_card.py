@@ -107,15 +107,16 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     contexts, context_tokens = _contexts(tokens, recording.vocabulary, documents, settings)
     if not recording.has("weights"):
         contexts = contexts.drop(columns="weight")
-    row_T, how = _rows(documents, tokens.document_T), {"clusters": clusters, "level": settings.level}
+    row_T = _rows(documents, tokens.document_T)
+    beside = partners(tokens.ids_NK, row_T[tokens.chosen_T], counts_DE, expert, clusters=clusters, level=settings.level)
     return Result(
         domains=domains,
         tokens=_foremost(tokens, row_T, recording.vocabulary, clusters=clusters, settings=settings),
         hidden=_hidden(tokens, settings),
-        partners=partners(tokens.ids_NK, row_T[tokens.chosen_T], counts_DE, expert, **how),
+        partners=beside,
         contexts=contexts,
         context_tokens=context_tokens,
-        facts=expert_facts(recording, layer, expert, **how),
+        facts=expert_facts(recording, layer, expert, clusters=clusters, level=settings.level),
         layer=layer,
         expert=expert,
         sample=sample_words(recording),

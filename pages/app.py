@@ -18,6 +18,8 @@ page = st.navigation(
             st.Page("tokens.py", title="Tokens", icon=":material/text_fields:"),
             st.Page("utilization.py", title="Utilization", icon=":material/grid_on:"),
             st.Page("load_balance.py", title="Load balance", icon=":material/balance:"),
+            st.Page("specialization.py", title="Specialization", icon=":material/label:"),
+            st.Page("structure.py", title="Structure", icon=":material/hub:"),
             st.Page("compare.py", title="Compare", icon=":material/compare_arrows:"),
         ],
     }

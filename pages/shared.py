@@ -117,6 +117,12 @@ def choose_layer(recording: Recording) -> int | None:
     return choose("Layer", "layer", layers, default=layers[len(layers) // 2]) if layers else None
 
 
+def with_next(recording: Recording, layer: int | None) -> int | None:
+    """The layer, or the one before it where none comes after."""
+    layers = list(recording.moe_layers)
+    return layers[min(layers.index(layer), len(layers) - 2)] if layer is not None and len(layers) > 1 else layer
+
+
 def choose_expert(recording: Recording, layer: int | None) -> int | None:
     """The expert chosen in the sidebar; None for the busiest."""
     experts = range(recording.router(layer).n_experts) if layer is not None else ()
@@ -211,6 +217,24 @@ def choose_ceiling(recording: Recording) -> str | None:
     if not alike:
         return None
     chosen = choose("Ceiling", "ceiling", alike, default=None, quiet=True, placeholder="the same model again")
+    return None if chosen is None else str(jobs.data_folder() / "recordings" / chosen)
+
+
+def choose_untrained(recording: Recording) -> str | None:
+    """The folder of a recording of the untrained model over the same corpus, chosen in the sidebar; None where none is.
+
+    Which of the others is untrained only the visitor knows.
+    """
+    corpus = recording.manifest["corpus"].get("digest")
+    alike = [
+        name
+        for name, found in finished_recordings().items()
+        if name != st.session_state["recording"] and found["corpus"].get("digest") == corpus
+    ]
+    if not alike:
+        return None
+    how = {"placeholder": "none", "help": "A recording of the model before training, such as tiny-moe@step-0."}
+    chosen = choose("Untrained router", "untrained", alike, default=None, quiet=True, **how)
     return None if chosen is None else str(jobs.data_folder() / "recordings" / chosen)
 
 

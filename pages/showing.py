@@ -16,8 +16,9 @@ from jobs import plain
 from shared import pick
 
 from analyses import _batch, _compare
+from workbench.errors import AnalysisError
 from workbench.figures.screen import screen
-from workbench.figures.spec import Figure, TokenStrip
+from workbench.figures.spec import Figure, HeatMap, TokenStrip
 from workbench.figures.theme import DARK, LIGHT
 from workbench.recording import Recording
 
@@ -70,13 +71,14 @@ def result(
     digest, path = f"{recording.digest} {recording.chosen_phase}", str(recording.path)
     if against is not None:
         digest, path = f"{digest} against {against.digest} experts {experts}", f"{path} {against.path}"
-    found = _result(digest, path, source, name, pairs, recording, against, experts)
+    with st.spinner(f"Computing {name.replace('_', ' ')} over {recording.n_tokens:,} tokens …"):
+        found = _result(digest, path, source, name, pairs, recording, against, experts)
     if found.missing:
         st.info(plain(f"This recording holds too little for the figures, so only tables are shown. {found.missing}"))
     return found
 
 
-@st.cache_resource(max_entries=64, show_spinner="Computing …")
+@st.cache_resource(max_entries=64, show_spinner=False)
 def _result(
     digest: str, path: str, source: str, name: str, pairs: tuple[str, ...],
     _recording: Recording, _against: Recording | None, _experts: str,
@@ -93,15 +95,72 @@ def names_of_one() -> list[str]:
 
 def ask(title: str, name: str) -> None:
     """The page's title, the analysis' question, and what its numbers do not show."""
-    question, _, rest = (inspect.getdoc(_batch.get(name)) or "").partition("\n\n")
     st.title(title)
+    question(name)
+
+
+def question(name: str) -> None:
+    """An analysis' question, and what its numbers do not show."""
+    asked, _, rest = (inspect.getdoc(_batch.get(name)) or "").partition("\n\n")
     left, right = st.columns([5, 1], vertical_alignment="center")
-    left.markdown(f"**{plain(question)}**")
-    with right.popover("Not shown", icon=":material/help:", type="tertiary"):
+    left.markdown(f"**{plain(asked)}**")
+    with right.popover("Not shown", icon=":material/help:", type="tertiary", key=f"{name}-not-shown"):
         st.markdown(plain(rest.removeprefix("Not shown:").strip()))
 
 
-def show(shown: Shown, name: str, *, follow: Mapping[str, str] | None = None) -> None:
+@contextmanager
+def told() -> Iterator[None]:
+    """Shows why an analysis has nothing to say of a recording, and lets the page go on."""
+    try:
+        yield
+    except AnalysisError as error:
+        st.info(plain(error))
+
+
+@contextmanager
+def part(title: str, name: str, recording: Recording) -> Iterator[bool]:
+    """A part of the page about one analysis, folded away at first; whether it is open.
+
+    Where the recording lacks its fields, a sentence stands instead.
+    """
+    missing = [field for field in _batch.get(name).NEEDS if field not in recording.fields]
+    if missing:
+        fields = ",".join([*recording.fields, *missing])
+        st.caption(f"**{title}** needs what this recording lacks; record again with the fields {plain(fields)}.")
+        yield False
+        return
+    with folded(title) as is_open:
+        if is_open:
+            question(name)
+        with told():
+            yield is_open
+
+
+def every(shown: Shown, *, follow: Mapping[str, str] | None = None) -> None:
+    """All figures of a result, one beside another where neither has panels, and its tables where they are asked for."""
+    row: list[str] = []
+    for name, figure in [*shown.figures.items(), ("", None)]:
+        narrow = figure is not None and figure.panel is None and not isinstance(figure, HeatMap)
+        row += [name] if narrow else []
+        if len(row) == 2 or (row and not narrow):
+            for column, each in zip(st.columns(2) if len(row) == 2 else [st], row, strict=True):
+                with column if column is not st else st.container():
+                    show(shown, each, follow=_known(shown, each, follow))
+            row = []
+        if figure is not None and not narrow:
+            show(shown, name, follow=_known(shown, name, follow))
+    if st.toggle("Tables", key=f"{shown.name}-tables"):
+        for name in shown.tables:
+            table(shown, name)
+
+
+def _known(shown: Shown, name: str, follow: Mapping[str, str] | None) -> dict[str, str]:
+    """What a click can choose: the columns that the figure's marks have."""
+    columns = shown.figures[name].columns()
+    return {column: choice for column, choice in (follow or {}).items() if column in columns}
+
+
+def show(shown: Shown, name: str, *, follow: Mapping[str, str] | None = None, tag: str = "") -> None:
     """Draws a figure with its caption and downloads.
 
     Args:
@@ -109,11 +168,12 @@ def show(shown: Shown, name: str, *, follow: Mapping[str, str] | None = None) ->
         name: The figure; nothing is drawn where the result has none of that name.
         follow: Columns of its marks, with the choices that they are: a click on a mark chooses it, and the mark that
             is chosen is outlined.
+        tag: Tells two figures of one name on a page apart.
     """
     figure = shown.figures.get(name)
     if figure is None:
         return
-    key = f"{shown.name}-{name}"
+    key = f"{tag}{shown.name}-{name}"
     drawn = _drawn(shown.key, name, is_dark(), figure)
     draw(figure, key, drawn=type(drawn)(drawn), follow=follow)  # a copy: choices are outlined in it
     below = st.container(gap=None)
@@ -179,20 +239,20 @@ def _outline(drawn: Any, chosen: Mapping[str, Any]) -> None:
             borders = [(3, ink.text) if i in at else (1, ink.faint) for i in range(len(rows))]
             trace.marker.line.width, trace.marker.line.color = map(list, zip(*borders, strict=True))
         elif trace.mode == "markers":  # the unseen squares over the cells of a heat map
-            for i in at:
-                cell = {"x0": trace.x[i] - 0.5, "x1": trace.x[i] + 0.5, "y0": trace.y[i] - 0.5, "y1": trace.y[i] + 0.5}
-                for line in ({"color": "black", "width": 5}, {"color": "white", "width": 2}):  # seen on any colour
-                    drawn.add_shape(type="rect", xref=trace.xaxis, yref=trace.yaxis, **cell, line=line)
+            xs, ys = [trace.x[i] for i in at], [trace.y[i] for i in at]  # a cell, or a row or a column of cells
+            box = {"x0": min(xs) - 0.5, "x1": max(xs) + 0.5, "y0": min(ys) - 0.5, "y1": max(ys) + 0.5}
+            for line in ({"color": "black", "width": 5}, {"color": "white", "width": 2}):  # seen on any colour
+                drawn.add_shape(type="rect", xref=trace.xaxis, yref=trace.yaxis, **box, line=line)
         else:
             trace.marker.size = [2 * trace.marker.size if i in at else trace.marker.size for i in range(len(rows))]
 
 
-def table(shown: Shown, name: str, rows: Any = None) -> None:
-    """Shows a table, or the given rows of it, with downloads of the whole."""
-    key = f"{shown.name}-{name}-table"
+def table(shown: Shown, name: str, rows: Any = None, *, tag: str = "") -> None:
+    """Shows a table, or the given rows of it, with downloads of the whole; `tag` as of `show`."""
+    key = f"{tag}{shown.name}-{name}-table"
     st.dataframe(shown.tables[name] if rows is None else rows, hide_index=True, key=key)
     with st.popover("Save", icon=":material/download:", type="tertiary", key=f"{key}-save"):
-        _downloads(f"{shown.name}-{name}", ("csv", "tex"), partial(_table_bytes, shown, name))
+        _downloads(f"{tag}{shown.name}-{name}", ("csv", "tex"), partial(_table_bytes, shown, name))
         st.code(shown.command, language="bash", wrap_lines=True)
 
 

@@ -1,5 +1,6 @@
-"""Utilization: the load of every expert of every layer, and the card of the one that is clicked."""
+"""Utilization: the load of every expert of every layer, and the card of the one that is clicked, or of two."""
 
+import experts
 import shared
 import showing
 import streamlit as st
@@ -7,19 +8,25 @@ import streamlit as st
 showing.ask("Utilization", "expert_load")
 recording = shared.choose_recording()
 load = showing.result(recording, "expert_load")
-layer = shared.choose_layer(recording)
-expert = shared.choose_expert(recording, layer)
+layer, expert = experts.choose(recording)
 showing.show(load, "load_map", follow={"layer": "layer", "expert": "expert"})
 
-card = showing.result(recording, "expert_card", layer=layer, expert=expert)
-st.header(f"Expert {card.result.expert} of layer {card.result.layer}")
-st.caption("The busiest of the layer; click a cell of the map for another." if expert is None else "")
-by_domain, by_token = st.columns(2)
-with by_domain:
-    showing.show(card, "by_domain")
-with by_token:
-    showing.show(card, "by_token")
-showing.show(card, "contexts")
+least = experts.choose_least()
+card = experts.card(recording, layer, expert, least=least)
+pinned = experts.choose_pinned(recording, card.result.layer, card.result.expert)
+if pinned is None:
+    st.header(f"Expert {card.result.expert} of layer {card.result.layer}")
+    st.caption("The busiest of the layer; click a cell of the map for another." if expert is None else "")
+    experts.show_card(card)
+else:
+    here, there = st.columns(2, gap="large")
+    with here:
+        st.header(f"Expert {card.result.expert} of layer {card.result.layer}")
+        experts.show_card(card, wide=False)
+    with there:
+        beside = experts.card(recording, *pinned, least=least)
+        st.header(f"Expert {beside.result.expert} of layer {beside.result.layer}")
+        experts.show_card(beside, wide=False, tag="pinned-")
 with showing.folded("Tables") as is_open:
     for shown, table in ((card, "tokens"), (card, "contexts"), (card, "domains"), (load, "experts")):
         if is_open:

@@ -91,6 +91,10 @@ def test_coactivation_counts_every_pair(recording):
     )
     assert (result.layers["never_chosen"] == 0).all()
     assert result.layers["p"].between(1 / 21, 1).all()
+    drawn = coactivation.figures(result)["by_layer"].table.set_index(["routing", "layer"])["share"]
+    of_layer = result.layers.set_index("layer")
+    for name, column in (("model, all text", "estimate"), ("sets swapped in documents, sample", "swapped")):
+        assert drawn[name].to_dict() == of_layer[column].to_dict()
 
 
 def test_coactivation_of_an_expert_that_is_never_chosen(recording):

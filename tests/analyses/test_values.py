@@ -111,6 +111,17 @@ def test_domain_load_is_the_rate_within_the_domain(recording):
     assert 0 < row["permuted"] < row["value"] <= row["ceiling"]
 
 
+def test_domain_information_of_the_model_beside_itself_as_untrained(recording):
+    result = domain_load.run(recording, domain_load.Settings(layer=2, untrained=str(recording.path)))
+    assert result.information["untrained"].to_numpy() == pytest.approx(result.information["value"].to_numpy())
+    drawn = domain_load.figures(result)
+    assert "untrained router" in set(drawn["information"].table["router"])
+    assert set(drawn["domain_map"].table["layer"]) == {2}
+    assert "untrained" not in domain_load.run(recording).information
+    with pytest.raises(AnalysisError, match=r"domain_load: layer 1 has no router; set layer to one of \[0, 2\]"):
+        domain_load.run(recording, domain_load.Settings(layer=1))
+
+
 def test_token_routing_shows_the_document_in_its_order(recording):
     corpus = tiny.corpus()
     result = token_routing.run(recording, token_routing.Settings(document="d7", layer=2))

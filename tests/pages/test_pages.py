@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from workbench.recording import recording_digest
+from workbench.recording import FIELDS, recording_digest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = ROOT / "pages"
-HELPERS = ("app", "jobs", "serve", "shared", "showing")
+HELPERS = ("app", "experts", "jobs", "serve", "shared", "showing")
 NAMES = sorted(file.stem for file in PAGES.glob("*.py") if file.stem not in HELPERS)
-EXPLORING = ("tokens", "utilization", "load_balance")
+EXPLORING = ("tokens", "utilization", "load_balance", "specialization", "structure")
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def test_the_list_says_what_each_recording_holds(app):
     assert rows.loc["shared", ["state", "model", "fields"]].tolist() == [
         "finished",
         "tiny-random-moe",
-        "routing, logprob, logits",
+        ", ".join(FIELDS),
     ]
     assert rows.loc["unfinished", "state"] == "not finished"
     assert "schema 99" in rows.loc["newer", "state"] and "damaged" in rows.loc["garbled", "state"]

@@ -9,7 +9,7 @@ DATA = Path(__file__).resolve().parent.parent.parent / "data"
 MODELS = DATA / "models"
 CONFIGS = DATA / "configs"
 
-# What the first recording is made of, in the app and by `workbench demo`: of a bundled model, everything but the logits.
+# The first recording, of the app and of `workbench demo`: everything but the logits.
 DEMO_MODEL, DEMO_PARENT = "tiny-moe", "tiny-dense@parent"
 DEMO_FIELDS = tuple(field for field in FIELDS if field != "logits")
 

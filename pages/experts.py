@@ -1,0 +1,83 @@
+"""One expert of one layer: chosen, jumped to by name, pinned beside another, and shown as a card."""
+
+import re
+from typing import Any
+
+import shared
+import showing
+import streamlit as st
+from jobs import plain
+
+from workbench.recording import Recording
+
+_NAME = re.compile(r"\s*L?\s*(\d{1,6})\s*[,;:/ ]?\s*E?\s*(\d{1,6})\s*", re.IGNORECASE)
+LEAST = (1, 2, 5, 10, 20, 50, 100)
+
+
+def choose(recording: Recording) -> tuple[int | None, int | None]:
+    """The layer and the expert, chosen in the sidebar or jumped to; None for the busiest expert."""
+    st.sidebar.text_input("Jump to", key="jump", placeholder="L17 E42", on_change=_jump)
+    if asked := st.session_state.pop("not_understood", None):
+        st.warning(f"“{plain(asked)}” names no expert; write a layer and an expert, such as L17 E42.")
+    layer = shared.choose_layer(recording)
+    return layer, shared.choose_expert(recording, layer)
+
+
+def _jump() -> None:
+    """Chooses what a visitor typed; whether it is there is said where it is chosen."""
+    asked, st.session_state["jump"] = st.session_state["jump"], ""
+    found = _NAME.fullmatch(asked)
+    if found:
+        shared.pick(layer=int(found[1]), expert=int(found[2]))
+    elif asked.strip():
+        st.session_state["not_understood"] = asked[:60]
+
+
+def choose_pinned(recording: Recording, layer: int, expert: int) -> tuple[int, int] | None:
+    """The expert that is pinned, to be shown beside the chosen one; a button pins the chosen one."""
+    every = {f"L{at} E{e}": (at, e) for at in recording.moe_layers for e in range(recording.router(at).n_experts)}
+    pinned = shared.choose(
+        "Beside it", "pin", list(every), default=None, quiet=True, placeholder="another expert, to compare"
+    )
+    here = f"L{layer} E{expert}"
+    if pinned is None or pinned == here:
+        st.button(f"Pin {here}", icon=":material/keep:", on_click=shared.pick, kwargs={"pin": here}, type="tertiary")
+        return None
+    st.button(
+        f"Unpin {pinned}", icon=":material/keep_off:", on_click=shared.pick, kwargs={"pin": None}, type="tertiary"
+    )
+    return every[pinned]
+
+
+def choose_least() -> int:
+    """How often a token must occur to be listed."""
+    chosen = st.select_slider("Tokens that occur at least … times", LEAST, value=5, key="least", width=360)
+    return int(chosen)
+
+
+def card(recording: Recording, layer: int | None, expert: int | None, *, least: int) -> Any:
+    """The card of an expert, computed or found."""
+    return showing.result(recording, "expert_card", layer=layer, expert=expert, min_count=least)
+
+
+def show_card(shown: Any, *, wide: bool = True, tag: str = "") -> None:
+    """Draws a card: over the width of the page, or of half of it; `tag` tells one of two on a page from the other."""
+    columns = [*st.columns(2), *st.columns(2)] if wide else [st.container() for _ in range(4)]
+    for column, figure in zip(columns, ("by_domain", "by_token", "partners"), strict=False):
+        with column:
+            showing.show(shown, figure, tag=tag)
+            if figure == "by_token":
+                st.caption(plain(shown.result.hidden))
+    with columns[3]:
+        if "facts" in shown.tables:
+            st.markdown("**What it adds, and its parameters**")
+            showing.table(shown, "facts", tag=tag)
+        else:
+            st.caption("What it adds and facts of its parameters: record with the fields experts and weights.")
+    showing.show(shown, "contexts", tag=tag)
+
+
+def link(layer: int | None, expert: int) -> None:
+    """To the card of the chosen expert."""
+    there = {"recording": st.session_state["recording"], "layer": str(layer), "expert": str(expert)}
+    st.page_link("utilization.py", label=f"The card of L{layer} E{expert}", query_params=there)
