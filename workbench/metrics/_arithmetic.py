@@ -1,4 +1,4 @@
-"""What several metrics share: checks of ids and counts, entropy, sums and variances between clusters.
+"""What several metrics share: checks of ids and counts, entropy, hashes, sums and variances between clusters.
 
 Not metrics themselves. Axes: T tokens, D documents, U clusters, E experts, K chosen per token, X one flattened run of
 further axes.
@@ -11,6 +11,7 @@ from scipy import stats
 
 from workbench.metrics.clusters import Clusters
 
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: the step of splitmix64
 BLOCK = 1 << 20  # elements of a [U, X, E] block: its float64 temporaries are 8 MB each, near the cache
 
 
@@ -44,6 +45,13 @@ def checked_counts(counts: np.ndarray) -> np.ndarray:
 def entropy(share_xE: np.ndarray) -> np.ndarray:
     """−Σ f ln f in nats, with 0 ln 0 = 0."""
     return np.asarray(-(share_xE * np.log(np.where(share_xE > 0, share_xE, 1))).sum(axis=-1))
+
+
+def mixed(key_x: np.ndarray) -> np.ndarray:
+    """The finalizer of splitmix64: every bit of the result depends on every bit of the key."""
+    key_x = (key_x ^ (key_x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    key_x = (key_x ^ (key_x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return key_x ^ (key_x >> np.uint64(31))
 
 
 def cluster_blocks(counts_DxE: np.ndarray, clusters: Clusters) -> Iterator[np.ndarray]:

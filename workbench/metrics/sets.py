@@ -9,9 +9,8 @@ x any further axes (layers).
 import numpy as np
 from jaxtyping import Int, Integer, Shaped, UInt8, UInt64
 
-from workbench.metrics._arithmetic import check_ids
+from workbench.metrics._arithmetic import GOLDEN, check_ids, mixed
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: the step of splitmix64
 _BLOCK = 1 << 16  # tokens of one block of indicators: 16 MB at 64 experts, and every count is exact in float32
 
 
@@ -133,17 +132,10 @@ def keyed_hash(
     Source:
         Steele, Lea & Flood 2014 † (splitmix64): as commonly given.
     """
-    start = _mix(np.array([seed], dtype=np.int64).view(np.uint64) + _GOLDEN)
-    start = _mix(start + np.array([draw + 1], dtype=np.uint64) * _GOLDEN)
-    key_T = _mix(one_T.astype(np.int64).view(np.uint64) * _GOLDEN + start)
-    return _mix(key_T + (two_T.astype(np.int64).view(np.uint64) + np.uint64(1)) * _GOLDEN)
-
-
-def _mix(key_T: np.ndarray) -> np.ndarray:
-    """The finalizer of splitmix64: every bit of the result depends on every bit of the key."""
-    key_T = (key_T ^ (key_T >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    key_T = (key_T ^ (key_T >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return key_T ^ (key_T >> np.uint64(31))
+    start = mixed(np.array([seed], dtype=np.int64).view(np.uint64) + GOLDEN)
+    start = mixed(start + np.array([draw + 1], dtype=np.uint64) * GOLDEN)
+    key_T = mixed(one_T.astype(np.int64).view(np.uint64) * GOLDEN + start)
+    return mixed(key_T + (two_T.astype(np.int64).view(np.uint64) + np.uint64(1)) * GOLDEN)
 
 
 def swapped_within(
@@ -179,7 +171,7 @@ def swapped_within(
         Strona et al. 2014, Nat. Commun. 5:4114 † (curveball): differs: a mask in place of a drawn number of exchanges.
     """
     bits_TxW = bits_TxW.copy()
-    of_mask_X = np.arange(1, bits_TxW[:1].size + 1, dtype=np.uint64) * _GOLDEN
+    of_mask_X = np.arange(1, bits_TxW[:1].size + 1, dtype=np.uint64) * GOLDEN
     starts_T = np.flatnonzero(np.diff(document_T, prepend=document_T[:1] - 1))
     size = np.diff(starts_T, append=len(document_T))
     within_T = np.arange(len(document_T)) - np.repeat(starts_T, size)
@@ -191,7 +183,7 @@ def swapped_within(
         one_PxW, two_PxW = bits_TxW[one_P], bits_TxW[two_P]
         # keyed by the pair's first token, apart from the key that put it there
         key_P = keyed_hash(document_T[one_P], position_T[one_P], seed=seed + 2**32, draw=step)
-        mask_PX = _mix(key_P[:, None] + of_mask_X)
+        mask_PX = mixed(key_P[:, None] + of_mask_X)
         moved_PxW = (one_PxW ^ two_PxW) & mask_PX.reshape(one_PxW.shape)
         as_many_Px = overlap(one_PxW, moved_PxW) == overlap(two_PxW, moved_PxW)
         moved_PxW[~as_many_Px] = 0
