@@ -10,8 +10,10 @@ import typer
 from workbench.cli import RECORDINGS, console, token_progress
 
 if TYPE_CHECKING:
+    from analyses import _several
     from workbench.figures.theme import Width
     from workbench.recording import Recording
+    from workbench.report import Section
 
 
 def register(app: typer.Typer) -> None:
@@ -28,6 +30,7 @@ def analyze(
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, for one analysis")] = None,
     width: Annotated[str, typer.Option(help="of figures: column (3.25 in) or text (6.75 in)")] = "column",
     phase: Annotated[str | None, typer.Option(help="prefill or decode, of a recording that holds both")] = None,
+    jobs: Annotated[int | None, typer.Option(help="processes; as the recording's size and the cores allow")] = None,
 ) -> None:
     """Runs analyses of a recording and writes their tables and figures, with a page that shows them all."""
     from analyses import _batch
@@ -43,9 +46,11 @@ def analyze(
         _batch.parse_settings(_batch.get(name), settings or [])  # refused before anything is run
     if width not in ("column", "text"):
         raise AnalysisError(f"--width is {width!r}; column or text was wanted.")
+    if jobs is not None and jobs < 1:
+        raise AnalysisError(f"--jobs is {jobs}; 1 or more was wanted.")
     opened = Recording.open(recording)
     opened = opened.of_phase(phase) if phase is not None else opened
-    _run(opened, chosen, out, settings=settings or [], width=cast("Width", width), pass_over=all_)
+    _run(opened, chosen, out, settings=settings or [], width=cast("Width", width), pass_over=all_, jobs=jobs)
 
 
 def _run(
@@ -56,29 +61,29 @@ def _run(
     settings: list[str],
     width: "Width",
     pass_over: bool = False,
+    jobs: int | None = None,
 ) -> Path:
     """Runs the analyses; with `pass_over` those that refuse the recording are named and left out, unless all do."""
-    from analyses import _batch
+    from analyses import _batch, _several
     from workbench.errors import AnalysisError
     from workbench.export import write_reproduce
-    from workbench.report import Section, write_report
+    from workbench.report import write_report
 
-    sections: list[Section] = []
-    commands: list[str] = []
-    for name in names:
-        started = time.perf_counter()
-        try:
-            with console.status(f"{name} …"):
-                files, drawn = _batch.analyze(recording, name, out, settings=settings, width=width)
-        except AnalysisError as error:
-            if not pass_over or (name == names[-1] and not sections):
-                raise
-            console.print(f"left out: {error}", soft_wrap=True)
-            continue
-        console.print(f"{name}: {len(files)} files in {time.perf_counter() - started:.1f} s")
-        question, _, rest = (inspect.getdoc(_batch.get(name)) or "").partition("\n\n")
-        sections.append(Section(name, question, " ".join(rest.split()), drawn, files))
-        commands.append(_batch.command(recording, name, settings=settings, width=width))
+    n_processes = _several.processes(recording, names) if jobs is None else jobs
+    done: dict[str, _several.Done] = {}
+    with console.status("analyzing …") as status:
+        for one in _several.run(recording, names, out, settings=settings, width=width, n_processes=n_processes):
+            if one.refused and not pass_over:
+                raise AnalysisError(one.refused)
+            said = f"left out: {one.refused}" if one.refused else f"{one.name}: {len(one.files)} files"
+            console.print(said if one.refused else f"{said} in {one.seconds:.1f} s", soft_wrap=True)
+            done[one.name] = one
+            status.update(f"{len(done)} of {len(names)} analyses done …")
+    answered = [name for name in names if not done[name].refused]
+    if not answered:
+        raise AnalysisError(done[names[-1]].refused)
+    sections = [_section(done[name]) for name in answered]
+    commands = [_batch.command(recording, name, settings=settings, width=width) for name in answered]
     write_reproduce(out, commands)
     page = out / "index.html"
     model, corpus = recording.manifest["identity"]["model"], recording.manifest["corpus"]
@@ -92,6 +97,14 @@ def _run(
     write_report(page, title=f"{model} on {corpus['name']}", facts=facts, sections=sections)
     console.print(f"report: {page}", soft_wrap=True)
     return page
+
+
+def _section(done: "_several.Done") -> "Section":
+    from analyses import _batch
+    from workbench.report import Section
+
+    question, _, rest = (inspect.getdoc(_batch.get(done.name)) or "").partition("\n\n")
+    return Section(done.name, question, " ".join(rest.split()), done.figures, done.files)
 
 
 def demo(

@@ -17,6 +17,13 @@ BLOCK = 1 << 20  # elements of a [U, X, E] block: its float64 temporaries are 8 
 
 def check_ids(ids_TK: np.ndarray, *, n_experts: int) -> None:
     """Refuse ids outside [0, E), and a token that names an expert twice."""
+    check_range(ids_TK, n_experts=n_experts)
+    sorted_TK = np.sort(ids_TK, axis=1)
+    refuse_twice(ids_TK, (sorted_TK[:, 1:] == sorted_TK[:, :-1]).any(axis=1))
+
+
+def check_range(ids_TK: np.ndarray, *, n_experts: int) -> None:
+    """Refuse ids outside [0, E)."""
     if ids_TK.size == 0:
         return
     low, high = int(ids_TK.min()), int(ids_TK.max())
@@ -25,8 +32,10 @@ def check_ids(ids_TK: np.ndarray, *, n_experts: int) -> None:
             f"ids_TK spans {low} to {high}, wanted 0 to {n_experts - 1}: check n_experts, and that ids are of routed "
             "experts of one layer"
         )
-    sorted_TK = np.sort(ids_TK, axis=1)
-    twice_T = (sorted_TK[:, 1:] == sorted_TK[:, :-1]).any(axis=1)
+
+
+def refuse_twice(ids_TK: np.ndarray, twice_T: np.ndarray) -> None:
+    """Refuse tokens that were found to name an expert twice."""
     if twice_T.any():
         token = int(twice_T.argmax())
         raise ValueError(

@@ -1,0 +1,134 @@
+"""Runs several analyses of one recording, on several cores where it is large; each stays as it is when run alone.
+
+A process of its own for each core, since much of an analysis holds Python's lock; each keeps decoded ids from one
+question to the next. Results come as they are done.
+"""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analyses import _batch
+from workbench.errors import AnalysisError
+from workbench.figures.theme import Width
+from workbench.recording import Recording
+
+KEPT_BYTES = 256 << 20  # of decoded ids in each process: those of a million tokens of 28 layers, K = 8
+MOST_PROCESSES = 2  # each takes up to a gigabyte
+_WORTH_A_PROCESS = 200_000  # tokens; a process takes two seconds to start
+_LONGEST = (
+    "specialization",
+    "same_token",
+    "position",
+    "segment_consistency",
+    "context",
+)  # begun first, to end together
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(frozen=True, eq=False)
+class Done:
+    """What came of one analysis: its files and figures, or why it refused.
+
+    Attributes:
+        name: The analysis.
+        files: Written.
+        figures: By name.
+        refused: Why there are none; empty where there are.
+        seconds: Taken.
+    """
+
+    name: str
+    files: list[Path]
+    figures: Mapping[str, Any]
+    refused: str
+    seconds: float
+
+
+def processes(recording: Recording, names: Sequence[str]) -> int:
+    """How many processes are worth their start."""
+    if recording.n_tokens < _WORTH_A_PROCESS:
+        return 1
+    return max(1, min(MOST_PROCESSES, os.cpu_count() or 1, len(names)))
+
+
+def run(
+    recording: Recording, names: Sequence[str], out: Path, *, settings: Sequence[str], width: Width, n_processes: int
+) -> Iterator[Done]:
+    """Runs the analyses and yields each when it is done; with several processes not in the order of the names.
+
+    Raises:
+        AnalysisError: a process died, which is nearly always for want of memory.
+    """
+    if n_processes == 1:
+        recording = recording.keeping(KEPT_BYTES)
+        for name in names:
+            yield _one(recording, name, out, settings, width)
+        return
+    order = sorted(names, key=lambda name: _LONGEST.index(name) if name in _LONGEST else len(_LONGEST))
+    arguments = (recording.path, recording.chosen_phase, out, list(settings), width)
+    with (
+        _one_thread_each(),
+        ProcessPoolExecutor(
+            n_processes, mp_context=multiprocessing.get_context("spawn"), initializer=_open, initargs=arguments
+        ) as pool,
+    ):
+        asked: list[Future[Done]] = [pool.submit(_ask, name) for name in order]
+        try:
+            for future in as_completed(asked):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise AnalysisError(
+                f"a process died while it analyzed {recording.path}, most likely for want of memory; run the analyses "
+                "with --jobs 1."
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Linear algebra in the processes started here takes one thread each: as many as there are cores, all busy."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _one(recording: Recording, name: str, out: Path, settings: Sequence[str], width: Width) -> Done:
+    started = time.perf_counter()
+    try:
+        files, drawn = _batch.analyze(recording, name, out, settings=settings, width=width)
+    except AnalysisError as error:
+        return Done(name, [], {}, str(error), time.perf_counter() - started)
+    return Done(name, files, drawn, "", time.perf_counter() - started)
+
+
+_asked: tuple[Recording, Path, Sequence[str], Width] | None = None  # of this process, set by its initializer
+
+
+def _open(path: Path, phase: str | None, out: Path, settings: Sequence[str], width: Width) -> None:
+    global _asked  # noqa: PLW0603  what an initializer of a pool can leave to its calls
+    recording = Recording.open(path)
+    recording = recording.of_phase(phase) if phase else recording
+    _asked = recording.keeping(KEPT_BYTES), out, settings, width
+
+
+def _ask(name: str) -> Done:
+    assert _asked is not None
+    recording, out, settings, width = _asked
+    return _one(recording, name, out, settings, width)
