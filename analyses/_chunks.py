@@ -3,7 +3,7 @@
 Axes: T tokens of a chunk, K chosen per token.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +14,7 @@ from workbench.models.topology import Router
 from workbench.recording import Recording, prefix
 
 CHUNK_TOKENS = 1 << 20
-KEPT_ORDERS = 1 << 25  # shuffled rows kept for the next layer, 128 MB; those of a larger recording are drawn again
+KEPT_BYTES = 1 << 27  # of shuffles, kept for the next layer; those of a larger recording are drawn again
 
 Chunk = dict[str, np.ndarray]
 
@@ -87,29 +87,33 @@ def next_token(chunk: Chunk) -> np.ndarray:
 
 @dataclass
 class Shuffles:
-    """Orders that shuffle each document, the same for every layer. Kept while they are few.
+    """Orders that shuffle each document, and what is read off them: the same for every layer. Kept while it is little.
 
     Attributes:
         seed: Of the shuffles.
     """
 
     seed: int
-    _kept: dict[tuple[int, int, int], np.ndarray] = field(default_factory=dict)
-    _size: int = 0
+    _kept: dict[tuple[str, int, int, int], np.ndarray] = field(default_factory=dict)
+    _bytes: int = 0
 
     def order(self, chunk: Chunk, draw: int) -> np.ndarray:
         """Row t of a shuffled array is `array[order[t]]`."""
+        return self.kept("order", chunk, draw, lambda order_T: order_T)
+
+    def kept(self, what: str, chunk: Chunk, draw: int, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """`of(order)`, which may be smaller to keep than the order; found again under the same name."""
         document_T, position_T = chunk["document"], chunk["position"]
         # a document stands in one chunk only, so its number tells chunks of one recording apart; and their number of
         # tokens those of a chunk from some of them
-        key = (draw, len(document_T), int(document_T[0]) if len(document_T) else -1)
-        if key in self._kept:
-            return self._kept[key]
-        order_T = shuffled_within(document_T, position_T, seed=self.seed, draw=draw).astype(np.int32)
-        if self._size + len(order_T) <= KEPT_ORDERS:
-            self._kept[key] = order_T
-            self._size += len(order_T)
-        return order_T
+        key = (what, draw, len(document_T), int(document_T[0]) if len(document_T) else -1)
+        if key not in self._kept:
+            made = of(shuffled_within(document_T, position_T, seed=self.seed, draw=draw).astype(np.int32))
+            if self._bytes + made.nbytes > KEPT_BYTES:
+                return made
+            self._kept[key] = made
+            self._bytes += made.nbytes
+        return self._kept[key]
 
 
 def untrained_recording(recording: Recording, path: str, analysis: str) -> Recording:

@@ -71,8 +71,9 @@ def _run(
 
     n_processes = _several.processes(recording, names) if jobs is None else jobs
     done: dict[str, _several.Done] = {}
+    of_each = dict.fromkeys(names, settings)
     with console.status("analyzing …") as status:
-        for one in _several.run(recording, names, out, settings=settings, width=width, n_processes=n_processes):
+        for one in _several.run(recording, names, out, settings=of_each, width=width, n_processes=n_processes):
             if one.refused and not pass_over:
                 raise AnalysisError(one.refused)
             said = f"left out: {one.refused}" if one.refused else f"{one.name}: {len(one.files)} files"

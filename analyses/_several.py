@@ -61,9 +61,23 @@ def processes(recording: Recording, names: Sequence[str]) -> int:
 
 
 def run(
-    recording: Recording, names: Sequence[str], out: Path, *, settings: Sequence[str], width: Width, n_processes: int
+    recording: Recording,
+    names: Sequence[str],
+    out: Path,
+    *,
+    settings: Mapping[str, Sequence[str]],
+    width: Width,
+    n_processes: int,
 ) -> Iterator[Done]:
     """Runs the analyses and yields each when it is done; with several processes not in the order of the names.
+
+    Args:
+        recording: What is asked.
+        names: The analyses.
+        out: Folder for the results of all.
+        settings: `key=value` texts of those that have any, by name.
+        width: Of figures.
+        n_processes: 1 runs them here.
 
     Raises:
         AnalysisError: a process died, which is nearly always for want of memory.
@@ -74,7 +88,7 @@ def run(
             yield _one(recording, name, out, settings, width)
         return
     order = sorted(names, key=lambda name: _LONGEST.index(name) if name in _LONGEST else len(_LONGEST))
-    arguments = (recording.path, recording.chosen_phase, out, list(settings), width)
+    arguments = (recording.path, recording.chosen_phase, out, dict(settings), width)
     with (
         _one_thread_each(),
         ProcessPoolExecutor(
@@ -109,19 +123,21 @@ def _one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _one(recording: Recording, name: str, out: Path, settings: Sequence[str], width: Width) -> Done:
+def _one(recording: Recording, name: str, out: Path, settings: Mapping[str, Sequence[str]], width: Width) -> Done:
     started = time.perf_counter()
     try:
-        files, drawn = _batch.analyze(recording, name, out, settings=settings, width=width)
+        files, drawn = _batch.analyze(recording, name, out, settings=settings.get(name, ()), width=width)
     except AnalysisError as error:
         return Done(name, [], {}, str(error), time.perf_counter() - started)
     return Done(name, files, drawn, "", time.perf_counter() - started)
 
 
-_asked: tuple[Recording, Path, Sequence[str], Width] | None = None  # of this process, set by its initializer
+_asked: tuple[Recording, Path, Mapping[str, Sequence[str]], Width] | None = (
+    None  # of this process, set by its initializer
+)
 
 
-def _open(path: Path, phase: str | None, out: Path, settings: Sequence[str], width: Width) -> None:
+def _open(path: Path, phase: str | None, out: Path, settings: Mapping[str, Sequence[str]], width: Width) -> None:
     global _asked  # noqa: PLW0603  what an initializer of a pool can leave to its calls
     recording = Recording.open(path)
     recording = recording.of_phase(phase) if phase else recording
