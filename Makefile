@@ -45,6 +45,7 @@ format: setup
 benchmarks: setup
 	$(BIN)/python -m tests.benchmarks.recording
 	$(BIN)/python -m tests.benchmarks.analyses
+	$(BIN)/python -m tests.benchmarks.coactivation
 	$(BIN)/python -m tests.benchmarks.suite
 	$(BIN)/python -m tests.benchmarks.pages
 

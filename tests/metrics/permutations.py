@@ -25,7 +25,7 @@ def places(n_sets: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def routed(rng: np.random.Generator, weight_NE: np.ndarray, cell_T: np.ndarray) -> np.ndarray:
-    """Two experts for each token, P({i, j}) ∝ w_i w_j of its cell, so that given its counts all arrangements are alike."""
+    """Two experts for each token, P({i, j}) ∝ w_i w_j of its cell: given its counts all arrangements are alike."""
     pair_NP = weight_NE[:, PAIRS[0]] * weight_NE[:, PAIRS[1]]
     edge_NP = np.cumsum(pair_NP, axis=1) / pair_NP.sum(axis=1, keepdims=True)
     draw_T = rng.random(len(cell_T))
