@@ -44,7 +44,7 @@ class Promise:
 
 RATIO, CORRECTED, JACKKNIFE = "smooth ratio: linearized, t", "bias-corrected bootstrap, t", "stratified jackknife"
 BAND, BAGS, PLAIN = "max-t band", "bags of documents", "plain percentile (not used)"
-PAIR = "P(expert 1 | expert 0)"
+PAIR = "P(expert 1 given 0)"
 PROMISES: dict[tuple[str, int], list[Promise]] = {
     AWAY: [
         Promise(RATIO, "load", 0.92, 0.96),
