@@ -124,6 +124,8 @@ def untrained_recording(recording: Recording, path: str, analysis: str) -> Recor
         RecordingError: there is none.
     """
     other = Recording.open(path)
+    if recording.chosen_phase is not None:
+        other = other.of_phase(recording.chosen_phase)
     for what, one, two in (
         ("corpus", recording.manifest["corpus"].get("digest"), other.manifest["corpus"].get("digest")),
         ("number of tokens", recording.n_tokens, other.n_tokens),
@@ -136,6 +138,13 @@ def untrained_recording(recording: Recording, path: str, analysis: str) -> Recor
                 "untrained model (such as tiny-moe@step-0) over the same corpus."
             )
     return other
+
+
+def untrained_words(other: Recording) -> str:
+    """What "untrained" means of that recording, for captions."""
+    model = other.manifest["model"]
+    name = f"{model['name']}@{model['revision']}" if model.get("revision") else model["name"]
+    return f"Untrained router: {name}, before training of its own (of an upcycled model the rest comes trained)."
 
 
 def _shapes(recording: Recording) -> list[tuple[int, str, int, int]]:

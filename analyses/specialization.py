@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analyses._batch import main
-from analyses._chunks import knows_first_choice, untrained_recording
+from analyses._chunks import knows_first_choice, untrained_recording, untrained_words
 from analyses._inputs import require, sample_words
 from analyses._token_tables import ALL, FIRST, INPUT, N_FOLDS, Measured, Plan, of_hash, of_router
 from workbench.errors import AnalysisError
@@ -66,6 +66,7 @@ class Result:
         sample: The sample in words.
         level: Coverage of the intervals.
         note: Why something is missing, if it is.
+        control: The untrained router in words, if there is one.
     """
 
     vocabulary: pd.DataFrame
@@ -74,6 +75,7 @@ class Result:
     sample: str
     level: float
     note: str
+    control: str
 
 
 def run(recording: Recording, settings: Settings = Settings()) -> Result:
@@ -113,6 +115,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         sample=sample_words(recording),
         level=settings.level,
         note=_note(recording, plan, any_given=bool(given)),
+        control=untrained_words(other) if other is not None else "",
     )
 
 
@@ -212,6 +215,10 @@ def _note(recording: Recording, plan: Plan, *, any_given: bool) -> str:
     return "; ".join(note for note in notes if note)
 
 
+def _said(result: Result) -> str:
+    return " ".join(part for part in (result.control, result.note) if part)
+
+
 def tables(result: Result) -> dict[str, pd.DataFrame]:
     """`vocabulary`, `predictability`, and `given_token` where there are two domains."""
     found = {"vocabulary": result.vocabulary, "predictability": result.predictability}
@@ -256,7 +263,7 @@ def figures(result: Result) -> dict[str, Figure]:
             f"enough ({result.sample}): of the token's own id, the id predicted after it, and the id that comes next. "
             "Beside it the same after sets of experts are permuted within documents, and a router that is a hash of "
             f"the input id. {level}: jackknife over folds of clusters; the maximum's bias is in the value as in the "
-            f"null. {result.note}".strip(),
+            f"null. {_said(result)}".strip(),
             alt=f"For the input token the largest share is {said}.",
         )
     top = result.predictability.nlargest(1, "value").iloc[0]
@@ -277,7 +284,7 @@ def figures(result: Result) -> dict[str, Figure]:
         caption="How much better a chosen expert is predicted from the id than from the load alone, on documents held "
         f"out ({result.sample}); 0 where the id says nothing. A hash of the input id shows what a router by token "
         f"alone would reach with these texts. {level}: ratio over {N_FOLDS} folds of clusters, t. "
-        f"{result.note}".strip(),
+        f"{_said(result)}".strip(),
         alt=f"The largest gain is {top['value']:.2f} bits, for the {top['label']} at layer {top['layer']}, where "
         f"knowing the whole set would give {top['ceiling']:.2f}.",
     )
@@ -315,7 +322,7 @@ def _given_figure(result: Result, level: str) -> Figure:
         caption="Overlap of the sets of two tokens of one domain, less that of tokens of two domains, in different "
         f"documents: of tokens with the same id, and of the same tokens whatever their id ({result.sample}; ids that "
         f"stand in two domains). 0: the domain says nothing. {level}: jackknife over {N_FOLDS} folds of clusters, t. "
-        f"{result.note}".strip(),
+        f"{_said(result)}".strip(),
         alt=f"With the token known at most {most['value']:.3f}, at layer {most['layer']}, where it is "
         f"{most['alone']:.3f} without.",
     )
