@@ -60,6 +60,11 @@ def processes(recording: Recording, names: Sequence[str]) -> int:
     return max(1, min(MOST_PROCESSES, os.cpu_count() or 1, len(names)))
 
 
+def in_order(names: Sequence[str]) -> list[str]:
+    """The longest first, so that the processes end together."""
+    return sorted(names, key=lambda name: _LONGEST.index(name) if name in _LONGEST else len(_LONGEST))
+
+
 def run(
     recording: Recording,
     names: Sequence[str],
@@ -87,7 +92,6 @@ def run(
         for name in names:
             yield _one(recording, name, out, settings, width)
         return
-    order = sorted(names, key=lambda name: _LONGEST.index(name) if name in _LONGEST else len(_LONGEST))
     arguments = (recording.path, recording.chosen_phase, out, dict(settings), width)
     with (
         _one_thread_each(),
@@ -95,7 +99,7 @@ def run(
             n_processes, mp_context=multiprocessing.get_context("spawn"), initializer=_open, initargs=arguments
         ) as pool,
     ):
-        asked: list[Future[Done]] = [pool.submit(_ask, name) for name in order]
+        asked: list[Future[Done]] = [pool.submit(_ask, name) for name in in_order(names)]
         try:
             for future in as_completed(asked):
                 yield future.result()
