@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from analyses import _parts
 from workbench.errors import AnalysisError
 from workbench.metrics.sets import shuffled_within
 from workbench.models.topology import Router
@@ -39,12 +40,7 @@ def chunks(recording: Recording, columns: list[str], *, tokens: int = CHUNK_TOKE
 
 
 def _joined(parts: list[Chunk]) -> Chunk:
-    chunk = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    ahead_T = np.diff(chunk["document"]) == 0
-    if (np.diff(chunk["position"])[ahead_T] > 0).all() and len(np.unique(chunk["document"])) == 1 + (~ahead_T).sum():
-        return chunk
-    order_T = np.lexsort((chunk["position"], chunk["document"]))
-    return {name: values[order_T] for name, values in chunk.items()}
+    return _parts.in_text_order({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
 
 def knows_first_choice(recording: Recording) -> bool:
@@ -59,22 +55,18 @@ def routing_columns(recording: Recording, router: Router) -> list[str]:
 
 
 def first_choice(chunk: Chunk, columns: list[str]) -> np.ndarray:
-    """The chosen expert with the largest weight, of equal ones the lowest id; else the first of ranked ids: [T, 1]."""
-    return ranked(chunk, columns)[:, :1]
+    """`_parts.first_choice` of these columns, as ids of one choice: [T, 1]."""
+    ids_TK, weights_TK = _routing(chunk, columns)
+    return _parts.first_choice(ids_TK, weights_TK)[:, None]
 
 
 def ranked(chunk: Chunk, columns: list[str]) -> np.ndarray:
-    """ids_TK by falling weight, of equal weights the lowest id first; as they stand where only ids are known."""
-    ids_TK = chunk[columns[0]]
-    if len(columns) == 1:
-        return ids_TK
-    weights_TK = chunk[columns[1]].astype(np.float32)
-    out_TK = ids_TK.copy()
-    # most tokens stand in order already; equal weights need a look
-    loose_T = (weights_TK[:, 1:] >= weights_TK[:, :-1]).any(axis=1)
-    by_TK = np.lexsort((ids_TK[loose_T], -weights_TK[loose_T]), axis=1)
-    out_TK[loose_T] = np.take_along_axis(ids_TK[loose_T], by_TK, axis=1)
-    return out_TK
+    """`_parts.ranked` of these columns."""
+    return _parts.ranked(*_routing(chunk, columns))
+
+
+def _routing(chunk: Chunk, columns: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
+    return chunk[columns[0]], chunk[columns[1]] if len(columns) > 1 else None
 
 
 def next_token(chunk: Chunk) -> np.ndarray:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from analyses._batch import main
 from analyses._chunks import knows_first_choice, untrained_recording, untrained_words
-from analyses._inputs import require, sample_words
+from analyses._inputs import as_lines, require, sample_words
 from analyses._token_tables import ALL, FIRST, INPUT, N_FOLDS, Measured, Plan, of_hash, of_router
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Figure, Lines
@@ -225,14 +225,6 @@ def tables(result: Result) -> dict[str, pd.DataFrame]:
     return found | ({"given_token": result.given_token} if len(result.given_token) else {})
 
 
-def _long(table: pd.DataFrame, names: dict[str, str], *, by: list[str]) -> pd.DataFrame:
-    """One row per line of a figure; the interval stays with the model's own."""
-    shown = [column for column in names if column in table and table[column].notna().any()]
-    long = table.melt(id_vars=by, value_vars=shown, var_name="router", value_name="shown")
-    long = long.merge(table[[*by, "low", "high"]].assign(router="value"), how="left", on=[*by, "router"])
-    return long.assign(router=long["router"].map(names))[long["shown"].notna()]
-
-
 def figures(result: Result) -> dict[str, Figure]:
     """`vocabulary` and `predictability` by layer beside their controls, and `given_token` where there are domains."""
     level = f"{result.level:.0%} interval".replace("%", " %")
@@ -247,7 +239,7 @@ def figures(result: Result) -> dict[str, Figure]:
         most = shown[shown["label"] == INPUT].nlargest(1, "value")
         said = f"{most['value'].iloc[0]:.2f} at layer {most['layer'].iloc[0]}" if len(most) else "not known"
         drawn["vocabulary"] = Lines(
-            _long(shown, names, by=["layer", "label"]),
+            as_lines(shown, names, by=["layer", "label"], line="router", value="shown"),
             "layer",
             "shown",
             group="router",
@@ -268,7 +260,7 @@ def figures(result: Result) -> dict[str, Figure]:
         )
     top = result.predictability.nlargest(1, "value").iloc[0]
     drawn["predictability"] = Lines(
-        _long(result.predictability, names, by=["layer", "label"]).assign(nothing=0.0),
+        as_lines(result.predictability, names, by=["layer", "label"], line="router", value="shown").assign(nothing=0.0),
         "layer",
         "shown",
         group="router",
