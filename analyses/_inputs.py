@@ -126,8 +126,9 @@ def as_lines(
     long = table.melt(id_vars=by, value_vars=shown, var_name=line, value_name=value)
     ends = table[[*by, "low", "high"]].assign(**{line: of or next(iter(names))})
     long = long.merge(ends, how="left", on=[*by, line])
+    long = long.assign(**{line: long[line].map(names)})
     known = long[value].notna()
-    return long.assign(**{line: long[line].map(names)})[known | ~known.any()]
+    return long[known] if known.any() else long
 
 
 def with_interval(frame: pd.DataFrame, interval: Interval, *, scale: float = 1.0) -> pd.DataFrame:
