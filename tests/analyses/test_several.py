@@ -1,5 +1,7 @@
 """Several analyses of one recording: in one process or in two the same files, and refusals that are told."""
 
+import os
+
 import pytest
 
 from analyses import _several
@@ -24,12 +26,23 @@ def test_two_processes_write_what_one_writes(recording, tmp_path):
             assert mine.read_bytes() == other.read_bytes()
         assert list(one[name].figures) == list(two[name].figures)
     assert one["expert_load"].files and not one["expert_load"].refused
-    assert two["saturation"].refused.startswith("saturation: it compares two recordings") and not two["saturation"].files
+    assert (
+        two["saturation"].refused.startswith("saturation: it compares two recordings") and not two["saturation"].files
+    )
+
+
+class Deadly(Recording):
+    """Ends the process that is about to ask it."""
+
+    def keeping(self, n_bytes: int) -> Recording:
+        os._exit(1)
 
 
 def test_a_process_that_dies_is_told(recording, tmp_path):
-    gone = Recording(tmp_path / "gone", recording.manifest)
-    with pytest.raises(AnalysisError, match="a process died while it analyzed .*gone, most likely for want of memory"):
+    gone = Deadly(recording.path, recording.manifest)
+    with pytest.raises(
+        AnalysisError, match="a process died while it analyzed .*shared, most likely for want of memory"
+    ):
         written(gone, tmp_path / "out", n_processes=2)
 
 
