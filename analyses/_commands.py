@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
     """Adds the commands."""
     app.command()(analyze)
     app.command()(demo)
+    app.command(name="attention-map")(attention_map)
 
 
 def analyze(
@@ -114,6 +115,39 @@ def _section(done: "_several.Done") -> "Section":
 
     question, _, rest = (inspect.getdoc(_batch.get(done.name)) or "").partition("\n\n")
     return Section(done.name, question, " ".join(rest.split()), done.figures, done.files)
+
+
+def attention_map(
+    recording: Annotated[Path, typer.Argument(help="folder of a recording, whose model is run again")],
+    document: Annotated[str, typer.Option(help="id of a recorded document")],
+    layer: Annotated[int, typer.Option(help="attention layer")],
+    head: Annotated[int, typer.Option(help="head")],
+    tokens: Annotated[int, typer.Option(help="of the document's beginning, at most 2,048")] = 128,
+    out: Annotated[Path, typer.Option(help="folder for table and figure")] = Path("out"),
+) -> None:
+    """Draws the attention weights of one head on one recorded text."""
+    from analyses import _attention_map, _batch
+    from workbench.capture.heads import attention_map as weights_of
+    from workbench.export import Provenance, write_result
+    from workbench.models.loading import load
+    from workbench.recording import Recording
+
+    opened = Recording.open(recording)
+    name = opened.manifest["identity"]["model"]
+    text = _attention_map.text_of(opened, document, n_tokens=tokens)
+    table = _attention_map.cells(
+        weights_of(load(name, dtype=opened.manifest["model"]["dtype"]), text.token_ids, layer=layer, head=head),
+        text.texts,
+    )
+    drawn = _attention_map.figure(table, layer=layer, head=head, model=name, text=text)
+    provenance = Provenance(
+        analysis="attention-map",
+        command=_attention_map.command(opened, document=document, layer=layer, head=head, tokens=tokens),
+        sources=_batch.sources(opened),
+        settings={"document": document, "layer": layer, "head": head, "tokens": tokens},
+    )
+    for file in write_result({"weights": table}, {"map": drawn}, out / "attention-map", provenance=provenance):
+        console.print(str(file), soft_wrap=True)
 
 
 def demo(

@@ -40,9 +40,7 @@ class Deadly(Recording):
 
 def test_a_process_that_dies_is_told(recording, tmp_path):
     gone = Deadly(recording.path, recording.manifest)
-    with pytest.raises(
-        AnalysisError, match="a process died while it analyzed .*shared, most likely for want of memory"
-    ):
+    with pytest.raises(AnalysisError, match="a process died while it analyzed .*shared, most likely for"):
         written(gone, tmp_path / "out", n_processes=2)
 
 
