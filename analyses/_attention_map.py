@@ -92,6 +92,7 @@ def figure(table: pd.DataFrame, *, layer: int, head: int, model: str, text: Mapp
         x_label="key (position)",
         y_label="query (position)",
         value_label="attention weight",
+        square=True,
         hover=("query_text", "key_text"),
         caption=f"Attention weights of layer {layer}, head {head} of {model} on the first {len(text.token_ids):,} "
         f"tokens of {text.document}.{shared}",

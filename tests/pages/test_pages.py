@@ -20,9 +20,9 @@ from workbench.recording import recording_digest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = ROOT / "pages"
-HELPERS = ("app", "jobs", "serve", "shared", "showing")
+HELPERS = ("app", "jobs", "mapping", "serve", "shared", "showing")
 NAMES = sorted(file.stem for file in PAGES.glob("*.py") if file.stem not in HELPERS)
-EXPLORING = ("tokens", "utilization", "load_balance")
+EXPLORING = ("attention", "tokens", "utilization", "load_balance")
 
 
 @pytest.fixture(scope="module")
