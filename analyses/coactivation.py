@@ -21,6 +21,7 @@ from analyses._tokens import (
     by_bag,
     check_draws,
     evenly,
+    layers_said,
     p_value,
     token_parts,
 )
@@ -324,7 +325,7 @@ def figures(result: Result) -> dict[str, Figure]:
     level = f"{result.level:.0%} interval".replace("%", " %")
     of_layers = result.matrix["layer"].unique().tolist()
     every = result.layers["layer"].nunique()
-    some = f" Layers {', '.join(map(str, of_layers))} of {every}." if len(of_layers) < every else ""
+    some = layers_said(of_layers, every)
     most = result.layers.nlargest(1, "displaced").iloc[0]
     never = int(result.layers["never_chosen"].sum())
     unseen = f" {never} experts are never chosen and have no value." if never else ""

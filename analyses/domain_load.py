@@ -12,8 +12,8 @@ import pandas as pd
 
 from analyses._batch import main
 from analyses._chunks import untrained_recording
-from analyses._inputs import RouterStack, design, long_form, require, router_stacks, sample_words
-from analyses._tokens import evenly
+from analyses._inputs import RouterStack, as_lines, design, long_form, require, router_stacks, sample_words
+from analyses._tokens import evenly, layers_said
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Figure, HeatMap, Lines
 from workbench.metrics import specialization, uncertainty
@@ -185,15 +185,9 @@ def figures(result: Result) -> dict[str, Figure]:
         "value": "model", "permuted": "domains permuted", "hashed": "hash of the token id",
         "untrained": "untrained router",
     }  # fmt: skip
-    routers = [name for name in names if name in result.information]
-    long = result.information.melt(id_vars="layer", value_vars=routers, var_name="router", value_name="bits").merge(
-        result.information[["layer", "low", "high"]].assign(router="value"), how="left", on=["layer", "router"]
-    )
-    long["router"] = long["router"].map(names)
-    hashed = long["bits"].notna().all()
-    long = long[long["bits"].notna()]
+    long = as_lines(result.information, names, by=["layer"], line="router", value="bits")
+    hashed = bool(result.information["hashed"].notna().all())
     shown, every = result.shown, result.information["layer"].nunique()
-    some = f" Layers {', '.join(map(str, shown))} of {every}; the table has all." if len(shown) < every else ""
     most = result.experts.nlargest(1, "lift").iloc[0]
     top = result.information.nlargest(1, "value").iloc[0]
     trained = "; and beside an untrained router, of the sample too" if "untrained" in result.information else ""
@@ -215,7 +209,7 @@ def figures(result: Result) -> dict[str, Figure]:
             hover=("rate", "low", "high", "corpus_rate"),
             caption=f"Share of a domain's tokens that choose each expert, over the corpus' share ({result.sample}). "
             "Intervals in the table. A router that sees the token alone also shows such a pattern: compare with the "
-            f"information.{some}",
+            f"information.{layers_said(shown, every)}",
             alt=f"The largest lift is {most['lift']:.1f}: {most['domain']} at expert {most['expert']} of layer "
             f"{most['layer']}.",
         ),

@@ -20,6 +20,7 @@ page = st.navigation(
             st.Page("load_balance.py", title="Load balance", icon=":material/balance:"),
             st.Page("specialization.py", title="Specialization", icon=":material/label:"),
             st.Page("structure.py", title="Structure", icon=":material/hub:"),
+            st.Page("attention.py", title="Attention", icon=":material/visibility:"),
             st.Page("compare.py", title="Compare", icon=":material/compare_arrows:"),
         ],
     }

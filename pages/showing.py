@@ -6,7 +6,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ class Shown:
         key: Says all that it depends on.
         against: The second recording that it was asked of.
         experts: Whether equal ids are equal experts in both.
+        made_by: The command that makes it again, where it is no analysis.
+        asked: What was asked, where it is no analysis.
     """
 
     name: str
@@ -53,10 +55,14 @@ class Shown:
     key: tuple[Any, ...]
     against: Recording | None = None
     experts: str = "auto"
+    made_by: str = ""
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def command(self) -> str:
         """What makes it again."""
+        if self.made_by:
+            return self.made_by
         how = {"against": self.against, "experts": self.experts}
         return _batch.command(self.recording, self.name, settings=self.settings, **how)
 
@@ -238,11 +244,14 @@ def _outline(drawn: Any, chosen: Mapping[str, Any]) -> None:
         if trace.type == "bar":  # a token: plotly gives selected bars no border of their own
             borders = [(3, ink.text) if i in at else (1, ink.faint) for i in range(len(rows))]
             trace.marker.line.width, trace.marker.line.color = map(list, zip(*borders, strict=True))
-        elif trace.mode == "markers":  # the unseen squares over the cells of a heat map
+        elif trace.marker.symbol == "square-open":  # the unseen squares over the cells of a heat map
             xs, ys = [trace.x[i] for i in at], [trace.y[i] for i in at]  # a cell, or a row or a column of cells
             box = {"x0": min(xs) - 0.5, "x1": max(xs) + 0.5, "y0": min(ys) - 0.5, "y1": max(ys) + 0.5}
             for line in ({"color": "black", "width": 5}, {"color": "white", "width": 2}):  # seen on any colour
                 drawn.add_shape(type="rect", xref=trace.xaxis, yref=trace.yaxis, **box, line=line)
+        elif trace.marker.size is not None and not isinstance(trace.marker.size, int | float):  # sizes say something
+            lines = [(3, ink.text) if i in at else (0, ink.faint) for i in range(len(rows))]
+            trace.marker.line.width, trace.marker.line.color = map(list, zip(*lines, strict=True))
         else:
             trace.marker.size = [2 * trace.marker.size if i in at else trace.marker.size for i in range(len(rows))]
 
@@ -309,6 +318,8 @@ def _table_bytes(shown: Shown, name: str, kind: str) -> bytes:
 def _provenance(shown: Shown) -> Any:
     from workbench.export import Provenance
 
+    if shown.made_by:
+        return Provenance(shown.name, shown.command, _batch.sources(shown.recording), shown.asked)
     settings = _batch.parse_settings(_batch.get(shown.name), shown.settings)
     sources = _batch.sources(shown.recording, shown.against, settings)
     return Provenance(analysis=shown.name, command=shown.command, sources=sources, settings=asdict(settings))

@@ -20,9 +20,9 @@ from workbench.recording import FIELDS, recording_digest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = ROOT / "pages"
-HELPERS = ("app", "experts", "jobs", "serve", "shared", "showing")
+HELPERS = ("app", "experts", "jobs", "mapping", "serve", "shared", "showing")
 NAMES = sorted(file.stem for file in PAGES.glob("*.py") if file.stem not in HELPERS)
-EXPLORING = ("tokens", "utilization", "load_balance", "specialization", "structure")
+EXPLORING = ("attention", "tokens", "utilization", "load_balance", "specialization", "structure")
 
 
 @pytest.fixture(scope="module")
