@@ -18,7 +18,7 @@ from shared import pick
 from analyses import _batch, _compare
 from workbench.errors import AnalysisError
 from workbench.figures.screen import screen
-from workbench.figures.spec import Figure, HeatMap, TokenStrip
+from workbench.figures.spec import Figure, HeatMap, Points, TokenStrip
 from workbench.figures.theme import DARK, LIGHT
 from workbench.recording import Recording
 
@@ -161,8 +161,9 @@ def every(shown: Shown, *, follow: Mapping[str, str] | None = None) -> None:
 
 
 def _known(shown: Shown, name: str, follow: Mapping[str, str] | None) -> dict[str, str]:
-    """What a click can choose: the columns that the figure's marks have."""
-    columns = shown.figures[name].columns()
+    """What a click can choose: the columns that tell marks apart; of a line its positions, for a panel is not clicked."""
+    figure = shown.figures[name]
+    columns = figure.columns() if isinstance(figure, HeatMap | Points) else [getattr(figure, "x", None)]
     return {column: choice for column, choice in (follow or {}).items() if column in columns}
 
 

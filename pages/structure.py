@@ -12,7 +12,7 @@ with showing.told():
     pairs = showing.result(recording, "coactivation", layer=layer)
     showing.show(pairs, "by_layer", follow={"layer": "layer"})
     st.header(f"Layer {layer}")
-    matrix, strongest = st.columns(2)
+    matrix, strongest = st.columns([3, 2])
     with matrix:
         showing.show(pairs, "pair_map", follow={"layer": "layer", "expert": "expert"})
     with strongest:

@@ -136,8 +136,8 @@ def _points(figure: Points, ink: Ink) -> "go.Figure":
     canvas, parts = canvas_of(figure, ink, panel_px=int(1.3 * _plot_px(figure)), foot_px=110)
     largest = float(np.nanmax(figure.numbers(figure.size))) if figure.size else 0.0
     for group in groups(figure, parts, ink):
-        areas = column_of(group.rows, figure.size) / (largest or 1.0) if figure.size else np.array(0.17)
-        size_px = 22 * np.sqrt(np.nan_to_num(areas))
+        areas = column_of(group.rows, figure.size) / (largest or 1.0) if figure.size else None
+        size_px = 9.0 if areas is None else 22 * np.sqrt(np.nan_to_num(areas))
         texts = None
         if figure.label:
             texts = ["" if pd.isna(text) else as_text(text) for text in group.rows[figure.label]]
