@@ -74,7 +74,6 @@ def show_card(shown: Any, *, wide: bool = True, tag: str = "") -> None:
             showing.table(shown, "facts", tag=tag)
         else:
             st.caption("What it adds and facts of its parameters: record with the fields experts and weights.")
-    showing.show(shown, "contexts", tag=tag)
 
 
 def link(layer: int | None, expert: int) -> None:

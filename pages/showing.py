@@ -161,7 +161,7 @@ def every(shown: Shown, *, follow: Mapping[str, str] | None = None) -> None:
 
 
 def _known(shown: Shown, name: str, follow: Mapping[str, str] | None) -> dict[str, str]:
-    """What a click can choose: the columns that tell marks apart; of a line its positions, for a panel is not clicked."""
+    """What a click can choose: the columns that tell marks apart, or a line's positions."""
     figure = shown.figures[name]
     columns = figure.columns() if isinstance(figure, HeatMap | Points) else [getattr(figure, "x", None)]
     return {column: choice for column, choice in (follow or {}).items() if column in columns}

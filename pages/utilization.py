@@ -18,18 +18,25 @@ if pinned is None:
     st.header(f"Expert {card.result.expert} of layer {card.result.layer}")
     st.caption("The busiest of the layer; click a cell of the map for another." if expert is None else "")
     experts.show_card(card)
+    showing.show(card, "contexts")
 else:
+    beside = experts.card(recording, *pinned, least=least)
     here, there = st.columns(2, gap="large")
-    with here:
-        st.header(f"Expert {card.result.expert} of layer {card.result.layer}")
-        experts.show_card(card, wide=False)
-    with there:
-        beside = experts.card(recording, *pinned, least=least)
-        st.header(f"Expert {beside.result.expert} of layer {beside.result.layer}")
-        experts.show_card(beside, wide=False, tag="pinned-")
+    for column, each, tag in ((here, card, ""), (there, beside, "pinned-")):
+        with column:
+            st.header(f"Expert {each.result.expert} of layer {each.result.layer}")
+            experts.show_card(each, wide=False, tag=tag)
+    showing.show(card, "contexts")  # below: a text wants the width of the page
+    showing.show(beside, "contexts", tag="pinned-")
 with showing.folded("Tables") as is_open:
-    for shown, table in ((card, "tokens"), (card, "contexts"), (card, "domains"), (load, "experts")):
-        if is_open:
+    for shown, table in (
+        (card, "tokens"),
+        (card, "contexts"),
+        (card, "domains"),
+        (card, "partners"),
+        (load, "experts"),
+    ):
+        if is_open and table in shown.tables:
             showing.table(shown, table)
 with showing.folded("Spread of the load over each layer's experts") as is_open:
     if is_open:

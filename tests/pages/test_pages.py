@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,112 @@ def test_the_experts_card_follows_the_expert(app):
     app.selectbox(key="expert").select(4).run()
     assert app.header[0].value == "Expert 4 of layer 2"
     assert app.query_params["expert"] == "4"
+
+
+def test_an_expert_is_jumped_to_by_its_name(app):
+    opened(app, "utilization")
+    for typed, layer, expert in (("L2 E5", 2, 5), (" l0e7 ", 0, 7), ("2,1", 2, 1)):
+        app.text_input(key="jump").set_value(typed).run()
+        assert (app.selectbox(key="layer").value, app.selectbox(key="expert").value) == (layer, expert)
+        assert app.header[0].value == f"Expert {expert} of layer {layer}"
+        assert app.text_input(key="jump").value == ""
+    app.text_input(key="jump").set_value("the *fox*").run()
+    assert "“the *fox*” names no expert; write a layer and an expert, such as L17 E42" in said(app)
+    app.text_input(key="jump").set_value("L99 E5").run()
+    assert "There is no layer “99” here; there are 0, 2" in said(app)
+
+
+def test_an_expert_is_pinned_and_shown_beside_another(app):
+    opened(app, "utilization", layer="2", expert="4")
+    next(button for button in app.button if button.label == "Pin L2 E4").click().run()
+    assert app.query_params["pin"] == "L2 E4"
+    app.selectbox(key="expert").select(1).run()
+    assert [header.value for header in app.header] == ["Expert 1 of layer 2", "Expert 4 of layer 2"]
+    facts = [frame.value for frame in app.dataframe if "fact" in frame.value]
+    assert len(facts) == 2 and not facts[0]["value"].equals(facts[1]["value"])
+    next(button for button in app.button if button.label == "Unpin L2 E4").click().run()
+    assert "pin" not in app.query_params and [header.value for header in app.header] == ["Expert 1 of layer 2"]
+
+
+def test_a_slider_says_how_much_it_hides(app):
+    opened(app, "utilization", layer="2", expert="4")
+    for least in (1, 20):
+        app.select_slider(key="least").set_value(least).run()
+        assert any(f"occur fewer than {least} times and are hidden" in each.value for each in app.caption)
+
+
+PARTS = {
+    "structure": ("Flow to the next layer", "Repetition: the experts of the token before",
+                  "Segments: an expert kept for a stretch of text", "Experts that neighbouring tokens need",
+                  "Two occurrences of one token"),
+    "specialization": ("The token, and the domain once the token is known", "The place", "What each expert adds",
+                       "Token, neighbours, place, domain, the layer before", "The shared expert",
+                       "What a limit on each expert would drop", "What is left of the dense parent",
+                       "How alike the experts of the layer are"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("page", "part"), [(page, part) for page, parts in PARTS.items() for part in parts])
+def test_a_part_that_is_opened_asks_its_question_and_draws(app, page, part, monkeypatch):
+    app.run()
+    shown = []
+    monkeypatch.setattr(sys.modules["showing"], "draw", lambda figure, key, **how: shown.append((key, how["follow"])))
+    monkeypatch.setattr(sys.modules["showing"], "folded", opening(part))
+    app = opened(app, page, layer="2", expert="1")
+    assert not app.exception and not app.error, said(app)
+    assert len(shown) > 3 or part == "Two occurrences of one token"
+    assert sum(element.value.startswith("**") for element in app.markdown) == 2  # the page's question and the part's
+    assert [toggle.label for toggle in app.toggle] == ["Tables"]
+    app.toggle[0].set_value(True).run()
+    assert app.dataframe and not app.exception
+
+
+def opening(part):
+    @contextmanager
+    def folded(title):
+        yield title == part
+
+    return folded
+
+
+def test_what_was_not_recorded_is_a_sentence_that_says_which_field(app, data, moe):
+    from tests import tiny
+    from workbench.capture.record import record
+
+    record(moe, tiny.corpus(n_documents=20), data / "recordings" / "bare", fields=("routing",), check=False)
+    try:
+        opened(app, "specialization", recording="bare")
+        assert not app.exception and not app.error
+        told = [each.value.replace("\\", "") for each in app.caption if "record again" in each.value]
+        assert [each.split("**")[1] for each in told] == [
+            "What each expert adds", "What is left of the dense parent", "How alike the experts of the layer are",
+        ]  # fmt: skip
+        assert told[0].endswith("needs what this recording lacks; record again with the fields routing,experts.")
+        assert app.selectbox(key="layer").value == 2
+    finally:
+        shutil.rmtree(data / "recordings" / "bare")
+
+
+def test_an_untrained_router_is_chosen_as_a_control(app):
+    opened(app, "specialization")
+    assert "untrained" not in app.code[0].value
+    app.selectbox(key="untrained").select("second").run()
+    assert app.query_params["untrained"] == "second"
+    assert "--set untrained=" in app.code[0].value and not app.exception
+
+
+def test_one_expert_a_token_has_no_pairs_and_the_other_parts_stay(app, data):
+    from tests import tiny
+    from workbench.capture.record import record
+
+    record(tiny.moe(top_k=1), tiny.corpus(n_documents=20), data / "recordings" / "one", check=False)
+    try:
+        opened(app, "structure", recording="one")
+        assert not app.exception and not app.error
+        assert "every layer chooses one expert a token, or all; there are no pairs to count" in said(app)
+        assert next(each.label for each in app.expander) == "Flow to the next layer"
+    finally:
+        shutil.rmtree(data / "recordings" / "one")
 
 
 def test_load_balance_shows_every_measure_of_the_layer(app):
