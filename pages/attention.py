@@ -9,8 +9,7 @@ from analyses import _attention
 
 showing.ask("Attention", "attention_heads")
 recording = shared.choose_recording()
-if "attention" not in recording.fields:
-    shared.stop_without(recording, "attention")
+shared.stop_without(recording, "attention")
 statistics = _attention.statistics_of(recording)
 statistic = shared.choose(
     "Statistic", "statistic", statistics, default="normalized_entropy", quiet=True, format_func=_attention.AXIS.get

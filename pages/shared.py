@@ -252,7 +252,9 @@ def choose_untrained(recording: Recording) -> str | None:
 
 
 def stop_without(recording: Recording, field: str) -> None:
-    """Says that a page needs a field that was not recorded, and where to record it; the page ends there."""
+    """Of a recording without a field that a page needs: says so, and where to record it; the page ends there."""
+    if field in recording.fields:
+        return
     model, corpus = recording.manifest["identity"]["model"], recording.manifest["corpus"]["name"]
     st.info(
         f"This recording of {plain(model)} over {plain(corpus)} has no {plain(field)}; it holds "
