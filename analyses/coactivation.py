@@ -316,7 +316,7 @@ def _by_layer(result: Result, level: str) -> Lines:
         f"the same loads ({result.sample}); of all text corrected for noise, with its {level} (jackknife over bags of "
         f"documents, t). Not corrected, of a sample, beside sets swapped within documents ({result.swaps}): what "
         f"documents alone give. {result.note}".strip(),
-        alt=f"At most {most['estimate']:.1%} of the pairs, at layer {most['layer']}.".replace("%", " %"),
+        alt=f"At most {most['estimate']:.1%} of the pairs, at layer {most['layer']:.0f}.".replace("%", " %"),
     )
 
 
@@ -347,9 +347,9 @@ def figures(result: Result) -> dict[str, Figure]:
             f"the same loads ({result.sample}); all pairs of a token, whatever their rank.{some}{unseen} Documents "
             "have loads of their own, which also makes pairs: the table has each layer beside swaps within documents "
             f"({result.swaps}).",
-            alt=f"Layer {most['layer']} differs most from random sets: {most['displaced']:.1%} of its pairs would have "
-            f"to change; of a sample {most['displaced_sample']:.1%}, and {most['swapped']:.1%} when sets are swapped "
-            "within documents.".replace("%", " %"),
+            alt=f"Layer {most['layer']:.0f} differs most from random sets: {most['displaced']:.1%} of its pairs would "
+            f"have to change; of a sample {most['displaced_sample']:.1%}, and {most['swapped']:.1%} when sets are "
+            "swapped within documents.".replace("%", " %"),
         ),
     }
     shown = result.pairs[result.pairs["layer"].isin(of_layers)]
@@ -375,7 +375,7 @@ def figures(result: Result) -> dict[str, Figure]:
             caption=f"The pairs with the largest lift over that of random sets with the same loads ({result.sample}); "
             f"picked after looking, so values lean upwards. {level}: jackknife over bags of documents, t. "
             f"{result.note}".strip(),
-            alt=f"Experts {first['a']} and {first['b']} of layer {first['layer']} are chosen together "
+            alt=f"Experts {first['a']:.0f} and {first['b']:.0f} of layer {first['layer']:.0f} are chosen together "
             f"{first['lift_over_matched']:.1f} times as often as at random.",
         )
     return drawn

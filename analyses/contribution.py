@@ -188,8 +188,8 @@ def figures(result: Result) -> dict[str, Figure]:
     ends = result.layers.melt("layer", list(names), var_name="expert", value_name="relative").replace({"expert": names})
     what = "what an average chosen expert adds on the same tokens"
     extremes = (
-        f"Least is expert {least['expert']} of layer {least['layer']}, {least['relative']:.2f} of its peers; most "
-        f"expert {most['expert']} of layer {most['layer']}, {most['relative']:.2f}."
+        f"Least is expert {least['expert']:.0f} of layer {least['layer']:.0f}, {least['relative']:.2f} of its peers; "
+        f"most expert {most['expert']:.0f} of layer {most['layer']:.0f}, {most['relative']:.2f}."
     )
     return {
         "against_load": Points(

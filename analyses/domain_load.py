@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analyses._batch import main
-from analyses._chunks import untrained_recording
+from analyses._chunks import untrained_recording, untrained_words
 from analyses._inputs import RouterStack, as_lines, design, long_form, require, router_stacks, sample_words
 from analyses._tokens import evenly, layers_said
 from workbench.errors import AnalysisError
@@ -63,7 +63,7 @@ class Result:
         shown: The layers of the map.
         sample: The sample in words.
         level: Coverage of the intervals.
-        note: Why intervals are missing, if they are.
+        note: Why intervals are missing, if they are, and what the untrained router is.
     """
 
     experts: pd.DataFrame
@@ -109,6 +109,8 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         found = _information(recording, stack, counts_DLE, clusters, settings)
         information.append(found if untrained is None else found.assign(untrained=_plain(untrained, stack)))
         note = rate.note
+    if untrained is not None:
+        note = f"{note} {untrained_words(untrained)}".strip()
     by_layer = pd.concat(experts, ignore_index=True).sort_values(["layer", "domain", "expert"], ignore_index=True)
     return Result(
         experts=by_layer,

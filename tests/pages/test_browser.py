@@ -13,7 +13,8 @@ from workbench.recording import Recording
 
 CANARY = "<img src=x onerror=alert(1)> **b** $x^2$ :red[r] [l](javascript:alert(1)) the fox"
 PAGES = {"/": "Models", "/record": "Record", "/tokens": "Tokens", "/utilization": "Utilization",
-         "/load_balance": "Load balance", "/attention": "Attention", "/compare": "Compare"}  # fmt: skip
+         "/load_balance": "Load balance", "/attention": "Attention", "/compare": "Compare",
+         "/structure": "Structure", "/specialization": "Specialization"}  # fmt: skip
 
 
 def record(visitor: Visitor, prompt: str, *, check: bool = False) -> None:
@@ -82,6 +83,41 @@ def test_a_click_on_the_map_of_heads_chooses_the_head(visitor):
     assert "layer=1" in visitor.address() and "head=2" in visitor.address()
     assert visitor.page.get_by_role("heading", name="Layer 1, head 2", exact=True).is_visible()
     assert visitor.save("attention_profile-head", "PDF").startswith(b"%PDF")
+
+
+def test_a_click_on_the_matrix_of_pairs_chooses_the_expert_and_leads_to_its_card(visitor):
+    visitor.open("/structure?layer=2")
+    visitor.click_mark("coactivation-pair_map", 3.5 / 8, 6.5 / 8)
+    assert "expert=6" in visitor.address()
+    assert visitor.chart("coactivation-pair_map").locator(".shapelayer path").count() == 2  # one outline of the row
+    visitor.page.get_by_text("Flow to the next layer").click()
+    visitor.settle()
+    assert visitor.save("layer_flow-strongest_streams", "PDF").startswith(b"%PDF")
+    visitor.page.get_by_role("link", name="The card of L2 E6").click()
+    visitor.settle()
+    assert visitor.page.get_by_role("heading", name="Expert 6 of layer 2", exact=True).is_visible()
+    visitor.page.get_by_role("button", name="Pin L2 E6").click()
+    visitor.settle()
+    visitor.page.get_by_label("Jump to").fill("L0 E3")
+    visitor.page.keyboard.press("Enter")
+    visitor.settle()
+    for name in ("Expert 3 of layer 0", "Expert 6 of layer 2"):
+        assert visitor.page.get_by_role("heading", name=name, exact=True).is_visible()
+    assert all(part in visitor.address() for part in ("layer=0", "expert=3", "pin=L2+E6"))
+    assert visitor.save("pinned-expert_card-partners", "SVG").startswith(b"<?xml")
+
+
+def test_a_click_on_the_map_of_domains_chooses_the_expert_and_its_parts_follow(visitor):
+    visitor.open("/specialization?layer=0")
+    visitor.click_mark("domain_load-domain_map", 2.5 / 8, 0.5)
+    assert "expert=2" in visitor.address()
+    visitor.page.get_by_text("What each expert adds").click()
+    visitor.settle()
+    visitor.click_mark("contribution-by_domain", 4.5 / 8, 0.3)
+    assert "expert=4" in visitor.address()
+    visitor.page.locator(".st-key-contribution-tables").get_by_text("Tables").click()
+    visitor.settle()
+    assert visitor.save("contribution-experts-table", "CSV").decode().startswith("layer,expert,contribution")
 
 
 def test_what_is_chosen_on_one_page_holds_on_the_others(visitor):
