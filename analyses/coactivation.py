@@ -5,14 +5,14 @@ distinct, so even random choices are not independent: the lift is read over that
 Pairs are the strongest of many, picked after looking: their values lean upwards. Three experts at a time are not here.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from analyses._batch import main
 from analyses._inputs import RouterStack, design, require, router_stacks, sample_words
+from analyses._pair_matrix import Pairs, matrices
 from analyses._tokens import (
     N_DRAWS,
     SAMPLE_TOKENS,
@@ -78,6 +78,7 @@ class Result:
         swaps: The draws in words.
         level: Coverage of the intervals.
         note: Why intervals are missing, if they are.
+        counted: The pairs of every layer, so that `at` need not count again.
     """
 
     matrix: pd.DataFrame
@@ -87,6 +88,7 @@ class Result:
     swaps: str
     level: float
     note: str
+    counted: tuple[Pairs, ...]
 
 
 def run(recording: Recording, settings: Settings = Settings()) -> Result:
@@ -112,41 +114,39 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         )
     bags = deal(design(recording), seed=settings.seed)
     shown = [settings.layer] if settings.layer is not None else evenly(list(recording.moe_layers), MOST_PANELS)
-    tables = [_of_stack(recording, stack, bags, shown, settings) for stack in stacks]
-    matrix, pairs, layers, sizes = zip(*tables, strict=True)
+    tables = [_of_stack(recording, stack, bags, settings) for stack in stacks]
+    counted, pairs, layers, sizes = zip(*tables, strict=True)
+    every = tuple(each for stack in counted for each in stack)
     return Result(
-        matrix=pd.concat(matrix, ignore_index=True),
+        matrix=matrices(every, shown),
         pairs=pd.concat(pairs, ignore_index=True),
         layers=pd.concat(layers, ignore_index=True).sort_values("layer", ignore_index=True),
         sample=sample_words(recording),
         swaps=f"{settings.n_draws} draws of {sizes[0]:,} tokens",
         level=settings.level,
         note=bags.note,
+        counted=every,
     )
+
+
+def at(result: Result, layer: int) -> Result:
+    """The same result with the matrix of another layer, without counting again."""
+    return replace(result, matrix=matrices(result.counted, [layer]))
 
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
     """Pair counts of one router: by bag, in the sample, and in the sample with sets swapped."""
 
-    about: pd.DataFrame
-    top_k: int
+    of_all: Pairs
     counts_GEE: np.ndarray
     sample_EE: np.ndarray
     swapped_BEE: np.ndarray
 
-    @cached_property
-    def pairs_EE(self) -> np.ndarray:
-        return self.counts_GEE.sum(axis=0, dtype=np.int64)
-
-    @cached_property
-    def matched_EE(self) -> np.ndarray:
-        return structure.matched_pairs(np.diag(self.pairs_EE), top_k=self.top_k)
-
 
 def _of_stack(
-    recording: Recording, stack: RouterStack, bags: Bags, shown: list[int], settings: Settings
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, int]:
+    recording: Recording, stack: RouterStack, bags: Bags, settings: Settings
+) -> tuple[list[Pairs], pd.DataFrame, pd.DataFrame, int]:
     n_experts, n_layers = stack.n_experts, len(stack.routers)
     counts_LGEE = np.zeros((n_layers, bags.n_bags, n_experts, n_experts), dtype=np.int32)
     sampler = Sampler(recording, n_tokens=settings.sample_tokens, seed=settings.seed)
@@ -163,17 +163,15 @@ def _of_stack(
     sample = sampler.joined()
     swapped_BLEE = _swapped(sample, settings)
     labels = stack.labels()
-    matrix, pairs, layers = [], [], []
+    counted, pairs, layers = [], [], []
     for i, counts_GEE in enumerate(counts_LGEE):
         bits_TW = sample.bits_LTW[i]
         sample_EE = joint_counts(bits_TW, bits_TW, n_experts=n_experts)
-        layer = _Layer(labels.iloc[[i]], stack.top_k, counts_GEE, sample_EE, swapped_BLEE[:, i])
+        counted.append(Pairs(labels.iloc[[i]], stack.top_k, counts_GEE.sum(axis=0, dtype=np.int64)))
+        layer = _Layer(counted[-1], counts_GEE, sample_EE, swapped_BLEE[:, i])
         layers.append(_summary(layer, bags, settings))
         pairs.append(_strongest(layer, bags, settings))
-        if stack.routers[i].layer in shown:
-            matrix.append(_matrix(layer))
-    empty = pd.DataFrame()
-    return pd.concat(matrix or [empty]), pd.concat(pairs), pd.concat(layers), len(sample.row_T)
+    return counted, pd.concat(pairs), pd.concat(layers), len(sample.row_T)
 
 
 def _swapped(sample: Tokens, settings: Settings) -> np.ndarray:
@@ -201,7 +199,7 @@ def _displaced(pairs_EE: np.ndarray, top_k: int) -> np.ndarray:
 
 
 def _summary(layer: _Layer, bags: Bags, settings: Settings) -> pd.DataFrame:
-    top_k, sample_EE = layer.top_k, layer.sample_EE
+    top_k, sample_EE = layer.of_all.top_k, layer.sample_EE
     interval = bag_interval(
         lambda pairs_EE: _displaced(pairs_EE, top_k), layer.counts_GEE, bags=bags, level=settings.level
     )
@@ -210,7 +208,7 @@ def _summary(layer: _Layer, bags: Bags, settings: Settings) -> pd.DataFrame:
     matched_EE = structure.matched_pairs(np.diag(sample_EE), top_k=top_k)
     drawn_B = structure.displaced_pairs(layer.swapped_BEE, np.broadcast_to(matched_EE, layer.swapped_BEE.shape))
     n_experts = sample_EE.shape[0]
-    return layer.about.assign(
+    return layer.of_all.about.assign(
         displaced=float(interval.plug_in),
         estimate=float(interval.value),
         low=max(float(interval.low), 0) if np.isfinite(interval.low) else np.nan,
@@ -220,13 +218,18 @@ def _summary(layer: _Layer, bags: Bags, settings: Settings) -> pd.DataFrame:
         swapped_high=float(np.quantile(drawn_B, 0.95)),
         p=float(p_value(observed, drawn_B)),
         uniform_probability=(top_k - 1) / (n_experts - 1),
-        never_chosen=int((layer.pairs_EE.diagonal() == 0).sum()),
+        never_chosen=int((layer.of_all.pairs_EE.diagonal() == 0).sum()),
     )
 
 
 def _strongest(layer: _Layer, bags: Bags, settings: Settings) -> pd.DataFrame:
     """The pairs with the largest excess of the lift, counted in standard deviations of independent tokens."""
-    pairs_EE, matched_EE, top_k, counts_GEE = layer.pairs_EE, layer.matched_EE, layer.top_k, layer.counts_GEE
+    pairs_EE, matched_EE, top_k, counts_GEE = (
+        layer.of_all.pairs_EE,
+        layer.of_all.matched_EE,
+        layer.of_all.top_k,
+        layer.counts_GEE,
+    )
     one, two = np.triu_indices(len(pairs_EE), 1)
     expected_P = matched_EE[one, two]
     ranked = np.flatnonzero(expected_P >= settings.min_count)
@@ -251,7 +254,7 @@ def _strongest(layer: _Layer, bags: Bags, settings: Settings) -> pd.DataFrame:
 
     interval = bag_interval(ratio, counts_G4P, bags=bags, level=settings.level, corrected=False)
     within_P = layer.swapped_BEE.mean(axis=0)[one, two]
-    frame = layer.about.loc[layer.about.index.repeat(len(one))].reset_index(drop=True)
+    frame = layer.of_all.about.loc[layer.of_all.about.index.repeat(len(one))].reset_index(drop=True)
     return frame.assign(
         a=one,
         b=two,
@@ -264,26 +267,6 @@ def _strongest(layer: _Layer, bags: Bags, settings: Settings) -> pd.DataFrame:
         lift=interval.value * matched_P,
         matched_lift=matched_P,
         within_documents=layer.sample_EE[one, two] / np.where(within_P > 0, within_P, np.nan),
-    )
-
-
-def _matrix(layer: _Layer) -> pd.DataFrame:
-    pairs_EE, matched_EE, n_experts = layer.pairs_EE, layer.matched_EE, len(layer.pairs_EE)
-    expert, other = (axis.ravel() for axis in np.indices((n_experts, n_experts)))
-    probability_EE, matched_probability_EE = (structure.coactivation(counts) for counts in (pairs_EE, matched_EE))
-    lift_EE = structure.coactivation_lift(pairs_EE, top_k=layer.top_k)
-    matched_lift_EE = structure.coactivation_lift(matched_EE, top_k=layer.top_k)
-    frame = layer.about.loc[layer.about.index.repeat(n_experts**2)].reset_index(drop=True)
-    return frame.assign(
-        expert=expert,
-        other=other,
-        together=pairs_EE.ravel(),
-        probability=probability_EE.ravel(),
-        matched_probability=matched_probability_EE.ravel(),
-        excess=(probability_EE - matched_probability_EE).ravel(),
-        lift=lift_EE.ravel(),
-        matched_lift=matched_lift_EE.ravel(),
-        lift_over_matched=(lift_EE / np.where(matched_lift_EE > 0, matched_lift_EE, np.nan)).ravel(),
     )
 
 

@@ -6,7 +6,8 @@ Told is what single experts tell of each other, not what the whole set does. Lay
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -65,6 +66,7 @@ class Result:
         draws: The permutations in words.
         level: Coverage of the intervals.
         note: Why intervals are missing, if they are.
+        counted: The flow of every pair of layers, so that `at` need not count again.
     """
 
     layers: pd.DataFrame
@@ -76,6 +78,18 @@ class Result:
     draws: str
     level: float
     note: str
+    counted: "tuple[_Counted, ...]"
+
+
+@dataclass(frozen=True, eq=False)
+class _Counted:
+    """The flow from a layer to the next, and what documents alone give."""
+
+    layer: int
+    next_layer: int
+    top_k: int
+    flow_EE: np.ndarray
+    permuted_EE: np.ndarray
 
 
 def run(recording: Recording, settings: Settings = Settings()) -> Result:
@@ -106,28 +120,43 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     information = layers[layers["measure"] == "information"]
     most = int(information["layer"].to_numpy()[information["value"].fillna(-1).to_numpy().argmax()])
     shown = settings.layer if settings.layer is not None else most
-    stack, flows, size = next(
-        (stack, flows, size)
-        for stack, (_, flows, size) in zip(stacks, found, strict=True)
-        if shown in [router.layer for router in stack.routers[:-1]]
-    )
-    at = [router.layer for router in stack.routers].index(shown)
+    counted = tuple(each for _, flows, _ in found for each in flows)
+    size = next(size for _, flows, size in found if shown in [each.layer for each in flows])
     return Result(
         layers=layers,
-        flow=_flow(*flows[at], stack.top_k),
-        layer=shown,
-        next_layer=stack.routers[at + 1].layer,
-        n_experts=stack.n_experts,
+        **_shown(counted, shown),
         sample=sample_words(recording),
         draws=f"{settings.n_draws} permutations of {size:,} tokens",
         level=settings.level,
         note=bags.note,
+        counted=counted,
     )
+
+
+def at(result: Result, layer: int) -> Result:
+    """The same result with the flow of another pair of layers, without counting again.
+
+    Raises:
+        AnalysisError: no layer of its shape comes after the layer.
+    """
+    return replace(result, **_shown(result.counted, layer))
+
+
+def _shown(counted: tuple[_Counted, ...], layer: int) -> dict[str, Any]:
+    found = [each for each in counted if each.layer == layer]
+    if not found:
+        firsts = [each.layer for each in counted]
+        raise AnalysisError(
+            f"layer_flow: layer {layer} has no MoE layer of its shape after it; set layer to one of {firsts}."
+        )
+    one = found[0]
+    table = _flow(one.flow_EE, one.permuted_EE, one.top_k)
+    return {"flow": table, "layer": layer, "next_layer": one.next_layer, "n_experts": len(one.flow_EE)}
 
 
 def _of_stack(
     recording: Recording, stack: RouterStack, bags: Bags, settings: Settings
-) -> tuple[pd.DataFrame, list[tuple[np.ndarray, np.ndarray]], int]:
+) -> tuple[pd.DataFrame, list[_Counted], int]:
     n_experts, n_pairs = stack.n_experts, len(stack.routers) - 1
     flow_PGEE = np.zeros((n_pairs, bags.n_bags, n_experts, n_experts), dtype=np.int32)
     sampler = Sampler(recording, n_tokens=settings.sample_tokens, seed=settings.seed)
@@ -147,7 +176,8 @@ def _of_stack(
     for i, flow_GEE in enumerate(flow_PGEE):
         permuted_EE = structure.permuted_flow(counts_DLE[:, i], counts_DLE[:, i + 1], top_k=stack.top_k)
         drawn_BEE = _permuted(sample, i, settings)
-        flows.append((flow_GEE.sum(axis=0, dtype=np.int64), permuted_EE))
+        one, two = (router.layer for router in stack.routers[i : i + 2])
+        flows.append(_Counted(one, two, stack.top_k, flow_GEE.sum(axis=0, dtype=np.int64), permuted_EE))
         for measure, statistic in MEASURES.items():
 
             def of(flow: np.ndarray, statistic: Callable[..., np.ndarray] = statistic) -> np.ndarray:
@@ -155,7 +185,9 @@ def _of_stack(
 
             interval = bag_interval(of, flow_GEE, bags=bags, level=settings.level)
             observed, drawn_B = of(drawn_BEE[0]), of(drawn_BEE[1:])
-            marginal = structure.mode_accuracy(flows[-1][0], top_k=stack.top_k) if measure != "information" else 0.0
+            marginal = (
+                structure.mode_accuracy(flows[-1].flow_EE, top_k=stack.top_k) if measure != "information" else 0.0
+            )
             tables.append(
                 {
                     "layer": stack.routers[i].layer,

@@ -9,7 +9,7 @@ showing.ask("Structure", "coactivation")
 recording = shared.choose_recording()
 layer, expert = experts.choose(recording)
 with showing.told():
-    pairs = showing.result(recording, "coactivation", layer=layer)
+    pairs = showing.result_at(recording, "coactivation", layer=layer)
     showing.show(pairs, "by_layer", follow={"layer": "layer"})
     st.header(f"Layer {layer}")
     matrix, strongest = st.columns([3, 2])
@@ -26,9 +26,8 @@ with showing.told():
 follow = {"layer": "layer", "expert": "expert"}
 with showing.part("Flow to the next layer", "layer_flow", recording) as is_open:
     if is_open:
-        showing.every(
-            showing.result(recording, "layer_flow", layer=shared.with_next(recording, layer)), follow={"layer": "layer"}
-        )
+        flow = showing.result_at(recording, "layer_flow", layer=shared.with_next(recording, layer))
+        showing.every(flow, follow={"layer": "layer"})
 parts = {
     "Repetition: the experts of the token before": "repetition",
     "Segments: an expert kept for a stretch of text": "segment_consistency",

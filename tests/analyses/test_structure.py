@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from itertools import combinations, pairwise
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analyses import (
@@ -95,6 +96,19 @@ def test_coactivation_counts_every_pair(recording):
     of_layer = result.layers.set_index("layer")
     for name, column in (("model, all text", "estimate"), ("sets swapped in documents, sample", "swapped")):
         assert drawn[name].to_dict() == of_layer[column].to_dict()
+
+
+@pytest.mark.parametrize(("module", "table", "layer"), [(coactivation, "matrix", 2), (layer_flow, "flow", 0)])
+def test_a_layer_shown_later_is_as_if_it_had_been_asked_for(recording, module, table, layer):
+    asked, later = module.run(recording, module.Settings(layer=layer)), module.at(module.run(recording), layer)
+    for name, frame in module.tables(asked).items():
+        pd.testing.assert_frame_equal(module.tables(later)[name], frame)
+    assert {name: (one.caption, one.alt) for name, one in module.figures(asked).items()} == {
+        name: (one.caption, one.alt) for name, one in module.figures(later).items()
+    }
+    assert len(module.tables(later)[table]) == 64
+    with pytest.raises(AnalysisError, match=r"layer 99 has no .*; set layer to one of \[0"):
+        module.at(asked, 99)
 
 
 def test_coactivation_of_an_expert_that_is_never_chosen(recording):

@@ -22,7 +22,8 @@ from tests.benchmarks.synthetic import make
 from tests.pages.browser import Visitor, browsing, serving
 
 PAGES = {"/tokens": "token_routing-layer_token_map", "/utilization": "expert_card-by_token",
-         "/load_balance": "load_balance-documents"}  # fmt: skip
+         "/load_balance": "load_balance-documents", "/specialization": "domain_load-domain_map",
+         "/structure": "coactivation-pair_map"}  # fmt: skip
 LAYERS = (3, 9, 20, 26, 11)
 WATCH = """
 window.changedAt = performance.now();

@@ -235,6 +235,16 @@ def test_an_untrained_router_is_chosen_as_a_control(app):
     assert "--set untrained=" in app.code[0].value and not app.exception
 
 
+def test_pairs_are_counted_once_for_all_layers(app, monkeypatch):
+    from analyses import coactivation
+
+    opened(app, "structure", layer="0")
+    monkeypatch.setattr(coactivation, "run", None)
+    app.selectbox(key="layer").select(2).run()
+    assert not app.exception and app.header[0].value == "Layer 2"
+    assert "coactivation --set layer=2" in app.code[0].value
+
+
 def test_one_expert_a_token_has_no_pairs_and_the_other_parts_stay(app, data):
     from tests import tiny
     from workbench.capture.record import record
