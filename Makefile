@@ -44,6 +44,7 @@ format: setup
 
 benchmarks: setup
 	$(BIN)/python -m tests.benchmarks.recording
+	$(BIN)/python -m tests.benchmarks.attention
 	$(BIN)/python -m tests.benchmarks.analyses
 	$(BIN)/python -m tests.benchmarks.coactivation
 	$(BIN)/python -m tests.benchmarks.suite

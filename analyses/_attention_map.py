@@ -2,6 +2,7 @@
 
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -43,6 +44,11 @@ def text_of(recording: Recording, document: str, *, n_tokens: int) -> MappedText
     token_ids = read["token"][order].tolist()
     text_by_id = dict(zip(recording.vocabulary["token"], recording.vocabulary["text"], strict=True))
     return MappedText(document, token_ids, [text_by_id.get(token, "") for token in token_ids])
+
+
+def cells_of(file: Path, texts: list[str]) -> pd.DataFrame:
+    """`cells` of the weights that the model's process left in a file."""
+    return cells(np.load(file).astype(np.float32), texts)
 
 
 def cells(weights_ST: np.ndarray, texts: list[str]) -> pd.DataFrame:

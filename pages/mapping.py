@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import jobs
-import numpy as np
 import shared
 import showing
 import streamlit as st
@@ -34,7 +33,7 @@ def show(recording: Recording, *, layer: int, head: int) -> None:
         return
     if made["weights_digest"] != recording.manifest["identity"]["weights_digest"]:
         st.warning(f"{jobs.plain(model)} has other weights now than when it was recorded; this map is of those.")
-    table = _attention_map.cells(np.load(Path(made["file"])).astype(np.float32), text.texts)
+    table = _attention_map.cells_of(Path(made["file"]), text.texts)
     figure = _attention_map.figure(table, layer=layer, head=head, model=model, text=text)
     how: dict[str, Any] = {"document": document, "layer": layer, "head": head, "tokens": int(asked)}
     shown = showing.Shown(
