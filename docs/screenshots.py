@@ -15,7 +15,6 @@ from workbench.recording import Recording
 
 SHOTS = {
     "app_tokens": ("/tokens?document=english-05&layer=2&token=40", "token_routing-layer_token_map", False, 900),
-    "app_structure": ("/structure?layer=2&expert=24", "coactivation-strongest_pairs", False, 1250),
     "app_utilization": ("/utilization?layer=0&expert=10", "expert_card-by_token", True, 1000),
 }
 
