@@ -89,11 +89,9 @@ def _open(path: Path) -> None:
 def _ask(name: str, texts: list[str]) -> _several.Done:
     """Tables and figure specs alone."""
     assert _recording is not None
-    module, started = _batch.get(name), time.perf_counter()
+    started = time.perf_counter()
     try:
-        result = module.run(_recording, _batch.parse_settings(module, texts))
-        module.tables(result)
-        module.figures(result)
+        _batch.ask(_recording, name, settings=texts)
     except AnalysisError as error:
         return _several.Done(name, [], {}, str(error), 0.0)
     return _several.Done(name, [], {}, "", time.perf_counter() - started)
