@@ -165,7 +165,10 @@ def step_bytes(
     _at_least(batch, "batch")
     _at_least(context, "context")
     kept = cache_bytes(topology, context=context, value_bytes=weight_bytes if value_bytes is None else value_bytes)
-    return {**weights_read(topology, tokens=batch, weight_bytes=weight_bytes, experts_R=experts_R), "cache": batch * kept}
+    return {
+        **weights_read(topology, tokens=batch, weight_bytes=weight_bytes, experts_R=experts_R),
+        "cache": batch * kept,
+    }
 
 
 def weights_read(
@@ -176,7 +179,7 @@ def weights_read(
     met_R = uniform_coverage(topology, tokens=tokens) if experts_R is None else np.asarray(experts_R, dtype=float)
     if met_R.shape != (len(moe),) or any(not 0 <= c <= m.n_experts for c, m in zip(met_R, moe, strict=True)):
         raise ModelError(
-            f"{topology.family}: experts_R is {met_R}; one number of distinct experts, 0 to E, was wanted for each of "
+            f"{topology.family}: experts_R is {met_R.tolist()}; one number of distinct experts, 0 to E, was wanted for each of "
             f"its {len(moe)} routers."
         )
     read: dict[str, float] = {name: share.total for name, share in parameters(topology).items()}

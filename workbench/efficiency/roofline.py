@@ -79,9 +79,7 @@ def decode_floor(
     return floor(flops, sum(read.values()), device, dtype)
 
 
-def prefill_floor(
-    topology: Topology, device: Device, *, batch: int, tokens: int, dtype: str = "bfloat16"
-) -> Floor:
+def prefill_floor(topology: Topology, device: Device, *, batch: int, tokens: int, dtype: str = "bfloat16") -> Floor:
     """Reading `batch` sequences of `tokens` tokens, with logits at the last position of each and causal attention.
 
     Weights are read once, of the experts those that so many tokens meet under uniform routing; the cache is written.

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from workbench.models.topology import Router
 
 
+KINDS = ("attention", "latent attention", "state space")
+"""Kinds of mixers whose costs are known."""
+
+
 @dataclass(frozen=True)
 class Weights:
     """Parameters of one purpose.
@@ -183,7 +187,7 @@ def read_parts(module: Any, routers: Sequence["Router"]) -> Parts:
             product = parameter.dim() >= 2 and not last.endswith("bias")
         else:
             product = parameter.dim() >= 2 and last == "weight" and "Embedding" not in type(modules[owner]).__name__
-            if parameter.dim() >= 2 and not product and not (last == "A_log" and role in mixers):
+            if parameter.squeeze().dim() >= 2 and not product and not (last == "A_log" and role in mixers):
                 unknown.append(f"{name}: parameter of {type(modules[owner]).__name__}")
         role = role or ("dense" if product and layer is not None else "other")
         if role == "other" and product:
@@ -193,11 +197,10 @@ def read_parts(module: Any, routers: Sequence["Router"]) -> Parts:
         found[key] = found.get(key, Weights()) + Weights(size, size if product else 0)
     if head is not None and head.weight is looked_up:
         found[None, "head"] = Weights(0, looked_up.numel())
-    layers = tuple(_layer(n, routers, mixers, found, config) for n in range(config.num_hidden_layers))
-    known = ("attention", "latent attention", "state space")
-    for mixer in (mixer for layer in layers for mixer in layer.mixers):
-        if mixer.kind not in known:
-            unknown.append(f"{mixer.path}: {mixer.kind}")
+    numbers = sorted({number for number, _ in found if number is not None})
+    layers = tuple(_layer(n, routers, mixers, found, config) for n in numbers)
+    unknown += [f"{m.path}: {m.kind}" for layer in layers for m in layer.mixers if m.kind not in KINDS]
+    unknown += [f"decoder layer {layer.layer}: nothing in it mixes tokens" for layer in layers if not layer.mixers]
     named = {"embedding", "head"}
     rest = sum((w for (n, role), w in found.items() if n is None and role not in named), Weights())
     return Parts(
@@ -236,7 +239,7 @@ def _mixers(modules: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     last = "\0"
     for path, candidate in modules.items():
         name = type(candidate).__name__
-        inside = _layer_of(f"{path}.") is not None and not re.search(r"\.\d+$", path)
+        inside = _layer_of(f"{path}.") is not None and not re.fullmatch(r"\D*\.\d+", path)
         if inside and _MIXES.search(name) and not path.startswith(f"{last}."):
             last = path
             yield path, candidate
@@ -250,7 +253,9 @@ def _layer(
 
     return LayerParts(
         layer=number,
-        mixers=tuple(_mixer(path, m, of(path), config) for path, m in mixers.items() if _layer_of(path + ".") == number),
+        mixers=tuple(
+            _mixer(path, m, of(path), config) for path, m in mixers.items() if _layer_of(path + ".") == number
+        ),
         moe=tuple(
             MoeParts(
                 layer=number,
@@ -269,13 +274,13 @@ def _layer(
 
 def _mixer(path: str, module: Any, weights: Weights, config: Any) -> Mixer:
     """What one mixer keeps and computes, by the maps it holds."""
-    children = {name: child for name, child in module.named_children()}
-    if {"kv_a_proj_with_mqa", "kv_b_proj", "o_proj"} <= set(children) and not _surprising(children, _LATENT):
+    children = {name: child for name, child in module.named_children() if hasattr(child, "weight")}
+    if {"kv_a_proj_with_mqa", "kv_b_proj", "o_proj"} <= set(children) and not _surprising(module, _LATENT):
         latent, rope = int(module.kv_lora_rank), int(module.qk_rope_head_dim)
         heads = children["o_proj"].weight.shape[1] // int(module.v_head_dim)
         own = int(module.qk_head_dim) + int(module.v_head_dim)
         return Mixer("latent attention", path, weights, heads, own, 2 * latent + rope, latent + rope)
-    if {"q_proj", "k_proj", "v_proj"} <= set(children) and not _surprising(children, _PLAIN):
+    if {"q_proj", "k_proj", "v_proj"} <= set(children) and not _surprising(module, _PLAIN):
         back = next((children[name] for name in ("o_proj", "out_proj", "dense") if name in children), None)
         keys, values = (children[name].weight.shape[0] for name in ("k_proj", "v_proj"))
         width = getattr(module, "head_dim", None)
@@ -284,6 +289,12 @@ def _mixer(path: str, module: Any, weights: Weights, config: Any) -> Mixer:
             both = width + values * width // keys
             window = getattr(module, "sliding_window", None)
             return Mixer("attention", path, weights, heads, both, both, keys + values, window)
+    if {"qkv_proj", "o_proj"} <= set(children) and not _surprising(module, _FUSED):
+        width, of_queries = getattr(module, "head_dim", None), children["o_proj"].weight.shape[1]
+        cached = children["qkv_proj"].weight.shape[0] - of_queries
+        if isinstance(width, int) and cached > 0 and not cached % (2 * width) and not _chunked(config):
+            window = getattr(module, "sliding_window", None)
+            return Mixer("attention", path, weights, of_queries // width, 2 * width, 2 * width, cached, window)
     state = dict(module.named_parameters()).get("A_log")
     if state is not None and state.dim() == 2 and "x_proj" in children and "conv1d" in children:
         kept = state.numel() + state.shape[0] * children["conv1d"].weight.shape[-1]
@@ -292,12 +303,13 @@ def _mixer(path: str, module: Any, weights: Weights, config: Any) -> Mixer:
 
 
 _PLAIN = ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "dense")
+_FUSED = ("qkv_proj", "o_proj")
 _LATENT = ("q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
 
 
-def _surprising(children: Mapping[str, Any], known: Sequence[str]) -> bool:
+def _surprising(module: Any, known: Sequence[str]) -> bool:
     """Whether a mixer holds more than its maps and norms: an indexer, a gate of its own, a convolution."""
-    more = (child for name, child in children.items() if name not in known)
+    more = (child for name, child in module.named_children() if name not in known)
     return any(p.dim() >= 2 for child in more for p in child.parameters())
 
 
