@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 
 from workbench.efficiency import costs
-from workbench.efficiency.costs import cache_bytes, decode_flops, linear_flops, memory, parameters, prefill_flops
-from workbench.efficiency.costs import step_bytes, uniform_coverage
+from workbench.efficiency.costs import (
+    cache_bytes,
+    decode_flops,
+    linear_flops,
+    memory,
+    parameters,
+    prefill_flops,
+    step_bytes,
+    uniform_coverage,
+)
 from workbench.efficiency.devices import DEVICES, device, measured
 from workbench.efficiency.roofline import decode_floor, decode_ratio, floor, prefill_floor
 from workbench.errors import ModelError

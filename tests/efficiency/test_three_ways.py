@@ -1,4 +1,4 @@
-"""Formula, torch's counter and the meta device give the same FLOPs, module by module; and parameters are all accounted for."""
+"""Formula, counter and meta device give the same FLOPs, module by module; parameters are all accounted for."""
 
 import pytest
 import torch

@@ -179,8 +179,8 @@ def weights_read(
     met_R = uniform_coverage(topology, tokens=tokens) if experts_R is None else np.asarray(experts_R, dtype=float)
     if met_R.shape != (len(moe),) or any(not 0 <= c <= m.n_experts for c, m in zip(met_R, moe, strict=True)):
         raise ModelError(
-            f"{topology.family}: experts_R is {met_R.tolist()}; one number of distinct experts, 0 to E, was wanted for each of "
-            f"its {len(moe)} routers."
+            f"{topology.family}: experts_R is {met_R.tolist()}; one number of distinct experts, 0 to E, was wanted for "
+            f"each of its {len(moe)} routers."
         )
     read: dict[str, float] = {name: share.total for name, share in parameters(topology).items()}
     if known_parts(topology).tied:

@@ -343,7 +343,7 @@ def rate_activated_experts(
     """
     if (rate_xE < 0).any() or (rate_xE > 1).any():
         raise ValueError(
-            f"rate_xE spans {np.nanmin(rate_xE)} to {np.nanmax(rate_xE)}, wanted 0 to 1: counts over the number of tokens"
+            f"rate_xE spans {np.nanmin(rate_xE)} to {np.nanmax(rate_xE)}, wanted 0 to 1: pass counts over tokens"
         )
     return np.stack([(1 - (1 - rate_xE) ** tokens).sum(axis=-1) for tokens in tokens_B.tolist()], axis=-1)
 

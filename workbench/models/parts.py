@@ -115,7 +115,7 @@ class Parts:
         embedding: Look-up tables of the input; multiplied with nothing.
         head: The output's matrix; where it is tied, 0 parameters, and products all the same.
         other: Last norm, and whatever lies outside the decoder.
-        unknown: Modules and parameters whose cost is not known, as `path: class`; costs are refused where there are any.
+        unknown: What has no known cost, as `path: class`; costs are refused where there is any.
     """
 
     layers: tuple[LayerParts, ...]
