@@ -107,7 +107,7 @@ def tables(result: Result) -> dict[str, pd.DataFrame]:
 
 
 def figures(result: Result) -> dict[str, Figure]:
-    """`map` of the ratio, white at 1; `by_batch` at some contexts."""
+    """`map` of the ratio, white at 1; `by_batch` at some contexts; `crossings`, the line where both are equally fast."""
     shown = result.map.assign(ratio=result.map["ratio"].where(result.map["fits"]))
     some = result.map["context"].unique()
     some = some[np.unique(np.linspace(0, len(some) - 1, _LINES).round().astype(int))]
@@ -149,6 +149,25 @@ def figures(result: Result) -> dict[str, Figure]:
             value_label="dense over MoE",
             caption=f"Over 1 the MoE is faster: {said} Experts met as under uniform routing.{blank}",
             alt=f"The ratio runs from {low:.2f} to {high:.2f} over batches and contexts.",
+        )
+    if len(result.crossings):
+        crossed = result.crossings.assign(
+            doublings=np.log2(result.crossings["context"]).astype(int),
+            beyond="above it the MoE is " + result.crossings["beyond"].astype(str),
+        )
+        drawn["crossings"] = Lines(
+            crossed,
+            "doublings",
+            "batch",
+            group="beyond",
+            log=True,
+            hover=("context",),
+            title="Where both are equally fast",
+            x_label="tokens in the cache of each, as a power of 2",
+            y_label="sequences decoded together",
+            caption=f"Batches at which the ratio passes 1: {said} Where a line ends, longer contexts have no crossing. "
+            "Experts met as under uniform routing, whether or not the caches fit.",
+            alt=f"Crossings at batches from {crossed['batch'].min():.0f} to {crossed['batch'].max():.0f}.",
         )
     return drawn
 

@@ -13,7 +13,7 @@ from analyses._costs import check, doublings, main
 from workbench.efficiency.devices import device
 from workbench.efficiency.roofline import decode_floor, prefill_floor
 from workbench.efficiency.subject import Costed
-from workbench.figures.spec import Figure, Lines, Points
+from workbench.figures.spec import Figure, Lines
 
 INPUT = "costs"
 
@@ -41,8 +41,7 @@ class Result:
 
     Attributes:
         steps: One row per model, kind (decode step, prefill of one sequence of `tokens`) and size: `flops`, `bytes`,
-            `intensity` (FLOP per byte), `compute_ms`, `memory_ms`, `floor_ms`, what it is bound by, `tokens_per_s`, and
-            `attained` (FLOP per second at the floor).
+            `intensity` (FLOP per byte), `compute_ms`, `memory_ms`, `floor_ms`, what it is bound by, `tokens_per_s`.
         words: The models and the device in words.
         ridge: FLOP per byte at which the device computes as long as it reads.
     """
@@ -80,7 +79,6 @@ def run(subject: Costed, settings: Settings = Settings()) -> Result:
                         "floor_ms": found.time_s * 1e3,
                         "bound": found.bound,
                         "tokens_per_s": size / found.time_s,
-                        "attained": found.flops / found.time_s,
                     }
                 )
     peak, bandwidth = on.peak(settings.dtype), on.bandwidth_bytes
@@ -98,28 +96,34 @@ def tables(result: Result) -> dict[str, pd.DataFrame]:
 
 
 def figures(result: Result) -> dict[str, Figure]:
-    """`roof`: where steps lie under it; `throughput`: tokens per second by batch."""
+    """`intensity`: FLOP per byte by size; `throughput`: tokens per second by batch."""
     steps = result.steps.assign(
-        tflops=result.steps["attained"] / 1e12, step=result.steps["model"] + ", " + result.steps["kind"]
+        doublings=result.steps["tokens"].map(lambda size: size.bit_length() - 1),
+        ridge=result.ridge,
+        step=result.steps["kind"].map({"decode": "decode step of a batch", "prefill": "prefill of one sequence"}),
     )
-    decode = steps[steps["kind"] == "decode"].assign(doublings=lambda t: t["batch"].map(lambda b: b.bit_length() - 1))
+    decode = steps[steps["kind"] == "decode"]
     largest = decode[decode["batch"] == decode["batch"].max()].set_index("model")["bound"]
     return {
-        "roof": Points(
+        "intensity": Lines(
             steps,
+            "doublings",
             "intensity",
-            "tflops",
-            group="step",
-            hover=("batch", "tokens", "bound", "floor_ms"),
-            title="Under the roof",
-            x_label="FLOP per byte",
-            y_label="TFLOP/s at the floor",
-            log_x=True,
-            log_y=True,
-            caption="Arithmetic intensity and the rate it allows, of decode steps (batches of 1, 2, 4 …) and of "
-            f"prefills of one sequence (1, 2, 4 … tokens). Left of {result.ridge:,.0f} FLOP per byte reading takes "
-            f"longer than computing. {result.words}. Experts met as under uniform routing.",
-            alt=f"Points rise with intensity up to the ridge at {result.ridge:,.0f} FLOP per byte and are level beyond.",
+            group="model",
+            panel="step",
+            null="ridge",
+            null_label="ridge of the device",
+            log=True,
+            hover=("tokens", "bound", "floor_ms"),
+            title="What bounds a step",
+            x_label="tokens of a step, as a power of 2",
+            y_label="FLOP per byte",
+            caption="Arithmetic intensity of decode steps (batches of 1, 2, 4 …) and of prefills of one sequence (1, 2, "
+            f"4 … tokens). Below the ridge, {result.ridge:,.0f} FLOP per byte, reading takes longer than computing. "
+            f"{result.words}. Experts met as under uniform routing.",
+            alt="At the largest batch "
+            + "; ".join(f"{name} is bound by {bound}" for name, bound in largest.items())
+            + ".",
         ),
         "throughput": Lines(
             decode,
@@ -133,8 +137,10 @@ def figures(result: Result) -> dict[str, Figure]:
             y_label="tokens/s",
             caption=f"Decoding, at most. {result.words}. Experts met as under uniform routing; memory for the caches is "
             "taken to be there.",
-            alt="At the largest batch "
-            + "; ".join(f"{name} is bound by {bound}" for name, bound in largest.items())
+            alt="; ".join(
+                f"{name} from {part['tokens_per_s'].iloc[0]:,.0f} to {part['tokens_per_s'].iloc[-1]:,.0f} tokens/s"
+                for name, part in decode.groupby("model")
+            )
             + ".",
         ),
     }
