@@ -117,6 +117,10 @@ def ask(
         AnalysisError: what `get`, `parse_settings` or the analysis refuse; or it compares two and was given one.
     """
     module = get(name)
+    if name not in names():
+        raise AnalysisError(
+            f"{name}: it is asked of {_input(name)}, not of a recording; run python -m analyses.{name} --help."
+        )
     if not takes_two(module):
         chosen = parse_settings(module, settings)
         if against is not None:

@@ -97,7 +97,9 @@ def _crossings(context: int, part: pd.DataFrame) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for i in np.flatnonzero(np.sign(log_ratio[:-1]) * np.sign(log_ratio[1:]) < 0).tolist():
         at = np.interp(0, *(zip(*sorted([(log_ratio[i + j], log_batch[i + j]) for j in (0, 1)]), strict=True)))
-        rows.append({"context": context, "batch": float(np.exp(at)), "beyond": "faster" if log_ratio[i] < 0 else "slower"})
+        rows.append(
+            {"context": context, "batch": float(np.exp(at)), "beyond": "faster" if log_ratio[i] < 0 else "slower"}
+        )
     return rows
 
 
@@ -112,7 +114,8 @@ def figures(result: Result) -> dict[str, Figure]:
     some = result.map["context"].unique()
     some = some[np.unique(np.linspace(0, len(some) - 1, _LINES).round().astype(int))]
     lines = result.map[result.map["context"].isin(some)].assign(
-        doublings=lambda t: t["batch"].map(lambda b: b.bit_length() - 1), at=lambda t: "context " + t["context"].map("{:,}".format)
+        doublings=lambda t: t["batch"].map(lambda b: b.bit_length() - 1),
+        at=lambda t: "context " + t["context"].map("{:,}".format),
     )
     low, high = result.map["ratio"].min(), result.map["ratio"].max()
     blank = " Blank: weights and caches of one of them do not fit." if not result.map["fits"].all() else ""

@@ -137,7 +137,12 @@ def figures(result: Result) -> dict[str, Figure]:
     for name, column, label, what in (
         ("by_active", "active_b", "active parameters, 10⁹", "active parameters, the embedding whole"),
         ("by_flops", "gflop_per_token", "GFLOP per token", "FLOP per token of products with weights"),
-        ("by_floor", "floor_ms_per_token", "ms per token and sequence", f"the floor of decoding a token ({result.words})"),
+        (
+            "by_floor",
+            "floor_ms_per_token",
+            "ms per token and sequence",
+            f"the floor of decoding a token ({result.words})",
+        ),
     ):
         drawn[name] = Points(
             shown,
@@ -152,7 +157,8 @@ def figures(result: Result) -> dict[str, Figure]:
             caption=f"Scores as published in the reference model's card, by {what}. {result.missing}Five models differ in "
             "data and training too: nothing is fitted.",
             alt="; ".join(
-                f"{row.benchmark}: {row.model} {row.score:g} at {getattr(row, column):.3g}" for row in shown.itertuples()
+                f"{row.benchmark}: {row.model} {row.score:g} at {getattr(row, column):.3g}"
+                for row in shown.itertuples()
             ),
         )
     return drawn

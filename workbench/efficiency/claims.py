@@ -69,7 +69,9 @@ def common_lengths(claims: Sequence[Claim]) -> tuple[int, ...]:
     """
     if not claims:
         raise ModelError("no claim was given; at least one row of requests and tokens per second was wanted.")
-    low, high = (pick(ends) for pick, ends in zip((max, min), zip(*[c.tokens_per_request for c in claims]), strict=True))
+    low, high = (
+        pick(ends) for pick, ends in zip((max, min), zip(*[c.tokens_per_request for c in claims]), strict=True)
+    )
     return tuple(range(math.ceil(low), math.floor(high) + 1))
 
 
