@@ -1,4 +1,4 @@
-"""The commands that analyses add to `workbench`: `analyze`, `costs` and `demo`. Found through the package's entry point."""
+"""The commands that analyses add to `workbench`: `analyze`, `costs`, `demo`. Found by the package's entry point."""
 
 import inspect
 import time

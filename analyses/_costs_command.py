@@ -32,7 +32,7 @@ def costs(
     from workbench.models.loading import inspect_topology
 
     on = device_named(device)
-    how = {"batch": batch, "context": context, "dtype": dtype}
+    how: dict[str, Any] = {"batch": batch, "context": context, "dtype": dtype}
     subject = costed(model, against, **how) if against else None
     topologies = {model: subject.topology if subject else inspect_topology(model)}
     found = {name: _facts(topology, on, **how) for name, topology in topologies.items()}
@@ -61,7 +61,7 @@ def _facts(topology: "Topology", on: Any, *, batch: int, context: int, dtype: st
     from workbench.efficiency.roofline import decode_floor, prefill_floor
 
     width = formulas.dtype_bytes(dtype)
-    how = {"batch": batch, "context": context}
+    how: dict[str, Any] = {"batch": batch, "context": context}
     read = formulas.step_bytes(topology, **how, weight_bytes=width, value_bytes=max(width, 2))
     decode = decode_floor(topology, on, **how, dtype=dtype)
     prefill = prefill_floor(topology, on, batch=batch, tokens=context, dtype=dtype)

@@ -1,8 +1,9 @@
 """Can the published throughput of the reference pair be true, and of which requests?
 
-Not shown: that it is. The card says neither how long requests were nor which GPU ran them; a split that the roofline allows
-is only not impossible. Bounds are of many equal requests on both GPUs without any loss by working together. Experts are met
-as under uniform random routing, or K of them where all requests are the same text, as synthetic loads of that time were.
+Not shown: that it is. The card says neither how long requests were nor which GPU ran them; a split that the roofline
+allows is only not impossible. Bounds are of many equal requests on both GPUs without any loss by working together.
+Experts are met as under uniform random routing, or K of them where all requests are the same text, as synthetic loads
+of that time were.
 """
 
 from dataclasses import dataclass
@@ -160,8 +161,8 @@ def figures(result: Result) -> dict[str, Figure]:
             title="The published ratio beside the roofline's",
             x_label=f"tokens read, of {result.lengths[0]}",
             y_label="MoE over dense, requests/s",
-            caption="Requests per second of Qwen2-57B-A14B over those of Qwen1.5-32B, reading and writing in turns at the "
-            f"roofline, by how a request is split. {said}. The ratio of FLOP per token is {result.flop_ratio:.3f}.",
+            caption="Requests per second of Qwen2-57B-A14B over those of Qwen1.5-32B, reading and writing in turns at "
+            f"the roofline, by how a request is split. {said}. The ratio of FLOP per token is {result.flop_ratio:.3f}.",
             alt=f"Published {result.ratios['published'].iloc[0]:.3f}; splits that the roofline allows give "
             f"{allowed['serial'].min():.2f} to {allowed['serial'].max():.2f}.",
         ),

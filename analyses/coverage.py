@@ -139,8 +139,8 @@ def figures(result: Result) -> dict[str, Figure]:
     keys = ["layer", *(["site"] if "site" in result.batches else []), "batch"]
     some = result.batches[result.batches["layer"].isin(shown)]
     long = some.melt(id_vars=keys, value_vars=list(names), var_name="routing", value_name="experts")
-    ends = some[[*keys, "low", "high"]].assign(routing="measured")
-    long = long.merge(ends, how="left", on=[*keys, "routing"])
+    bounds = some[[*keys, "low", "high"]].assign(routing="measured")
+    long = long.merge(bounds, how="left", on=[*keys, "routing"])
     long["routing"] = long["routing"].map(names)
     panel = "layer"
     if "site" in long:
@@ -150,13 +150,13 @@ def figures(result: Result) -> dict[str, Figure]:
     last = certain if len(certain) else result.batches
     last = last[last["batch"] == last["batch"].max()]
     most = int(last["batch"].iloc[0])
-    gaps = last.melt(
-        id_vars=[key for key in keys if key != "batch"], value_vars=["skew", "correlation"], var_name="gap",
-        value_name="experts",
-    )  # fmt: skip
-    gaps["gap"] = gaps["gap"].map({"skew": "uneven loads", "correlation": "tokens that choose alike"})
-    if "site" in gaps:
-        gaps = gaps.groupby(["layer", "gap"], as_index=False, sort=False)["experts"].mean()
+    ends = {"low": last["low"] - last["independent"], "high": last["high"] - last["independent"]}
+    gaps = pd.concat(
+        [
+            last.assign(gap="uneven loads", experts=last["skew"], low=np.nan, high=np.nan),
+            last.assign(gap="tokens that choose alike", experts=last["correlation"], **ends),
+        ]
+    )
     said = f"{result.sample}; {result.used:,} documents of as many clusters, dealt into batches at random"
     middle = some[some["layer"] == shown[len(shown) // 2]].iloc[-1]
     return {
@@ -174,21 +174,26 @@ def figures(result: Result) -> dict[str, Figure]:
             x_label="sequences in the batch, as a power of 2",
             y_label="experts",
             caption="Distinct experts of the tokens at one position of B documents, beside B independent tokens at the "
-            f"recording's rates and under uniform random routing ({said}). {level}: ratio over batches, t; none under 8 "
-            "batches.",
-            alt=f"At layer {middle['layer']:.0f}, a batch of {middle['batch']:.0f} meets {middle['measured']:.1f} experts; "
-            f"independent tokens {middle['independent']:.1f}, uniform routing {middle['uniform']:.1f}.",
+            f"recording's rates and under uniform random routing ({said}). {level}: ratio over batches, t; none "
+            "under 8 batches.",
+            alt=f"At layer {middle['layer']:.0f}, a batch of {middle['batch']:.0f} meets {middle['measured']:.1f} "
+            f"experts; independent tokens {middle['independent']:.1f}, uniform routing {middle['uniform']:.1f}.",
         ),
         "gaps": Lines(
             gaps,
             "layer",
             "experts",
             group="gap",
+            panel="site" if "site" in gaps else None,
+            low="low",
+            high="high",
+            interval_label=level,
             title=f"Why {most} sequences meet fewer experts",
             x_label="decoder layer",
             y_label="experts more than expected",
-            caption=f"Independent tokens at the recording's rates less uniform routing (uneven loads), and the measured "
-            f"batches less independent tokens (tokens that choose alike), at {most} sequences ({said}).",
+            caption="Independent tokens at the recording's rates less uniform routing (uneven loads), and the measured "
+            f"batches less independent tokens (tokens that choose alike), at {most} sequences ({said}). {level} of the "
+            "measured batches, the rates taken as known.",
             alt="; ".join(f"{gap}: {part['experts'].mean():+.1f} on average" for gap, part in gaps.groupby("gap"))
             + ".",
         ),

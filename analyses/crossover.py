@@ -6,6 +6,7 @@ met as under uniform random routing, which is the most a batch of independent to
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -68,7 +69,7 @@ def run(subject: Costed, settings: Settings = Settings()) -> Result:
     contexts = [c for c in doublings(settings.largest_context) if c >= 128] or [settings.largest_context]
     for context in contexts:
         for batch in doublings(settings.largest_batch):
-            how = {"batch": batch, "context": context, "dtype": settings.dtype}
+            how: dict[str, Any] = {"batch": batch, "context": context, "dtype": settings.dtype}
             moe, dense = (decode_floor(t, on, **how) for t in (subject.topology, subject.other))
             needed = max(memory(t, **how).total_bytes for t in (subject.topology, subject.other))
             rows.append(
@@ -85,7 +86,7 @@ def run(subject: Costed, settings: Settings = Settings()) -> Result:
             )
     found = pd.DataFrame(rows)
     crossings = pd.DataFrame(
-        [row for context, part in found.groupby("context") for row in _crossings(int(context), part)],
+        [row for context in contexts for row in _crossings(context, found[found["context"] == context])],
         columns=["context", "batch", "beyond"],
     )
     words = f"{subject.words}; {on.name}, {settings.dtype}, {on.memory_bytes / 1e9:,.0f} GB"
@@ -94,12 +95,12 @@ def run(subject: Costed, settings: Settings = Settings()) -> Result:
 
 def _crossings(context: int, part: pd.DataFrame) -> list[dict[str, object]]:
     log_ratio, log_batch = np.log(part["ratio"].to_numpy()), np.log(part["batch"].to_numpy())
+    faster = log_ratio >= 0
     rows: list[dict[str, object]] = []
-    for i in np.flatnonzero(np.sign(log_ratio[:-1]) * np.sign(log_ratio[1:]) < 0).tolist():
-        at = np.interp(0, *(zip(*sorted([(log_ratio[i + j], log_batch[i + j]) for j in (0, 1)]), strict=True)))
-        rows.append(
-            {"context": context, "batch": float(np.exp(at)), "beyond": "faster" if log_ratio[i] < 0 else "slower"}
-        )
+    for i in np.flatnonzero(faster[:-1] != faster[1:]).tolist():
+        share = -log_ratio[i] / (log_ratio[i + 1] - log_ratio[i])
+        at = float(np.exp(log_batch[i] + share * (log_batch[i + 1] - log_batch[i])))
+        rows.append({"context": context, "batch": at, "beyond": "faster" if faster[i + 1] else "slower"})
     return rows
 
 
@@ -109,7 +110,7 @@ def tables(result: Result) -> dict[str, pd.DataFrame]:
 
 
 def figures(result: Result) -> dict[str, Figure]:
-    """`map` of the ratio, white at 1; `by_batch` at some contexts; `crossings`, the line where both are equally fast."""
+    """`map` of the ratio, white at 1; `by_batch` at some contexts; `crossings`, where both are equally fast."""
     shown = result.map.assign(ratio=result.map["ratio"].where(result.map["fits"]))
     some = result.map["context"].unique()
     some = some[np.unique(np.linspace(0, len(some) - 1, _LINES).round().astype(int))]

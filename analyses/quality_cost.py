@@ -1,12 +1,13 @@
 """What quality do the reference model and those it was published beside have for what a token costs?
 
-Not shown: a law. Five models of three makers differ in data and training, not in their cost alone, so nothing is fitted
-and no model's place says why it stands there. Scores are as published, of base models with differing numbers of shots; what was
-not reported is left out, and models are compared on the same benchmarks only within a panel.
+Not shown: a law. Five models of four makers differ in data and training, not in their cost alone, so nothing is fitted
+and no model's place says why it stands there. Scores are as published, of base models with differing numbers of shots;
+what was not reported is left out, and models are compared on the same benchmark only within a panel.
 """
 
 import csv
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -87,7 +88,7 @@ def run(subject: Costed, settings: Settings = Settings()) -> Result:
         raise AnalysisError(f"quality_cost: no scores of {unknown[0]!r}; there are {', '.join(known)}.")
     stated = {row["benchmark"]: row for row in published}
     on = device(settings.device)
-    how = {"batch": settings.batch, "context": settings.context, "dtype": settings.dtype}
+    how: dict[str, Any] = {"batch": settings.batch, "context": settings.context, "dtype": settings.dtype}
     models = []
     for model, config in CONFIGS.items():
         facts = subject.published[config]
@@ -134,13 +135,20 @@ def figures(result: Result) -> dict[str, Figure]:
     """Scores `by_flops`, `by_active` parameters, and `by_floor` of a decode step."""
     shown = result.scores[result.scores["shown"]]
     drawn: dict[str, Figure] = {}
-    for name, column, label, what in (
-        ("by_active", "active_b", "active parameters, 10⁹", "active parameters, the embedding whole"),
-        ("by_flops", "gflop_per_token", "GFLOP per token", "FLOP per token of products with weights"),
+    for name, column, label, named, what in (
+        (
+            "by_active",
+            "active_b",
+            "active parameters, 10⁹",
+            "active parameters",
+            "active parameters, the embedding whole",
+        ),
+        ("by_flops", "gflop_per_token", "GFLOP per token", "FLOP per token", "FLOP per token of products with weights"),
         (
             "by_floor",
             "floor_ms_per_token",
             "ms per token and sequence",
+            "the floor of a decoded token",
             f"the floor of decoding a token ({result.words})",
         ),
     ):
@@ -151,11 +159,11 @@ def figures(result: Result) -> dict[str, Figure]:
             group="model",
             panel="benchmark",
             hover=("architecture", "total_b", "active_b"),
-            title=f"Published quality by {label.partition(',')[0]}",
+            title=f"Published quality by {named}",
             x_label=label,
             y_label="published score",
-            caption=f"Scores as published in the reference model's card, by {what}. {result.missing}Five models differ in "
-            "data and training too: nothing is fitted.",
+            caption=f"Scores as published in the reference model's card, by {what}. {result.missing}Five models differ "
+            "in data and training too: nothing is fitted.",
             alt="; ".join(
                 f"{row.benchmark}: {row.model} {row.score:g} at {getattr(row, column):.3g}"
                 for row in shown.itertuples()

@@ -118,8 +118,8 @@ def figures(result: Result) -> dict[str, Figure]:
             title="What bounds a step",
             x_label="tokens of a step, as a power of 2",
             y_label="FLOP per byte",
-            caption="Arithmetic intensity of decode steps (batches of 1, 2, 4 …) and of prefills of one sequence (1, 2, "
-            f"4 … tokens). Below the ridge, {result.ridge:,.0f} FLOP per byte, reading takes longer than computing. "
+            caption="Arithmetic intensity of decode steps (batches of 1, 2, 4 …) and of prefills of one sequence (1, "
+            f"2, 4 … tokens). Below the ridge, {result.ridge:,.0f} FLOP per byte, reading takes longer than computing. "
             f"{result.words}. Experts met as under uniform routing.",
             alt="At the largest batch "
             + "; ".join(f"{name} is bound by {bound}" for name, bound in largest.items())
@@ -135,8 +135,8 @@ def figures(result: Result) -> dict[str, Figure]:
             title="Tokens per second at the floor",
             x_label="sequences decoded together, as a power of 2",
             y_label="tokens/s",
-            caption=f"Decoding, at most. {result.words}. Experts met as under uniform routing; memory for the caches is "
-            "taken to be there.",
+            caption=f"Decoding, at most. {result.words}. Experts met as under uniform routing; memory for the caches "
+            "is taken to be there.",
             alt="; ".join(
                 f"{name} from {part['tokens_per_s'].iloc[0]:,.0f} to {part['tokens_per_s'].iloc[-1]:,.0f} tokens/s"
                 for name, part in decode.groupby("model")

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -69,9 +70,8 @@ def common_lengths(claims: Sequence[Claim]) -> tuple[int, ...]:
     """
     if not claims:
         raise ModelError("no claim was given; at least one row of requests and tokens per second was wanted.")
-    low, high = (
-        pick(ends) for pick, ends in zip((max, min), zip(*[c.tokens_per_request for c in claims]), strict=True)
-    )
+    low = max(claim.tokens_per_request[0] for claim in claims)
+    high = min(claim.tokens_per_request[1] for claim in claims)
     return tuple(range(math.ceil(low), math.floor(high) + 1))
 
 
@@ -137,14 +137,14 @@ def bound(
     batch = int(room // cache_bytes(topology, context=middle, value_bytes=max(width, 2)))
     if batch < 1:
         raise ModelError(
-            f"{topology.family}: {topology.parameters_total * width / 1e9:.0f} GB of weights and one request do not fit "
-            f"into {device.memory_bytes * memory_share / 1e9:.0f} GB of {device.name}; take more devices."
+            f"{topology.family}: {topology.parameters_total * width / 1e9:.0f} GB of weights and one request do not "
+            f"fit into {device.memory_bytes * memory_share / 1e9:.0f} GB of {device.name}; take more devices."
         )
     batch = min(batch, most) if most is not None else batch
     reading = sum(prefill_flops(topology, tokens=read, logits=1).values())
     writing = written * sum(decode_flops(topology, context=middle).values())
     met_R = np.array([float(moe.top_k) for moe in known_parts(topology).moe]) if identical else None
-    how = {"weight_bytes": width, "value_bytes": max(width, 2), "experts_R": met_R}
+    how: dict[str, Any] = {"weight_bytes": width, "value_bytes": max(width, 2), "experts_R": met_R}
     step = sum(step_bytes(topology, batch=batch, context=middle, **how).values())
     # Requests are read together, so that weights cost little: a batch of them for one pass over the weights.
     passed = sum(weights_read(topology, tokens=batch * read, weight_bytes=width).values()) / batch

@@ -1,4 +1,4 @@
-"""Dense models to hold an MoE against, made from what it is made of: as many active parameters, as many, as much memory.
+"""Dense models to hold an MoE against: as many active parameters, as many in all, or as much memory.
 
 `iso-active` keeps the skeleton - depth, width, attention, vocabulary - and gives every layer one FFN as wide as the
 active experts: only the experts differ. `iso-total` and `iso-memory` scale depth and width together, for an FFN as wide
@@ -78,7 +78,7 @@ def counterpart(
     elif kind == "iso-total":
         shape, wanted = shape.scaled(moe.parameters_total).fitted(moe.parameters_total), float(moe.parameters_total)
     else:
-        asked = {"batch": batch, "context": context, "dtype": dtype}
+        asked: dict[str, Any] = {"batch": batch, "context": context, "dtype": dtype}
         wanted = memory(moe, **asked).total_bytes
         shape = shape.scaled(moe.parameters_total)
         bare = memory(topology(on_meta(shape.fitted(moe.parameters_total).config(moe))), **asked)
