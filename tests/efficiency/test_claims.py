@@ -56,7 +56,9 @@ def test_identical_requests_meet_k_experts_and_are_never_slower():
         bound(facts, device("2xa100-80gb"), read=100, written=1000, most=256, identical=i) for i in (False, True)
     )
     assert same.decode_s < different.decode_s / 2
-    dense = [bound(inspect_topology("qwen1.5-32b"), device("2xa100-80gb"), read=9, written=9, identical=i) for i in (0, 1)]
+    dense = [
+        bound(inspect_topology("qwen1.5-32b"), device("2xa100-80gb"), read=9, written=9, identical=i) for i in (0, 1)
+    ]
     assert dense[0] == dense[1]
 
 
@@ -69,7 +71,9 @@ def test_what_is_known_impossible_is():
 
 def test_what_cannot_be_meant_is_refused():
     facts = inspect_topology("qwen2-57b-a14b")
-    with pytest.raises(ModelError, match="qwen2_moe: 115 GB of weights and one request do not fit into 80 GB of 2xa100-40gb"):
+    with pytest.raises(
+        ModelError, match="qwen2_moe: 115 GB of weights and one request do not fit into 80 GB of 2xa100-40gb"
+    ):
         bound(facts, device("2xa100-40gb"), read=10, written=10)
     with pytest.raises(ModelError, match="read is 0 and written 5; at least 1 and at least 0 tokens were wanted"):
         bound(facts, device("h200"), read=0, written=5)

@@ -1,4 +1,4 @@
-"""Dense counterparts: made on the meta device, as near as they say, with the MoE's skeleton where only experts differ."""
+"""Dense counterparts: made on the meta device, as near as they say, with the MoE's skeleton where it is kept."""
 
 import pytest
 
@@ -41,7 +41,10 @@ def test_iso_active_replaces_the_experts_by_one_as_wide(name, ffn):
 
 
 def test_iso_total_grows_in_depth_and_width():
-    moe, found = inspect_topology("qwen2-57b-a14b"), counterpart(inspect_topology("qwen2-57b-a14b"), "iso-total").topology
+    moe, found = (
+        inspect_topology("qwen2-57b-a14b"),
+        counterpart(inspect_topology("qwen2-57b-a14b"), "iso-total").topology,
+    )
     assert found.n_layers > moe.n_layers and found.width > moe.width
     assert found.n_heads // found.n_kv_groups == moe.n_heads // moe.n_kv_groups
 
