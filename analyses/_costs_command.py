@@ -29,17 +29,15 @@ def costs(
     """Parameters, FLOPs, bytes, memory and the least time of a step, from a config; and of a dense counterpart."""
     from workbench.efficiency.devices import device as device_named
     from workbench.efficiency.subject import costed, with_published
-    from workbench.models.loading import inspect_topology
 
     on = device_named(device)
     how: dict[str, Any] = {"batch": batch, "context": context, "dtype": dtype}
-    subject = costed(model, against, **how) if against else None
-    topologies = {model: subject.topology if subject else inspect_topology(model)}
-    found = {name: _facts(topology, on, **how) for name, topology in topologies.items()}
+    subject = costed(model, against or model, **how)
+    found = {model: _facts(subject.topology, on, **how)}
     if rates is not None:
-        found[model]["measured"] = _measured(topologies[model], rates, on, **how)
-    if subject is not None:
-        found[subject.against] = _facts(subject.other, on, **how) | {"is": subject.note}
+        found[model]["measured"] = _measured(subject.topology, rates, on, **how)
+    if against:
+        found[against] = _facts(subject.other, on, **how) | {"is": subject.note}
     if as_json:
         asked = {**how, "device": on.name, "peak_flops": on.peak(dtype), "bandwidth_bytes": on.bandwidth_bytes,
                  "memory_bytes": on.memory_bytes, "source": on.source}  # fmt: skip
@@ -50,7 +48,7 @@ def costs(
         from analyses import _costs
         from workbench.export import write_reproduce
 
-        held = with_published(subject or costed(model, "iso-active", **how))
+        held = with_published(subject if against else costed(model, **how))
         for name in _costs.names():
             console.print(f"{name}: {len(_costs.write(held, name, out))} files")
         write_reproduce(out, [_costs.command(held, name) for name in _costs.names()])

@@ -20,6 +20,7 @@ TORCH_FREE_IN_THEM = (
     "workbench/efficiency/devices.py",
     "workbench/efficiency/roofline.py",
     "workbench/efficiency/claims.py",
+    "workbench/efficiency/subject.py",
     "workbench/capture/plan.py",
 )
 HEAVY = {"torch", "transformers", "nnsight"}
@@ -84,18 +85,8 @@ def test_pages_compute_nothing():
     assert all(not tops(file) & {"numpy", "pandas", *HEAVY} for file in sources("pages"))
 
 
-ENGINE = [
-    "cli",
-    "corpus",
-    "efficiency.claims",
-    "efficiency.roofline",
-    "export",
-    "figures.screen",
-    "host",
-    "importers.build",
-    "models.bundled",
-    "recording",
-]
+ENGINE = ["cli", "corpus", "export", "figures.screen", "host", "importers.build", "models.bundled", "recording"]
+ENGINE += [f"efficiency.{name}" for name in ("claims", "counterparts", "roofline", "subject")]
 LIGHT = [
     "workbench",
     *(f"workbench.{name}" for name in ENGINE),

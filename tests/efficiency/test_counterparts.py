@@ -17,7 +17,7 @@ MODELS = ("qwen2-57b-a14b", "mixtral-8x7b", "jamba-v0.1", "qwen1.5-moe-a2.7b", "
 def test_it_is_dense_made_from_a_config_and_as_near_as_it_says(name, kind):
     moe = inspect_topology(name)
     found = counterpart(moe, kind, batch=4, context=500)
-    made = topology(on_meta(found.config))
+    made = topology(on_meta(found.config()))
     assert made == found.topology and not made.routers
     wanted = {"iso-active": moe.parameters_active, "iso-total": moe.parameters_total}.get(kind)
     reached = made.parameters_total
@@ -34,7 +34,7 @@ def test_iso_active_replaces_the_experts_by_one_as_wide(name, ffn):
     moe, found = inspect_topology(name), counterpart(inspect_topology(name), "iso-active")
     same = ("n_layers", "width", "n_heads", "n_kv_groups", "head_width", "vocabulary")
     assert all(getattr(found.topology, field) == getattr(moe, field) for field in same)
-    assert found.config.intermediate_size == ffn
+    assert found.ffn == found.config().intermediate_size == ffn
     theirs, ours = linear_flops(moe), linear_flops(found.topology)
     gate = 28 * 2 * 3584 if name.startswith("qwen") else 0
     assert sum(theirs.values()) - theirs["router"] - gate == sum(ours.values())

@@ -8,11 +8,10 @@ as all experts is no model that anyone would train. Their quality is not equal t
 from dataclasses import dataclass, replace
 from typing import Any
 
-from workbench.efficiency.costs import known_parts, memory
+from workbench.efficiency.costs import dtype_bytes, known_parts, memory
 from workbench.errors import ModelError
-from workbench.models.loading import on_meta
-from workbench.models.parts import Mixer
-from workbench.models.topology import Topology, topology
+from workbench.models.parts import LayerParts, Mixer, Parts, Weights
+from workbench.models.topology import Topology
 
 KINDS = ("iso-active", "iso-total", "iso-memory")
 _FFN_RATIO = 3.5  # FFN width over model width of common dense models, to scale the skeleton by; the FFN is fitted
@@ -24,19 +23,22 @@ class Counterpart:
 
     Attributes:
         kind: Of what: `iso-active`, `iso-total` or `iso-memory`.
-        config: Of transformers, from which it can be made, on the meta device too.
-        topology: Of the model that the config makes.
+        topology: What it is made of.
         wanted: Parameters, or bytes of weights and cache, that the MoE has.
         reached: What this model has of them.
         unit: `parameters` or `bytes`.
     """
 
     kind: str
-    config: Any
     topology: Topology
     wanted: float
     reached: float
     unit: str
+
+    @property
+    def ffn(self) -> int:
+        """Width of its FFN."""
+        return known_parts(self.topology).layers[0].dense.products // (3 * self.topology.width)
 
     @property
     def off(self) -> float:
@@ -46,8 +48,29 @@ class Counterpart:
     @property
     def words(self) -> str:
         """What it is and how near it comes."""
-        shape = f"{self.topology.n_layers} layers, width {self.topology.width:,}, FFN {self.config.intermediate_size:,}"
-        return f"{self.kind}: {shape}; {self.reached:,.0f} of {self.wanted:,.0f} {self.unit} ({self.off:+.2%})"
+        shape = f"{self.topology.n_layers} layers, width {self.topology.width:,}, FFN {self.ffn:,}"
+        return f"{shape}; {self.reached:,.0f} of {self.wanted:,.0f} {self.unit} ({self.off:+.2%})"
+
+    def config(self) -> Any:
+        """A config of transformers that makes it: of Qwen2 where the attention has biases, of Llama where it has none.
+
+        Rotary embeddings and norms are those configs' own; a cost knows nothing of them.
+        """
+        from transformers import LlamaConfig, Qwen2Config
+
+        made = Qwen2Config if self.topology.family == "qwen2" else LlamaConfig
+        return made(
+            vocab_size=self.topology.vocabulary,
+            hidden_size=self.topology.width,
+            intermediate_size=self.ffn,
+            num_hidden_layers=self.topology.n_layers,
+            num_attention_heads=self.topology.n_heads,
+            num_key_value_heads=self.topology.n_kv_groups,
+            head_dim=self.topology.head_width,
+            max_position_embeddings=self.topology.context,
+            tie_word_embeddings=known_parts(self.topology).tied,
+            dtype="bfloat16",
+        )
 
 
 def counterpart(
@@ -74,21 +97,17 @@ def counterpart(
         )
     shape = _Shape.of(moe)
     if kind == "iso-active":
-        shape, wanted = shape.fitted(moe.parameters_active), float(moe.parameters_active)
-    elif kind == "iso-total":
-        shape, wanted = shape.scaled(moe.parameters_total).fitted(moe.parameters_total), float(moe.parameters_total)
-    else:
-        asked: dict[str, Any] = {"batch": batch, "context": context, "dtype": dtype}
-        wanted = memory(moe, **asked).total_bytes
-        shape = shape.scaled(moe.parameters_total)
-        bare = memory(topology(on_meta(shape.fitted(moe.parameters_total).config(moe))), **asked)
-        value = bare.weights_bytes / shape.fitted(moe.parameters_total).parameters
-        shape = shape.fitted((wanted - bare.cache_bytes) / value)
-    config = shape.config(moe)
-    made = topology(on_meta(config))
-    if kind == "iso-memory":
-        return Counterpart(kind, config, made, wanted, memory(made, **asked).total_bytes, "bytes")
-    return Counterpart(kind, config, made, wanted, float(made.parameters_total), "parameters")
+        made = shape.fitted(moe.parameters_active).topology()
+        return Counterpart(kind, made, float(moe.parameters_active), float(made.parameters_total), "parameters")
+    whole = shape.scaled(moe.parameters_total).fitted(moe.parameters_total)
+    if kind == "iso-total":
+        made = whole.topology()
+        return Counterpart(kind, made, float(moe.parameters_total), float(made.parameters_total), "parameters")
+    asked: dict[str, Any] = {"batch": batch, "context": context, "dtype": dtype}
+    wanted = memory(moe, **asked).total_bytes
+    kept = memory(whole.topology(), **asked).cache_bytes
+    made = whole.fitted((wanted - kept) / dtype_bytes(dtype)).topology()
+    return Counterpart(kind, made, wanted, memory(made, **asked).total_bytes, "bytes")
 
 
 @dataclass(frozen=True)
@@ -104,6 +123,7 @@ class _Shape:
     vocabulary: int
     tied: bool
     biased: bool
+    context: int
 
     @classmethod
     def of(cls, moe: Topology) -> "_Shape":
@@ -119,6 +139,7 @@ class _Shape:
             vocabulary=parts.embedding.parameters // moe.width,
             tied=parts.tied,
             biased=attention is not None and _has_biases(attention),
+            context=moe.context or 4096,
         )
 
     @property
@@ -157,22 +178,37 @@ class _Shape:
             )
         return replace(self, ffn=ffn)
 
-    def config(self, moe: Topology) -> Any:
-        """A config of Qwen2 where the attention has biases, of Llama where it has none."""
-        from transformers import LlamaConfig, Qwen2Config
-
-        made = Qwen2Config if self.biased else LlamaConfig
-        return made(
-            vocab_size=self.vocabulary,
-            hidden_size=self.width,
-            intermediate_size=self.ffn,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.groups,
-            head_dim=self.head_width,
-            max_position_embeddings=moe.context or 4096,
-            tie_word_embeddings=self.tied,
-            dtype="bfloat16",
+    def topology(self) -> Topology:
+        """What the model is made of."""
+        h, attended, kept = self.width, self.heads * self.head_width, self.groups * self.head_width
+        maps = 2 * h * attended + 2 * h * kept
+        layers = []
+        for layer in range(self.layers):
+            mixer = Mixer(
+                kind="attention",
+                path=f"model.layers.{layer}.self_attn",
+                weights=Weights(maps + (attended + 2 * kept) * self.biased, maps),
+                n_heads=self.heads,
+                score_width=2 * self.head_width,
+                step_width=2 * self.head_width,
+                cached_values=2 * kept,
+            )
+            layers.append(LayerParts(layer, (mixer,), (), Weights(3 * h * self.ffn, 3 * h * self.ffn), Weights(2 * h)))
+        table = self.vocabulary * h
+        return Topology(
+            family="qwen2" if self.biased else "llama",
+            n_layers=self.layers,
+            width=h,
+            vocabulary=self.vocabulary,
+            n_heads=self.heads,
+            n_kv_groups=self.groups,
+            head_width=self.head_width,
+            context=self.context,
+            routers=(),
+            parameters_total=self.parameters,
+            parameters_active=self.parameters,
+            attention_layers=tuple(range(self.layers)),
+            parts=Parts(tuple(layers), Weights(table), Weights(0 if self.tied else table, table), Weights(h)),
         )
 
 

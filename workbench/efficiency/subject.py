@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from workbench.efficiency.claims import published_claims
 from workbench.efficiency.counterparts import KINDS, counterpart
 from workbench.errors import ModelError
-from workbench.models.loading import inspect_topology
 from workbench.models.topology import Topology
 
 
@@ -59,10 +58,12 @@ def costed(
     Raises:
         ModelError: an unknown name, or a model that has no counterpart of the kind.
     """
+    from workbench.models.loading import inspect_topology
+
     topology = inspect_topology(model)
     if against in KINDS:
         found = counterpart(topology, against, batch=batch, context=context, dtype=dtype)
-        return Costed(model, topology, against, found.topology, found.words.partition(": ")[2])
+        return Costed(model, topology, against, found.topology, found.words)
     if against.startswith("iso-"):
         raise ModelError(f"against is {against!r}; {', '.join(KINDS)}, or the name of a model was wanted.")
     return Costed(model, topology, against, inspect_topology(against))
@@ -70,6 +71,8 @@ def costed(
 
 def with_published(subject: Costed) -> Costed:
     """The same with the topologies of the published configs, which the published tables are about."""
+    from workbench.models.loading import inspect_topology
+
     names = {*(claim.config for claim in published_claims()), "jamba-v0.1", "mixtral-8x7b", "yi-1.5-34b"}
     found = {name: inspect_topology(name) for name in sorted(names)}
     return Costed(subject.name, subject.topology, subject.against, subject.other, subject.note, found)
