@@ -43,13 +43,18 @@ def write(
 ) -> list[Path]:
     """Runs one analysis and writes its tables and figures into `out/NAME`. Errors as of `ask`."""
     answer = ask(subject, name, settings=settings)
-    provenance = Provenance(
+    made = provenance(subject, name, settings=settings, width=width)
+    return write_result(answer.tables, answer.figures, out / name, provenance=made, width=width)
+
+
+def provenance(subject: Costed, name: str, *, settings: Sequence[str] = (), width: Width = "column") -> Provenance:
+    """Where a result comes from."""
+    return Provenance(
         analysis=name,
         command=command(subject, name, settings=settings, width=width),
         sources=(Source(digest=subject.digest, model=subject.name, revision=None),),
-        settings=dataclasses.asdict(answer.settings),
+        settings=dataclasses.asdict(_batch.parse_settings(_batch.get(name), settings)),
     )
-    return write_result(answer.tables, answer.figures, out / name, provenance=provenance, width=width)
 
 
 def command(subject: Costed, name: str, *, settings: Sequence[str] = (), width: Width = "column") -> str:

@@ -15,6 +15,7 @@ from analyses._costs import check, main
 from workbench.efficiency.costs import cache_bytes, linear_flops
 from workbench.efficiency.devices import device
 from workbench.efficiency.roofline import decode_floor
+from workbench.efficiency.subject import QUALITY_CONFIGS as CONFIGS
 from workbench.efficiency.subject import Costed
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Figure, Points
@@ -22,14 +23,6 @@ from workbench.models.bundled import DATA
 
 INPUT = "costs"
 QUALITY = DATA / "reference" / "quality.csv"
-CONFIGS = {
-    "Jamba": "jamba-v0.1",
-    "Mixtral-8x7B": "mixtral-8x7b",
-    "Yi-1.5-34B": "yi-1.5-34b",
-    "Qwen1.5-32B": "qwen1.5-32b",
-    "Qwen2-57B-A14B": "qwen2-57b-a14b",
-}
-"""The published config of each column."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ page = st.navigation(
             st.Page("load_balance.py", title="Load balance", icon=":material/balance:"),
             st.Page("compare.py", title="Compare", icon=":material/compare_arrows:"),
         ],
+        "Measure": [st.Page("efficiency.py", title="Efficiency", icon=":material/speed:")],
     }
 )
 with jobs.sentences():

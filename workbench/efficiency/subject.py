@@ -10,6 +10,15 @@ from workbench.efficiency.counterparts import KINDS, counterpart
 from workbench.errors import ModelError
 from workbench.models.topology import Topology
 
+QUALITY_CONFIGS: Mapping[str, str] = {
+    "Jamba": "jamba-v0.1",
+    "Mixtral-8x7B": "mixtral-8x7b",
+    "Yi-1.5-34B": "yi-1.5-34b",
+    "Qwen1.5-32B": "qwen1.5-32b",
+    "Qwen2-57B-A14B": "qwen2-57b-a14b",
+}
+"""The published config of each column of `data/reference/quality.csv`."""
+
 
 @dataclass(frozen=True)
 class Costed:
@@ -62,17 +71,28 @@ def costed(
 
     topology = inspect_topology(model)
     if against in KINDS:
-        found = counterpart(topology, against, batch=batch, context=context, dtype=dtype)
-        return Costed(model, topology, against, found.topology, found.words)
+        return with_counterpart(model, topology, against, batch=batch, context=context, dtype=dtype)
     if against.startswith("iso-"):
         raise ModelError(f"against is {against!r}; {', '.join(KINDS)}, or the name of a model was wanted.")
     return Costed(model, topology, against, inspect_topology(against))
+
+
+def with_counterpart(
+    model: str, topology: Topology, kind: str, *, batch: int = 1, context: int = 1024, dtype: str = "bfloat16"
+) -> Costed:
+    """A model whose make-up is known, and its dense counterpart. Arguments and errors as of `counterpart`."""
+    found = counterpart(topology, kind, batch=batch, context=context, dtype=dtype)
+    return Costed(model, topology, kind, found.topology, found.words)
+
+
+def published_names() -> tuple[str, ...]:
+    """The published configs that the published tables are about."""
+    return tuple(sorted({*(claim.config for claim in published_claims()), *QUALITY_CONFIGS.values()}))
 
 
 def with_published(subject: Costed) -> Costed:
     """The same with the topologies of the published configs, which the published tables are about."""
     from workbench.models.loading import inspect_topology
 
-    names = {*(claim.config for claim in published_claims()), "jamba-v0.1", "mixtral-8x7b", "yi-1.5-34b"}
-    found = {name: inspect_topology(name) for name in sorted(names)}
+    found = {name: inspect_topology(name) for name in published_names()}
     return Costed(subject.name, subject.topology, subject.against, subject.other, subject.note, found)
