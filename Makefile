@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: setup browser demo app test check format benchmarks clean
+.PHONY: setup browser demo app test test-slow check format benchmarks clean
 
 setup: $(STAMP)
 
@@ -22,6 +22,9 @@ app: setup  ## open the app on http://localhost:8501
 
 test: setup browser
 	$(BIN)/python -m pytest
+
+test-slow: setup  ## what counts over thousands of data sets; minutes
+	$(BIN)/python -m pytest -m slow
 
 # The pages' tests drive Debian's chromium. Without it they are left out, and CI=1 makes that a failure.
 browser:
@@ -41,7 +44,10 @@ format: setup
 
 benchmarks: setup
 	$(BIN)/python -m tests.benchmarks.recording
+	$(BIN)/python -m tests.benchmarks.attention
 	$(BIN)/python -m tests.benchmarks.analyses
+	$(BIN)/python -m tests.benchmarks.coactivation
+	$(BIN)/python -m tests.benchmarks.suite
 	$(BIN)/python -m tests.benchmarks.pages
 
 clean:

@@ -3,18 +3,19 @@
 Axes: T tokens of a chunk, K chosen per token.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from analyses import _parts
 from workbench.errors import AnalysisError
 from workbench.metrics.sets import shuffled_within
 from workbench.models.topology import Router
 from workbench.recording import Recording, prefix
 
 CHUNK_TOKENS = 1 << 20
-KEPT_ORDERS = 1 << 25  # shuffled rows kept for the next layer, 128 MB; those of a larger recording are drawn again
+KEPT_BYTES = 1 << 27  # of shuffles, kept for the next layer; those of a larger recording are drawn again
 
 Chunk = dict[str, np.ndarray]
 
@@ -39,12 +40,7 @@ def chunks(recording: Recording, columns: list[str], *, tokens: int = CHUNK_TOKE
 
 
 def _joined(parts: list[Chunk]) -> Chunk:
-    chunk = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    ahead_T = np.diff(chunk["document"]) == 0
-    if (np.diff(chunk["position"])[ahead_T] > 0).all() and len(np.unique(chunk["document"])) == 1 + (~ahead_T).sum():
-        return chunk
-    order_T = np.lexsort((chunk["position"], chunk["document"]))
-    return {name: values[order_T] for name, values in chunk.items()}
+    return _parts.in_text_order({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
 
 def knows_first_choice(recording: Recording) -> bool:
@@ -59,22 +55,18 @@ def routing_columns(recording: Recording, router: Router) -> list[str]:
 
 
 def first_choice(chunk: Chunk, columns: list[str]) -> np.ndarray:
-    """The chosen expert with the largest weight, of equal ones the lowest id; else the first of ranked ids: [T, 1]."""
-    return ranked(chunk, columns)[:, :1]
+    """`_parts.first_choice` of these columns, as ids of one choice: [T, 1]."""
+    ids_TK, weights_TK = _routing(chunk, columns)
+    return _parts.first_choice(ids_TK, weights_TK)[:, None]
 
 
 def ranked(chunk: Chunk, columns: list[str]) -> np.ndarray:
-    """ids_TK by falling weight, of equal weights the lowest id first; as they stand where only ids are known."""
-    ids_TK = chunk[columns[0]]
-    if len(columns) == 1:
-        return ids_TK
-    weights_TK = chunk[columns[1]].astype(np.float32)
-    out_TK = ids_TK.copy()
-    # most tokens stand in order already; equal weights need a look
-    loose_T = (weights_TK[:, 1:] >= weights_TK[:, :-1]).any(axis=1)
-    by_TK = np.lexsort((ids_TK[loose_T], -weights_TK[loose_T]), axis=1)
-    out_TK[loose_T] = np.take_along_axis(ids_TK[loose_T], by_TK, axis=1)
-    return out_TK
+    """`_parts.ranked` of these columns."""
+    return _parts.ranked(*_routing(chunk, columns))
+
+
+def _routing(chunk: Chunk, columns: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
+    return chunk[columns[0]], chunk[columns[1]] if len(columns) > 1 else None
 
 
 def next_token(chunk: Chunk) -> np.ndarray:
@@ -87,29 +79,33 @@ def next_token(chunk: Chunk) -> np.ndarray:
 
 @dataclass
 class Shuffles:
-    """Orders that shuffle each document, the same for every layer. Kept while they are few.
+    """Orders that shuffle each document, and what is read off them: the same for every layer. Kept while it is little.
 
     Attributes:
         seed: Of the shuffles.
     """
 
     seed: int
-    _kept: dict[tuple[int, int, int], np.ndarray] = field(default_factory=dict)
-    _size: int = 0
+    _kept: dict[tuple[str, int, int, int], np.ndarray] = field(default_factory=dict)
+    _bytes: int = 0
 
     def order(self, chunk: Chunk, draw: int) -> np.ndarray:
         """Row t of a shuffled array is `array[order[t]]`."""
+        return self.kept("order", chunk, draw, lambda order_T: order_T)
+
+    def kept(self, what: str, chunk: Chunk, draw: int, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """`of(order)`, which may be smaller to keep than the order; found again under the same name."""
         document_T, position_T = chunk["document"], chunk["position"]
         # a document stands in one chunk only, so its number tells chunks of one recording apart; and their number of
         # tokens those of a chunk from some of them
-        key = (draw, len(document_T), int(document_T[0]) if len(document_T) else -1)
-        if key in self._kept:
-            return self._kept[key]
-        order_T = shuffled_within(document_T, position_T, seed=self.seed, draw=draw).astype(np.int32)
-        if self._size + len(order_T) <= KEPT_ORDERS:
-            self._kept[key] = order_T
-            self._size += len(order_T)
-        return order_T
+        key = (what, draw, len(document_T), int(document_T[0]) if len(document_T) else -1)
+        if key not in self._kept:
+            made = of(shuffled_within(document_T, position_T, seed=self.seed, draw=draw).astype(np.int32))
+            if self._bytes + made.nbytes > KEPT_BYTES:
+                return made
+            self._kept[key] = made
+            self._bytes += made.nbytes
+        return self._kept[key]
 
 
 def untrained_recording(recording: Recording, path: str, analysis: str) -> Recording:
@@ -120,6 +116,8 @@ def untrained_recording(recording: Recording, path: str, analysis: str) -> Recor
         RecordingError: there is none.
     """
     other = Recording.open(path)
+    if recording.chosen_phase is not None:
+        other = other.of_phase(recording.chosen_phase)
     for what, one, two in (
         ("corpus", recording.manifest["corpus"].get("digest"), other.manifest["corpus"].get("digest")),
         ("number of tokens", recording.n_tokens, other.n_tokens),
@@ -132,6 +130,13 @@ def untrained_recording(recording: Recording, path: str, analysis: str) -> Recor
                 "untrained model (such as tiny-moe@step-0) over the same corpus."
             )
     return other
+
+
+def untrained_words(other: Recording) -> str:
+    """What "untrained" means of that recording, for captions."""
+    model = other.manifest["model"]
+    name = f"{model['name']}@{model['revision']}" if model.get("revision") else model["name"]
+    return f"Untrained router: {name}, before training of its own (of an upcycled model the rest comes trained)."
 
 
 def _shapes(recording: Recording) -> list[tuple[int, str, int, int]]:

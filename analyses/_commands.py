@@ -10,8 +10,9 @@ import typer
 from workbench.cli import RECORDINGS, console, token_progress
 
 if TYPE_CHECKING:
+    from analyses import _several
     from workbench.figures.theme import Width
-    from workbench.recording import Recording
+    from workbench.report import Section
 
 
 def register(app: typer.Typer) -> None:
@@ -21,6 +22,7 @@ def register(app: typer.Typer) -> None:
     app.command()(analyze)
     app.command()(costs)
     app.command()(demo)
+    app.command(name="attention-map")(attention_map)
 
 
 def analyze(
@@ -34,9 +36,10 @@ def analyze(
     against: Annotated[Path | None, typer.Option(help="a second recording of the same corpus to compare with")] = None,
     ceiling: Annotated[Path | None, typer.Option(help="the first recording's model recorded again")] = None,
     experts: Annotated[str, typer.Option(help="same, matched or auto: whether equal ids are equal experts")] = "auto",
+    jobs: Annotated[int | None, typer.Option(help="processes; as the recording's size and the cores allow")] = None,
 ) -> None:
     """Runs analyses of a recording, or of two, and writes their tables and figures, with a page that shows them all."""
-    from analyses import _batch
+    from analyses import _batch, _several
     from workbench.errors import AnalysisError
     from workbench.recording import Recording
 
@@ -56,52 +59,43 @@ def analyze(
         raise AnalysisError(
             "--ceiling and --experts are about two recordings; give the other one: --against RECORDING."
         )
+    if jobs is not None and jobs < 1:
+        raise AnalysisError(f"--jobs is {jobs}; 1 or more was wanted.")
     opened = Recording.open(recording)
     opened = opened.of_phase(phase) if phase is not None else opened
-    other = Recording.open(against) if against is not None else None
-    _run(
-        opened, chosen, out, settings=settings or [], width=cast("Width", width), pass_over=all_,
-        against=other, ceiling=ceiling, experts=experts,
-    )  # fmt: skip
+    asked = _several.Asked(
+        opened,
+        out,
+        settings={name: _batch.with_ceiling(_batch.get(name), settings or [], ceiling) for name in chosen},
+        width=cast("Width", width),
+        against=Recording.open(against) if against is not None else None,
+        experts=experts,
+    )
+    _run(asked, chosen, pass_over=all_, jobs=jobs)
 
 
-def _run(
-    recording: "Recording",
-    names: list[str],
-    out: Path,
-    *,
-    settings: list[str],
-    width: "Width",
-    pass_over: bool = False,
-    against: "Recording | None" = None,
-    ceiling: Path | None = None,
-    experts: str = "auto",
-) -> Path:
+def _run(asked: "_several.Asked", names: list[str], *, pass_over: bool = False, jobs: int | None = None) -> Path:
     """Runs the analyses; with `pass_over` those that refuse the recording are named and left out, unless all do."""
-    from analyses import _batch
+    from analyses import _several
     from workbench.errors import AnalysisError
     from workbench.export import write_reproduce
-    from workbench.report import Section, write_report
+    from workbench.report import write_report
 
-    sections: list[Section] = []
-    commands: list[str] = []
-    for name in names:
-        started = time.perf_counter()
-        given = _batch.with_ceiling(_batch.get(name), settings, ceiling)
-        try:
-            with console.status(f"{name} …"):
-                files, drawn = _batch.analyze(
-                    recording, name, out, settings=given, width=width, against=against, experts=experts
-                )
-        except AnalysisError as error:
-            if not pass_over or (name == names[-1] and not sections):
-                raise
-            console.print(f"left out: {error}", soft_wrap=True)
-            continue
-        console.print(f"{name}: {len(files)} files in {time.perf_counter() - started:.1f} s")
-        question, _, rest = (inspect.getdoc(_batch.get(name)) or "").partition("\n\n")
-        sections.append(Section(name, question, " ".join(rest.split()), drawn, files))
-        commands.append(_batch.command(recording, name, settings=given, width=width, against=against, experts=experts))
+    recording, against, out = asked.recording, asked.against, asked.out
+    done: dict[str, _several.Done] = {}
+    with console.status("analyzing …") as status:
+        for one in _several.run(asked, names, n_processes=jobs or _several.processes(recording, names)):
+            if one.refused and not pass_over:
+                raise AnalysisError(one.refused)
+            said = f"left out: {one.refused}" if one.refused else f"{one.name}: {len(one.files)} files"
+            console.print(said if one.refused else f"{said} in {one.seconds:.1f} s", soft_wrap=True)
+            done[one.name] = one
+            status.update(f"{len(done)} of {len(names)} analyses done …")
+    answered = [name for name in names if not done[name].refused]
+    if not answered:
+        raise AnalysisError(done[names[-1]].refused)
+    sections = [_section(done[name]) for name in answered]
+    commands = [asked.command(name) for name in answered]
     write_reproduce(out, commands)
     page = out / "index.html"
     model, corpus = recording.manifest["identity"]["model"], recording.manifest["corpus"]
@@ -121,11 +115,52 @@ def _run(
     return page
 
 
+def _section(done: "_several.Done") -> "Section":
+    from analyses import _batch
+    from workbench.report import Section
+
+    question, _, rest = (inspect.getdoc(_batch.get(done.name)) or "").partition("\n\n")
+    return Section(done.name, question, " ".join(rest.split()), done.figures, done.files)
+
+
+def attention_map(
+    recording: Annotated[Path, typer.Argument(help="folder of a recording, whose model is run again")],
+    document: Annotated[str, typer.Option(help="id of a recorded document")],
+    layer: Annotated[int, typer.Option(help="attention layer")],
+    head: Annotated[int, typer.Option(help="head")],
+    tokens: Annotated[int, typer.Option(help="of the document's beginning, at most 2,048")] = 128,
+    out: Annotated[Path, typer.Option(help="folder for table and figure")] = Path("out"),
+) -> None:
+    """Draws the attention weights of one head on one recorded text."""
+    from analyses import _attention_map, _batch
+    from workbench.capture.heads import attention_map as weights_of
+    from workbench.export import Provenance, write_result
+    from workbench.models.loading import load
+    from workbench.recording import Recording
+
+    opened = Recording.open(recording)
+    name = opened.manifest["identity"]["model"]
+    text = _attention_map.text_of(opened, document, n_tokens=tokens)
+    table = _attention_map.cells(
+        weights_of(load(name, dtype=opened.manifest["model"]["dtype"]), text.token_ids, layer=layer, head=head),
+        text.texts,
+    )
+    drawn = _attention_map.figure(table, layer=layer, head=head, model=name, text=text)
+    provenance = Provenance(
+        analysis="attention-map",
+        command=_attention_map.command(opened, document=document, layer=layer, head=head, tokens=tokens),
+        sources=_batch.sources(opened),
+        settings={"document": document, "layer": layer, "head": head, "tokens": tokens},
+    )
+    for file in write_result({"weights": table}, {"map": drawn}, out / "attention-map", provenance=provenance):
+        console.print(str(file), soft_wrap=True)
+
+
 def demo(
     out: Annotated[Path, typer.Option(help="folder of the report")] = Path("report"),
 ) -> None:
     """Records the bundled corpus with the bundled model and writes a report over every analysis."""
-    from analyses import _batch
+    from analyses import _batch, _several
     from workbench.capture.record import record
     from workbench.models.loading import load
 
@@ -133,5 +168,5 @@ def demo(
     model = load("tiny-moe", device="cpu")
     with token_progress("recording tiny-moe over demo") as update:
         recording = record(model, "demo", RECORDINGS / "demo", on_progress=update)
-    _run(recording, _batch.names(), out, settings=[], width="column", pass_over=True)
+    _run(_several.Asked(recording, out), _batch.names(), pass_over=True)
     console.print(f"done in {time.perf_counter() - started:.0f} s")

@@ -109,6 +109,28 @@ def long_form(labels: pd.DataFrame, axis: str, values: dict[str, np.ndarray]) ->
     return frame
 
 
+def as_lines(
+    table: pd.DataFrame, names: dict[str, str], *, by: list[str], line: str, value: str, of: str | None = None
+) -> pd.DataFrame:
+    """Columns of a table one below the other, for a figure with a line each; the interval stays with the line it is of.
+
+    Args:
+        table: With `low` and `high`.
+        names: What each column is called in the figure; those that the table lacks or does not know are left out.
+        by: Columns that tell points of a line apart.
+        line: Column for the names.
+        value: Column for the values.
+        of: The column that `low` and `high` belong to; the first of the names unless given.
+    """
+    shown = [column for column in names if column in table and table[column].notna().any()] or list(names)[:1]
+    long = table.melt(id_vars=by, value_vars=shown, var_name=line, value_name=value)
+    ends = table[[*by, "low", "high"]].assign(**{line: of or next(iter(names))})
+    long = long.merge(ends, how="left", on=[*by, line])
+    long = long.assign(**{line: long[line].map(names)})
+    known = long[value].notna()
+    return long[known] if known.any() else long
+
+
 def with_interval(frame: pd.DataFrame, interval: Interval, *, scale: float = 1.0) -> pd.DataFrame:
     """The frame with `value`, `low` and `high` of an interval over its rows."""
     return frame.assign(

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from analyses._inputs import RouterStack
+from analyses._parts import first_choice, in_text_order
 from workbench.errors import AnalysisError
 from workbench.metrics.sets import as_bits, keyed_hash
 from workbench.recording import Recording, prefix
@@ -75,13 +76,11 @@ def token_parts(
     columns = ["document", "position", *(["token"] if token else []), *(f"{name}.ids" for name in at)]
     columns += [f"{name}.weights" for name in at] if weighted else []
     for part in recording.parts(columns):
-        order = np.lexsort((part["position"], part["document"]))
-        in_order = bool((np.diff(order) == 1).all())
-        read = part if in_order else {name: values[order] for name, values in part.items()}
+        read = in_text_order(part, by_number=True)
         ids_LTK = [read[f"{name}.ids"] for name in at]
         firsts = None
         if top1:
-            firsts = [_top1(ids, read.get(f"{name}.weights")) for name, ids in zip(at, ids_LTK, strict=True)]
+            firsts = [first_choice(ids, read.get(f"{name}.weights")) for name, ids in zip(at, ids_LTK, strict=True)]
         document_T = read["document"].astype(np.int64)
         yield Tokens(
             row_of[document_T],
@@ -100,13 +99,6 @@ def document_rows(recording: Recording) -> np.ndarray:
     row_of = np.full(int(document_D.max()) + 1, -1, dtype=np.int64)
     row_of[document_D] = np.arange(len(document_D))
     return row_of
-
-
-def _top1(ids_TK: np.ndarray, weights_TK: np.ndarray | None) -> np.ndarray:
-    if weights_TK is None:  # ranked ids
-        return ids_TK[:, 0]
-    heaviest_TK = weights_TK == weights_TK.max(axis=1, keepdims=True)
-    return np.where(heaviest_TK, ids_TK, np.iinfo(ids_TK.dtype).max).min(axis=1)
 
 
 def sampled(recording: Recording, *, n_tokens: int, seed: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analyses._batch import main
-from analyses._inputs import RouterStack, design, require, router_stacks, sample_words
+from analyses._inputs import RouterStack, as_lines, design, require, router_stacks, sample_words
 from analyses._tokens import evenly, token_parts
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Figure, Lines
@@ -134,11 +134,8 @@ def figures(result: Result) -> dict[str, Figure]:
         "anywhere": "tokens from anywhere",
         "uniform": "uniform routing",
     }
-    keys = ["layer", "tokens"]
     some = result.runs[result.runs["layer"].isin(shown)]
-    long = some.melt(id_vars=keys, value_vars=list(names), var_name="routing", value_name="experts")
-    long = long.merge(some[[*keys, "low", "high"]].assign(routing="value"), how="left", on=[*keys, "routing"])
-    long["routing"] = long["routing"].map(names)
+    long = as_lines(some, names, by=["layer", "tokens"], line="routing", value="experts")
     long["doublings"] = np.log2(long["tokens"]).round().astype(int)
     of_all = f" Layers {', '.join(map(str, shown))} of {len(layers)}." if len(shown) < len(layers) else ""
     left = f" No document has {result.left_out[0]} tokens or more." if result.left_out else ""

@@ -150,6 +150,7 @@ def figures(result: Result) -> dict[str, Figure]:
             x_label="head",
             y_label="head",
             value_label="divergence (bits)",
+            square=True,
             hover=("same_group", "low", "high"),
             caption=f"Jensen-Shannon divergence between the weights of each pair of heads of layer {result.layer}, "
             f"mean over queries and documents ({result.sample}); 0: the same weights, 1: no key in common.",

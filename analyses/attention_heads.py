@@ -185,7 +185,7 @@ def figures(result: Result) -> dict[str, Figure]:
         y_label=AXIS["normalized_entropy"],
         hover=("layer", "head", "local32", "sink"),
         caption="A point per head: how far back it looks and how widely; areas are the weight of the first key "
-        f"{sample} Means depend on the documents' lengths; `attention_profile` shows them by position.",
+        f"{sample} Means depend on the documents' lengths; attention_profile shows them by position.",
         alt=_alt(result.heads),
     )  # fmt: skip
     drawn["induction"] = HeatMap(

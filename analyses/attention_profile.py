@@ -197,7 +197,7 @@ def figures(result: Result) -> dict[str, Figure]:
             null="uniform",
             null_label="all keys alike",
             title="Attention along the document",
-            x_label="position, log₂ (position + 1)",
+            x_label="position (bins that double: 5 is 16–31)",
             y_label=AXIS[result.statistic],
             hover=("bin", "documents"),
             caption=f"Mean over the heads of a layer ({result.sample}). {said}{short if not enough.all() else ''} "
@@ -217,7 +217,7 @@ def figures(result: Result) -> dict[str, Figure]:
             null="uniform",
             null_label="all keys alike",
             title=f"Layer {one['layer']}, head {one['head']}",
-            x_label="position, log₂ (position + 1)",
+            x_label="position (bins that double: 5 is 16–31)",
             y_label="mean over documents",
             hover=("bin", "documents"),
             caption=f"Layer {one['layer']}, head {one['head']}, along the document ({result.sample}). {said} {level}: "
@@ -229,7 +229,8 @@ def figures(result: Result) -> dict[str, Figure]:
 
 
 def _number(table: pd.DataFrame) -> np.ndarray:
-    return np.log2(table["position"].to_numpy() + 1.0)
+    """Of each bin, counted from 0."""
+    return np.searchsorted(BIN_EDGES, table["position"].to_numpy())
 
 
 if __name__ == "__main__":

@@ -12,7 +12,14 @@ import numpy as np
 import pandas as pd
 
 from analyses._batch import main
-from analyses._chunks import chunks, first_choice, knows_first_choice, routing_columns
+from analyses._chunks import (
+    chunks,
+    first_choice,
+    knows_first_choice,
+    routing_columns,
+    untrained_recording,
+    untrained_words,
+)
 from analyses._inputs import design, require, sample_words
 from analyses._tokens import document_rows, sampled
 from workbench.errors import AnalysisError
@@ -37,11 +44,13 @@ class Settings:
 
     Attributes:
         sample_tokens: Tokens of the sampled documents.
+        untrained: Folder of a recording of the untrained model over the same corpus, as a control.
         level: Coverage of the intervals.
         seed: Of the sample and the folds.
     """
 
     sample_tokens: int = 32_768
+    untrained: str | None = None
     level: float = 0.95
     seed: int = 0
 
@@ -52,12 +61,13 @@ class Result:
 
     Attributes:
         gains: One row per layer, order and step, in bits per assignment: the `context` that the step adds, the `gain`
-            of all contexts so far over the load alone, with `low` and `high`, what this one `added`, and the `ceiling`
-            (the whole set known).
+            of all contexts so far over the load alone, with `low` and `high`, what this one `added`, the `ceiling`
+            (the whole set known), and where a control is given the gain of the `untrained` router.
         sample: The sample in words.
         sampled: The documents used, in words.
         level: Coverage of the intervals.
         note: What is missing, and why.
+        control: The untrained router in words, if there is one.
     """
 
     gains: pd.DataFrame
@@ -65,19 +75,48 @@ class Result:
     sampled: str
     level: float
     note: str
+    control: str
 
 
 def run(recording: Recording, settings: Settings = Settings()) -> Result:
     """Computes what each context adds to the prediction of a chosen expert, in both orders.
 
     Raises:
-        AnalysisError: the recording holds no routing of single tokens or no token ids, or `sample_tokens` is under 1.
+        AnalysisError: the recording holds no routing of single tokens or no token ids, `sample_tokens` is under 1, or
+            the untrained recording does not fit.
     """
     require(recording, NEEDS, "context", columns=("ids", "token", "position"))
     if settings.sample_tokens < 1:
         raise AnalysisError(
             f"context: sample_tokens is {settings.sample_tokens}; 1 or more was wanted, 32768 is usual."
         )
+    other = untrained_recording(recording, settings.untrained, "context") if settings.untrained else None
+    found = _found(recording, settings)
+    gains = found.gains
+    if other is not None:
+        keys = [name for name in ("layer", "site", "order", "step", "context") if name in gains]
+        control = _found(other, settings).gains[[*keys, "gain"]].rename(columns={"gain": "untrained"})
+        gains = gains.merge(control, how="left", on=keys)
+    return Result(
+        gains=gains,
+        sample=sample_words(recording),
+        sampled=found.sampled,
+        level=settings.level,
+        note=_note(recording, found.clusters),
+        control=untrained_words(other) if other is not None else "",
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """The gains of one recording, and the design of its sample."""
+
+    gains: pd.DataFrame
+    clusters: Clusters
+    sampled: str
+
+
+def _found(recording: Recording, settings: Settings) -> _Found:
     clusters, documents = design(recording), recording.documents()
     chosen_D = sampled(recording, n_tokens=settings.sample_tokens, seed=settings.seed)
     inside = documents[chosen_D]
@@ -105,13 +144,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
             for row in _rows(names, steps, clusters=in_sample, top_k=router.top_k, level=settings.level):
                 rows.append(about | {"order": order} | row)
         before = first_T
-    return Result(
-        gains=pd.DataFrame(rows),
-        sample=sample_words(recording),
-        sampled=f"{len(small.fold_T):,} tokens of {len(inside):,} documents",
-        level=settings.level,
-        note=_note(recording, in_sample),
-    )
+    return _Found(pd.DataFrame(rows), in_sample, f"{len(small.fold_T):,} tokens of {len(inside):,} documents")
 
 
 def _note(recording: Recording, clusters: Clusters) -> str:
@@ -184,7 +217,7 @@ def tables(result: Result) -> dict[str, pd.DataFrame]:
 
 
 def figures(result: Result) -> dict[str, Figure]:
-    """`gains` so far, by layer and order, and `added` by each context alone."""
+    """`gains` so far, by layer and order, and `added` by each context alone; `beside_untrained` where that is given."""
     level = f"{result.level:.0%} interval".replace("%", " %")
     how = f"({result.sample}; {result.sampled} used)"
     kinds = [TOKEN, PREVIOUS, POSITION, DOMAIN, LAYER]
@@ -192,7 +225,7 @@ def figures(result: Result) -> dict[str, Figure]:
         context=pd.Categorical(result.gains["context"], categories=kinds, ordered=True), nothing=0.0
     )
     last = gains[gains["order"] == FORWARD].groupby("layer")["gain"].max()
-    return {
+    drawn: dict[str, Figure] = {
         "gains": Lines(
             gains,
             "layer",
@@ -231,6 +264,36 @@ def figures(result: Result) -> dict[str, Figure]:
             alt="Two panels, one for each order; a line for each context.",
         ),
     }
+    if "untrained" in gains:
+        drawn["beside_untrained"] = _beside_untrained(result, gains[gains["order"] == FORWARD], how, level)
+    return drawn
+
+
+def _beside_untrained(result: Result, gains: pd.DataFrame, how: str, level: str) -> Figure:
+    """Each step from the token on, of the model and of the untrained router."""
+    ends = gains.assign(router="model", shown=gains["gain"])
+    control = gains.assign(router="untrained router", shown=gains["untrained"], low=np.nan, high=np.nan)
+    most = gains.nlargest(1, "untrained").iloc[0]
+    return Lines(
+        pd.concat([ends, control], ignore_index=True),
+        "layer",
+        "shown",
+        group="router",
+        panel="context",
+        low="low",
+        high="high",
+        null="nothing",
+        null_label="the load alone",
+        interval_label=level,
+        title="What an untrained router follows",
+        x_label="layer",
+        y_label="held-out gain so far (bits per choice)",
+        caption="The gain when contexts become known from the token on, each panel with all contexts before it, beside "
+        f"the same of an untrained router {how}. {result.control} {level}: ratio over {N_FOLDS} folds of clusters, t. "
+        f"{result.note}".strip(),
+        alt=f"The untrained router gains at most {most['untrained']:.2f} bits, at layer {most['layer']}, with contexts "
+        f"up to {most['context']}; the model there {most['gain']:.2f}.",
+    )
 
 
 if __name__ == "__main__":

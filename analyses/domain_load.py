@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analyses._batch import main
-from analyses._inputs import RouterStack, design, long_form, require, router_stacks, sample_words
+from analyses._inputs import RouterStack, as_lines, design, long_form, require, router_stacks, sample_words
 from workbench.figures.spec import Figure, HeatMap, Lines
 from workbench.metrics import specialization, uncertainty
 from workbench.metrics.clusters import Clusters
@@ -159,13 +159,9 @@ def tables(result: Result) -> dict[str, pd.DataFrame]:
 def figures(result: Result) -> dict[str, Figure]:
     """`domain_map` of every expert's lift, `information` by layer beside its controls."""
     level = f"{result.level:.0%} interval".replace("%", " %")
-    long = result.information.melt(
-        id_vars="layer", value_vars=["value", "permuted", "hashed"], var_name="router", value_name="bits"
-    ).merge(result.information[["layer", "low", "high"]].assign(router="value"), how="left", on=["layer", "router"])
     names = {"value": "model", "permuted": "domains permuted", "hashed": "hash of the token id"}
-    long["router"] = long["router"].map(names)
-    hashed = long["bits"].notna().all()
-    long = long[long["bits"].notna()]
+    long = as_lines(result.information, names, by=["layer"], line="router", value="bits")
+    hashed = bool(result.information["hashed"].notna().all())
     layers = result.information["layer"].tolist()
     shown = [layers[i] for i in np.unique(np.linspace(0, len(layers) - 1, MOST_PANELS).round().astype(int))]
     some = (

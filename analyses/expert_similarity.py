@@ -23,6 +23,7 @@ NEEDS = ("routing", "weights")
 MEASURES = {
     "cosine": "parameters, cosine",
     "matched": "neurons, best match",
+    "cka": "neurons, linear CKA",
     "router_cosine": "router rows, cosine",
 }
 
@@ -48,10 +49,10 @@ class Result:
 
     Attributes:
         pairs: One row per layer and ordered pair of different experts: `cosine` of flattened parameters, `matched`
-            (mean best match of the expert's neurons among the other's; not symmetric), `router_cosine` (rows less
-            their mean).
-        layers: One row per layer: the means over pairs, the largest (`closest_…`), `matched_null` (mean best match
-            among neurons with shuffled coordinates), and `agreement`, rank
+            (mean best match of the expert's neurons among the other's; not symmetric), `cka` (linear CKA of the
+            neurons), `router_cosine` (rows less their mean).
+        layers: One row per layer: the means over pairs, the largest (`closest_…`), `matched_null` and `cka_null` (the
+            other's neurons with shuffled coordinates), and `agreement`, rank
             correlation over pairs of router rows with matched neurons, with `null_low`, `null_high`, `p`.
         experts: One row per layer and expert: norms of its parameters and router row, its `nearest` expert by matched
             neurons with `matched`.
@@ -121,6 +122,7 @@ def _summary(square: dict[str, np.ndarray], rows: pd.DataFrame, settings: Settin
         **{name: float(values.mean()) if len(values) else np.nan for name, values in found.items()},
         **{f"closest_{name}": float(values.max()) if len(values) else np.nan for name, values in found.items()},
         "matched_null": float(rows["matched_null"].mean()),
+        "cka_null": float(rows["cka_null"].mean()),
         "agreement": agreement.correlation,
         "null_low": agreement.null_low,
         "null_high": agreement.null_high,
@@ -168,7 +170,11 @@ def figures(result: Result) -> dict[str, Figure]:
             caption=f"{said} {result.model}, layer {result.layer}; the diagonal is left out.",
             alt=f"The closest are {nearest['expert']:.0f} and {nearest['other']:.0f}, {nearest[column]:.2f}.",
         )
-    nulls = {"cosine": 0.0 * result.layers["cosine"], "matched": result.layers["matched_null"]}
+    nulls = {
+        "cosine": 0.0 * result.layers["cosine"],
+        "matched": result.layers["matched_null"],
+        "cka": result.layers["cka_null"],
+    }
     panels = [
         result.layers[["layer"]].assign(measure=MEASURES[name], value=result.layers[name], null=null)
         for name, null in nulls.items()
@@ -187,8 +193,9 @@ def figures(result: Result) -> dict[str, Figure]:
         x_label="layer",
         y_label="mean over pairs",
         caption=f"Mean over pairs of experts of a layer, {result.model}: cosine of flattened parameters (unrelated: "
-        "0), and mean best match of neurons (unrelated: the other's coordinates shuffled). Router rows less their mean "
-        "have about the same mean in every model; their pairs are in the map. Parameters are no sample: no interval.",
+        "0), mean best match of neurons, and their linear CKA (unrelated: the other's coordinates shuffled). Router "
+        "rows less their mean have about the same mean in every model; their pairs are in the map. Parameters are no "
+        "sample: no interval.",
         alt="; ".join(
             f"{row['measure']} at layer {row['layer']}: {row['value']:.3f}" for _, row in one_each.iterrows()
         ),

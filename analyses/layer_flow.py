@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analyses._batch import main
-from analyses._inputs import RouterStack, design, require, router_stacks, sample_words
+from analyses._inputs import RouterStack, as_lines, design, require, router_stacks, sample_words
 from analyses._tokens import N_DRAWS, SAMPLE_TOKENS, Sampler, Tokens, by_bag, check_draws, p_value, token_parts
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Figure, Flow, HeatMap, Lines
@@ -211,11 +211,7 @@ def figures(result: Result) -> dict[str, Figure]:
     """`by_layer`, and of one pair of layers `flow_map` and, where any is stronger, `strongest_streams`."""
     level = f"{result.level:.0%} interval".replace("%", " %")
     names = {"estimate": "model", "permuted": "sets permuted in documents", "marginal": "the layer not looked at"}
-    keys = ["layer", "measure"]
-    long = result.layers.melt(id_vars=keys, value_vars=list(names), var_name="routing", value_name="share")
-    ends = result.layers[[*keys, "low", "high"]].assign(routing="estimate")
-    long = long.merge(ends, how="left", on=[*keys, "routing"])
-    long["routing"] = long["routing"].map(names)
+    long = as_lines(result.layers, names, by=["layer", "measure"], line="routing", value="share")
     of_pair = result.layers[(result.layers["layer"] == result.layer)].set_index("measure")["estimate"]
     between = f"layer {result.layer} to layer {result.next_layer}"
     never = int(result.flow.groupby("expert")["tokens"].sum().eq(0).sum())

@@ -7,6 +7,7 @@ documents joined end to end are not known here.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -127,13 +128,19 @@ def _count(recording: Recording, router: Router, row_of: np.ndarray, shuffles: S
             entropy_DP[inside] += np.bincount(cell_T, weights=entropy_T, minlength=size).reshape(len(inside), n_bins)
         later_T = bin_T > 0
         later = {name: chunk[name][later_T] for name in ("document", "position")}
-        later_bin_T, later_ids_TK = bin_T[later_T], ids_TK[later_T]
+        later_bin_T, later_ids_TK = bin_T[later_T].astype(np.int8), ids_TK[later_T]
+        # the counts of the widest range are what the others leave of all
+        all_E = np.bincount(later_ids_TK.ravel(), minlength=n_experts)
+        widest = int(np.bincount(later_bin_T, minlength=n_bins).argmax())
         for draw in range(n_draws):
             # one token of each document at random stands for the first; the others are permuted without it
-            any_TK = ids_TK[shuffles.order(chunk, draw)[~later_T]]
-            drawn_BPE[draw, 0] += np.bincount(any_TK.ravel(), minlength=n_experts)
-            moved_T = later_bin_T[shuffles.order(later, draw)]
-            drawn_BPE[draw] += count_cells(moved_T, later_ids_TK, n_labels=n_bins, n_experts=n_experts)
+            any_T = shuffles.kept("first", chunk, draw, partial(np.compress, ~later_T))
+            drawn_BPE[draw, 0] += np.bincount(ids_TK[any_T].ravel(), minlength=n_experts)
+            moved_T = shuffles.kept("later", later, draw, partial(np.take, later_bin_T))
+            rest_T = np.flatnonzero(moved_T != widest)
+            rest_PE = count_cells(moved_T[rest_T], later_ids_TK[rest_T], n_labels=n_bins, n_experts=n_experts)
+            rest_PE[widest] += all_E - rest_PE.sum(axis=0)
+            drawn_BPE[draw] += rest_PE
     return _Counted(counts_DPE, drawn_BPE, entropy_DP if scored else None, tokens_DP)
 
 

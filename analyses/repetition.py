@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analyses._batch import main
-from analyses._inputs import RouterStack, design, require, router_stacks, sample_words
+from analyses._inputs import RouterStack, as_lines, design, require, router_stacks, sample_words
 from analyses._tokens import N_DRAWS, Tokens, check_draws, p_value, token_parts
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Bars, Figure, Lines
@@ -240,11 +240,7 @@ def figures(result: Result) -> dict[str, Figure]:
         "load_matched": "independent, same loads",
         "uniform": "uniform routing",
     }
-    keys = ["layer", "measure"]
-    long = whole.melt(id_vars=keys, value_vars=list(nulls), var_name="routing", value_name="rate")
-    ends = whole[[*keys, "low", "high"]].assign(routing="value")
-    long = long.merge(ends, how="left", on=[*keys, "routing"])
-    long["routing"] = long["routing"].map(nulls)
+    long = as_lines(whole, nulls, by=["layer", "measure"], line="routing", value="rate")
     shared = rates[rates["measure"] == MEASURES["overlap"]]
     top = whole[whole["measure"] == MEASURES["overlap"]].nlargest(1, "value").iloc[0]
     at = shared[(shared["layer"] == top["layer"]) & ((shared["domain"] != ALL) | (len(shared["domain"].unique()) == 1))]

@@ -11,13 +11,15 @@ import numpy as np
 import pandas as pd
 
 from analyses._batch import main
+from analyses._chunks import chunks
+from analyses._halves import HalfCounts
 from analyses._inputs import design, require, sample_words
+from analyses._tokens import document_rows
 from workbench.figures.spec import Distribution, Figure, HeatMap, Lines
 from workbench.metrics.clusters import Clusters
-from workbench.metrics.router import normalized_entropy
 from workbench.metrics.uncertainty import domain_ratio_interval, ratio_interval
 from workbench.models.topology import Router
-from workbench.recording import Recording
+from workbench.recording import Recording, prefix
 
 NEEDS = ("routing",)
 POSITIONS = (0, 1, 4, 16, 64, 256, 1024)
@@ -64,27 +66,17 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         AnalysisError: the recording holds no routing.
     """
     require(recording, NEEDS, "router_confidence", columns=("entropy", "margin", "topk_mass"))
-    clusters = design(recording)
-    row_T = _document_rows(recording)
-    position_T = recording.column("position")
-    bin_T = np.searchsorted(np.array(POSITIONS), position_T, side="right") - 1
+    clusters, row_of = design(recording), document_rows(recording)
     layers, domains, positions, note = [], [], [], ""
     for router in recording.topology.routers:
-        for statistic, value_T, undecided in _statistics(recording, router):
+        for statistic, (name, scale, undecided) in _statistics(router).items():
             about = {"layer": router.layer, "statistic": statistic}
-            sums = _sums(value_T, row_T, bin_T, n_documents=recording.n_documents)
+            counted = _count(recording, f"{prefix(router, recording.topology)}.{name}", row_of, scale=scale)
+            sums = counted.sums_DP, counted.tokens_DP
             whole = ratio_interval(sums[0].sum(1), sums[1].sum(1), clusters=clusters, level=settings.level)
-            quantiles = np.quantile(value_T, [0.05, 0.25, 0.5, 0.75, 0.95])
-            layers.append(
-                {
-                    **about,
-                    "mean": float(whole.value),
-                    "low": float(whole.low),
-                    "high": float(whole.high),
-                    **dict(zip(("q05", "q25", "q50", "q75", "q95"), quantiles, strict=True)),
-                    "undecided": undecided,
-                }
-            )
+            ends = {"mean": float(whole.value), "low": float(whole.low), "high": float(whole.high)}
+            quantiles = {quantile: value * scale for quantile, value in counted.values.quantiles().items()}
+            layers.append({**about, **ends, **quantiles, "undecided": undecided})
             domains.append(_by_domain(about, sums, clusters, settings.level))
             positions.append(_by_position(about, sums, clusters, settings.level))
             note = whole.note
@@ -98,33 +90,35 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     )
 
 
-def _document_rows(recording: Recording) -> np.ndarray:
-    """Row of the documents table that each token belongs to: [T]."""
-    documents = recording.column("document", table="documents")
-    row_of = np.empty(documents.max() + 1, dtype=np.int64)
-    row_of[documents] = np.arange(len(documents))
-    return row_of[recording.column("document")]
+def _statistics(router: Router) -> dict[str, tuple[str, float, float]]:
+    """Of each statistic its column, the factor to its unit, and its value where all scores are equal."""
+    return {
+        ENTROPY: ("entropy", 1 / np.log(router.n_experts), 1.0),
+        MARGIN: ("margin", 1.0, 0.0),
+        MASS: ("topk_mass", 1.0, router.top_k / router.n_experts),
+    }
 
 
-def _statistics(recording: Recording, router: Router) -> list[tuple[str, np.ndarray, float]]:
-    def read(name: str) -> np.ndarray:
-        return recording.router_statistic(name, router.layer, site=router.site).astype(np.float64)
+@dataclass(frozen=True, eq=False)
+class _Counted:
+    """A column's values, and by document and range of positions (P) their sums and numbers."""
 
-    return [
-        (ENTROPY, normalized_entropy(read("entropy"), n_experts=router.n_experts), 1.0),
-        (MARGIN, read("margin"), 0.0),
-        (MASS, read("topk_mass"), router.top_k / router.n_experts),
-    ]
+    values: HalfCounts
+    sums_DP: np.ndarray
+    tokens_DP: np.ndarray
 
 
-def _sums(
-    value_T: np.ndarray, row_T: np.ndarray, bin_T: np.ndarray, *, n_documents: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Sum of the values and number of tokens, by document and position bin: two arrays [D, bins]."""
-    cell_T, shape = row_T * len(POSITIONS) + bin_T, (n_documents, len(POSITIONS))
-    size = n_documents * len(POSITIONS)
-    total = np.bincount(cell_T, weights=value_T, minlength=size).reshape(shape)
-    return total, np.bincount(cell_T, minlength=size).reshape(shape).astype(np.float64)
+def _count(recording: Recording, column: str, row_of: np.ndarray, *, scale: float) -> _Counted:
+    shape, values = (recording.n_documents, len(POSITIONS)), HalfCounts()
+    size = shape[0] * shape[1]
+    sums, tokens = np.zeros(size), np.zeros(size)
+    for chunk in chunks(recording, [column]):
+        values.add(chunk[column])
+        bin_T = np.searchsorted(np.array(POSITIONS), chunk["position"], side="right") - 1
+        cell_T = row_of[chunk["document"]] * len(POSITIONS) + bin_T
+        sums += np.bincount(cell_T, weights=chunk[column].astype(np.float64) * scale, minlength=size)
+        tokens += np.bincount(cell_T, minlength=size)
+    return _Counted(values, sums.reshape(shape), tokens.reshape(shape))
 
 
 def _by_domain(about: dict, sums: tuple[np.ndarray, np.ndarray], clusters: Clusters, level: float) -> pd.DataFrame:

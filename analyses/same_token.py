@@ -21,6 +21,9 @@ from workbench.recording import Recording
 
 NEEDS = ("routing",)
 SAME = ("token", "token and domain", "position", "domain")
+_TOKEN, _TOKEN_AND_DOMAIN, _PLACE, _DOMAIN = range(len(SAME))
+_COUNTED = (_TOKEN_AND_DOMAIN, _PLACE)  # the others follow: from these, or from the documents' counts
+_PAIRED = (_TOKEN, _TOKEN_AND_DOMAIN, _PLACE)
 WEIGHTS = ("pairs", "tokens")
 _CELLS = 1 << 26  # of the tables of labels and experts held at once: 256 MB
 
@@ -119,13 +122,15 @@ class _Labels:
                 squares[i][found.present_N] += found.squares_N
         return cls(token_of, len(ids), n_domains, sizes, tokens, squares)
 
-    def in_part(self, part: Tokens, clusters: Clusters) -> list[agreement.Labels]:
+    def in_part(
+        self, part: Tokens, clusters: Clusters, *, kinds: tuple[int, ...] = tuple(range(len(SAME)))
+    ) -> list[agreement.Labels]:
         domain_T = clusters.domain_D[part.row_T]
         token_T = self.token_of[part.token_T]
         of_kind = (token_T, token_T * self.n_domains + domain_T, part.position_T, domain_T)
         return [
-            agreement.labels(label_T, part.row_T, n_labels=size, n_documents=len(clusters.domain_D))
-            for label_T, size in zip(of_kind, self.sizes, strict=True)
+            agreement.labels(of_kind[i], part.row_T, n_labels=self.sizes[i], n_documents=len(clusters.domain_D))
+            for i in kinds
         ]
 
     @property
@@ -139,24 +144,33 @@ def _of_layers(
     recording: Recording, stack: RouterStack, clusters: Clusters, labels: _Labels, level: float
 ) -> tuple[pd.DataFrame, str]:
     n_layers, n_documents = len(stack.routers), recording.n_documents
-    counts = [np.zeros((n_layers, size, stack.n_experts), dtype=np.int32) for size in labels.sizes]
+    n_domains = labels.n_domains
+    by_domain, by_place = (np.zeros((n_layers, labels.sizes[i], stack.n_experts), dtype=np.int32) for i in _COUNTED)
     for part in token_parts(recording, stack, token=True):
-        for i, found in enumerate(labels.in_part(part, clusters)):
+        for of_kind, found in zip((by_domain, by_place), labels.in_part(part, clusters, kinds=_COUNTED), strict=True):
             for layer, ids_TK in enumerate(part.ids_LTK):
-                counts[i][layer][found.present_N] += agreement.label_counts(ids_TK, found, n_experts=stack.n_experts)
+                of_kind[layer][found.present_N] += agreement.label_counts(ids_TK, found, n_experts=stack.n_experts)
+    # tokens alone are tokens and domains, added up
+    by_token = by_domain.reshape(n_layers, -1, n_domains, stack.n_experts).sum(axis=2, dtype=np.int32)
+    counts = (by_token, by_domain, by_place)
     weights = [
         np.stack([np.ones(len(tokens)), agreement.token_weights(tokens, squares)], axis=1)
         for tokens, squares in zip(labels.tokens, labels.squares, strict=True)
     ]
     overlap, pairs = (np.zeros((len(SAME), n_layers, n_documents, len(WEIGHTS))) for _ in range(2))
     for part in token_parts(recording, stack, token=True):
-        for i, found in enumerate(labels.in_part(part, clusters)):
+        for i, found in enumerate(labels.in_part(part, clusters, kinds=_PAIRED)):
             for layer, ids_TK in enumerate(part.ids_LTK):
                 sums = agreement.pair_sums(ids_TK, found, counts_VE=counts[i][layer], weight_Vx=weights[i])
                 overlap[i, layer] += sums.overlap_Dx
                 pairs[i, layer] += sums.pairs_Dx
-    rows, note = [], ""
     counts_DLE = stack.stacked(recording, "counts")
+    for layer in range(n_layers):
+        sums = agreement.document_pair_sums(
+            counts_DLE[:, layer], clusters.domain_D, weight_Vx=weights[_DOMAIN], top_k=stack.top_k
+        )
+        overlap[_DOMAIN, layer], pairs[_DOMAIN, layer] = sums.overlap_Dx, sums.pairs_Dx
+    rows, note = [], ""
     for layer, router in enumerate(stack.routers):
         counts_DE = counts_DLE[:, layer]
         matched = agreement.load_matched_agreement(counts_DE.sum(0), counts_DE.sum(0), top_k=stack.top_k)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analyses._batch import main
-from analyses._inputs import RouterStack, design, long_form, require, router_stacks, sample_words
+from analyses._inputs import RouterStack, as_lines, design, long_form, require, router_stacks, sample_words
 from analyses._tokens import N_DRAWS, SAMPLE_TOKENS, Sampler, by_bag, check_draws, p_value, token_parts
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Distribution, Figure, Lines
@@ -184,10 +184,7 @@ def figures(result: Result) -> dict[str, Figure]:
         "uniform": "uniform routing",
         "all_on": "all experts on",
     }
-    long = result.layers.melt(id_vars="layer", value_vars=list(names), var_name="routing", value_name="f1")
-    ends = result.layers[["layer", "low", "high"]].assign(routing="estimate")
-    long = long.merge(ends, how="left", on=["layer", "routing"])
-    long["routing"] = long["routing"].map(names)
+    long = as_lines(result.layers, names, by=["layer"], line="routing", value="f1")
     top = result.layers.nlargest(1, "estimate").iloc[0]
     short = f" {result.left_out} documents are shorter than a window." if result.left_out else ""
     never = int(result.layers["never_chosen"].sum())

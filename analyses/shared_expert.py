@@ -12,6 +12,7 @@ import pandas as pd
 
 from analyses._batch import main
 from analyses._chunks import chunks
+from analyses._halves import HalfCounts
 from analyses._inputs import design, require, sample_words
 from analyses._tokens import document_rows
 from workbench.errors import AnalysisError
@@ -22,7 +23,6 @@ from workbench.models.topology import Router
 from workbench.recording import Recording, prefix
 
 NEEDS = ("routing",)
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 @dataclass(frozen=True)
@@ -121,13 +121,13 @@ class _Design:
             by_domain = domain_ratio_interval(*sums, clusters=self.clusters, level=self.level)
             layers.append(
                 about
-                | _row(counted.bits_MN.sum(axis=0), float(whole.value), float(whole.low), float(whole.high))
+                | _row(counted.values, None, float(whole.value), float(whole.low), float(whole.high))
                 | {"first": counted.first_sum / counted.first_tokens if counted.first_tokens else np.nan}
             )
             domains += [
                 about
                 | {"domain": str(domain)}
-                | _row(counted.bits_MN[m], by_domain.value[m], by_domain.low[m], by_domain.high[m])
+                | _row(counted.values, m, by_domain.value[m], by_domain.low[m], by_domain.high[m])
                 for m, domain in enumerate(self.clusters.domains)
             ]
             note = whole.note
@@ -167,9 +167,9 @@ def _labelled(routers: list[Router]) -> list[tuple[Router, dict]]:
 
 @dataclass(frozen=True, eq=False)
 class _Counted:
-    """Values counted: of each domain how often each float16 stands, by its bits (N)."""
+    """A column's values counted by domain, and summed by document."""
 
-    bits_MN: np.ndarray
+    values: HalfCounts
     sum_D: np.ndarray
     tokens_D: np.ndarray
     first_sum: float
@@ -178,8 +178,7 @@ class _Counted:
 
 def _count(recording: Recording, router: Router, column: str, clusters: Clusters, row_of: np.ndarray) -> _Counted:
     name = f"{prefix(router, recording.topology)}.{column}"
-    n_domains, n_documents, n_bits = len(clusters.domains), recording.n_documents, 1 << 15
-    bits_MN = np.zeros((n_domains, n_bits), dtype=np.int64)
+    n_documents, values = recording.n_documents, HalfCounts(len(clusters.domains))
     sum_D, tokens_D = np.zeros(n_documents), np.zeros(n_documents)
     first_sum, first_tokens = 0.0, 0
     for chunk in chunks(recording, [name]):
@@ -187,28 +186,17 @@ def _count(recording: Recording, router: Router, column: str, clusters: Clusters
         value_T, row_T = chunk[name][known_T], row_of[chunk["document"][known_T]]
         sum_D += np.bincount(row_T, weights=value_T.astype(np.float64), minlength=n_documents)
         tokens_D += np.bincount(row_T, minlength=n_documents)
-        # bits of float16 that is not negative rise with its value, so counting them gives exact quantiles
-        cell_T = clusters.domain_D[row_T] * n_bits + np.abs(value_T).view(np.uint16)
-        bits_MN += np.bincount(cell_T, minlength=n_domains * n_bits).reshape(n_domains, n_bits)
+        values.add(value_T, clusters.domain_D[row_T])
         first_T = chunk["position"][known_T] == 0
-        first_sum, first_tokens = (
-            first_sum + float(value_T[first_T].sum(dtype=np.float64)),
-            first_tokens + first_T.sum(),
-        )
-    return _Counted(bits_MN, sum_D, tokens_D, first_sum, int(first_tokens))
+        first_sum += float(value_T[first_T].sum(dtype=np.float64))
+        first_tokens += int(first_T.sum())
+    return _Counted(values, sum_D, tokens_D, first_sum, first_tokens)
 
 
-def _row(bits_N: np.ndarray, mean: float, low: float, high: float) -> dict:
-    below_N, total = np.cumsum(bits_N), int(bits_N.sum())
-    at = np.searchsorted(below_N, np.maximum(np.ceil(np.array(QUANTILES) * total), 1))
-    values = at.astype(np.uint16).view(np.float16).astype(np.float64) if total else np.full(len(QUANTILES), np.nan)
-    return {
-        "mean": float(mean),
-        "low": float(low),
-        "high": float(high),
-        **dict(zip(("q05", "q25", "q50", "q75", "q95"), values.tolist(), strict=True)),
-        "tokens": total,
-    }
+def _row(values: HalfCounts, group: int | None, mean: float, low: float, high: float) -> dict:
+    counted = values.counts_MN if group is None else values.counts_MN[group]
+    ends = {"mean": float(mean), "low": float(low), "high": float(high)}
+    return ends | values.quantiles(group) | {"tokens": int(counted.sum())}
 
 
 def tables(result: Result) -> dict[str, pd.DataFrame]:

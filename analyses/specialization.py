@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from analyses._batch import main
-from analyses._chunks import knows_first_choice, untrained_recording
-from analyses._inputs import require, sample_words
+from analyses._chunks import knows_first_choice, untrained_recording, untrained_words
+from analyses._inputs import as_lines, require, sample_words
 from analyses._token_tables import ALL, FIRST, INPUT, N_FOLDS, Measured, Plan, of_hash, of_router
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Figure, Lines
@@ -66,6 +66,7 @@ class Result:
         sample: The sample in words.
         level: Coverage of the intervals.
         note: Why something is missing, if it is.
+        control: The untrained router in words, if there is one.
     """
 
     vocabulary: pd.DataFrame
@@ -74,6 +75,7 @@ class Result:
     sample: str
     level: float
     note: str
+    control: str
 
 
 def run(recording: Recording, settings: Settings = Settings()) -> Result:
@@ -113,6 +115,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         sample=sample_words(recording),
         level=settings.level,
         note=_note(recording, plan, any_given=bool(given)),
+        control=untrained_words(other) if other is not None else "",
     )
 
 
@@ -212,18 +215,14 @@ def _note(recording: Recording, plan: Plan, *, any_given: bool) -> str:
     return "; ".join(note for note in notes if note)
 
 
+def _said(result: Result) -> str:
+    return " ".join(part for part in (result.control, result.note) if part)
+
+
 def tables(result: Result) -> dict[str, pd.DataFrame]:
     """`vocabulary`, `predictability`, and `given_token` where there are two domains."""
     found = {"vocabulary": result.vocabulary, "predictability": result.predictability}
     return found | ({"given_token": result.given_token} if len(result.given_token) else {})
-
-
-def _long(table: pd.DataFrame, names: dict[str, str], *, by: list[str]) -> pd.DataFrame:
-    """One row per line of a figure; the interval stays with the model's own."""
-    shown = [column for column in names if column in table and table[column].notna().any()]
-    long = table.melt(id_vars=by, value_vars=shown, var_name="router", value_name="shown")
-    long = long.merge(table[[*by, "low", "high"]].assign(router="value"), how="left", on=[*by, "router"])
-    return long.assign(router=long["router"].map(names))[long["shown"].notna()]
 
 
 def figures(result: Result) -> dict[str, Figure]:
@@ -240,7 +239,7 @@ def figures(result: Result) -> dict[str, Figure]:
         most = shown[shown["label"] == INPUT].nlargest(1, "value")
         said = f"{most['value'].iloc[0]:.2f} at layer {most['layer'].iloc[0]}" if len(most) else "not known"
         drawn["vocabulary"] = Lines(
-            _long(shown, names, by=["layer", "label"]),
+            as_lines(shown, names, by=["layer", "label"], line="router", value="shown"),
             "layer",
             "shown",
             group="router",
@@ -256,12 +255,12 @@ def figures(result: Result) -> dict[str, Figure]:
             f"enough ({result.sample}): of the token's own id, the id predicted after it, and the id that comes next. "
             "Beside it the same after sets of experts are permuted within documents, and a router that is a hash of "
             f"the input id. {level}: jackknife over folds of clusters; the maximum's bias is in the value as in the "
-            f"null. {result.note}".strip(),
+            f"null. {_said(result)}".strip(),
             alt=f"For the input token the largest share is {said}.",
         )
     top = result.predictability.nlargest(1, "value").iloc[0]
     drawn["predictability"] = Lines(
-        _long(result.predictability, names, by=["layer", "label"]).assign(nothing=0.0),
+        as_lines(result.predictability, names, by=["layer", "label"], line="router", value="shown").assign(nothing=0.0),
         "layer",
         "shown",
         group="router",
@@ -277,7 +276,7 @@ def figures(result: Result) -> dict[str, Figure]:
         caption="How much better a chosen expert is predicted from the id than from the load alone, on documents held "
         f"out ({result.sample}); 0 where the id says nothing. A hash of the input id shows what a router by token "
         f"alone would reach with these texts. {level}: ratio over {N_FOLDS} folds of clusters, t. "
-        f"{result.note}".strip(),
+        f"{_said(result)}".strip(),
         alt=f"The largest gain is {top['value']:.2f} bits, for the {top['label']} at layer {top['layer']}, where "
         f"knowing the whole set would give {top['ceiling']:.2f}.",
     )
@@ -315,7 +314,7 @@ def _given_figure(result: Result, level: str) -> Figure:
         caption="Overlap of the sets of two tokens of one domain, less that of tokens of two domains, in different "
         f"documents: of tokens with the same id, and of the same tokens whatever their id ({result.sample}; ids that "
         f"stand in two domains). 0: the domain says nothing. {level}: jackknife over {N_FOLDS} folds of clusters, t. "
-        f"{result.note}".strip(),
+        f"{_said(result)}".strip(),
         alt=f"With the token known at most {most['value']:.3f}, at layer {most['layer']}, where it is "
         f"{most['alone']:.3f} without.",
     )

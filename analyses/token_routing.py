@@ -11,6 +11,7 @@ import pandas as pd
 
 from analyses._batch import main
 from analyses._inputs import require
+from analyses._parts import first_choice
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Figure, HeatMap, TokenStrip
 from workbench.metrics.router import normalized_entropy
@@ -133,13 +134,7 @@ def _document(documents: pd.DataFrame, wanted: str, recording: Recording) -> pd.
 
 
 def _top1(read: dict[str, np.ndarray], at: str) -> np.ndarray:
-    """The chosen expert with the largest weight, of equal ones the lowest id; without weights the first, ids ranked."""
-    ids_TK = read[f"{at}.ids"].astype(np.int64)
-    if f"{at}.weights" not in read:
-        return ids_TK[:, 0]
-    weights_TK = read[f"{at}.weights"].astype(np.float64)
-    best_TK = weights_TK == weights_TK.max(axis=1, keepdims=True)
-    return np.where(best_TK, ids_TK, np.iinfo(np.int64).max).min(axis=1)
+    return first_choice(read[f"{at}.ids"], read.get(f"{at}.weights")).astype(np.int64)
 
 
 def _chosen(read: dict[str, np.ndarray], at: str) -> list[str]:

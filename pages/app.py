@@ -18,6 +18,7 @@ page = st.navigation(
             st.Page("tokens.py", title="Tokens", icon=":material/text_fields:"),
             st.Page("utilization.py", title="Utilization", icon=":material/grid_on:"),
             st.Page("load_balance.py", title="Load balance", icon=":material/balance:"),
+            st.Page("attention.py", title="Attention", icon=":material/visibility:"),
             st.Page("compare.py", title="Compare", icon=":material/compare_arrows:"),
         ],
         "Measure": [st.Page("efficiency.py", title="Efficiency", icon=":material/speed:")],

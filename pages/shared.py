@@ -117,17 +117,30 @@ def choose_layer(recording: Recording) -> int | None:
     return choose("Layer", "layer", layers, default=layers[len(layers) // 2]) if layers else None
 
 
+def choose_head(recording: Recording) -> tuple[int, int]:
+    """The attention layer and head chosen in the sidebar; the middle layer's first at first."""
+    heads_of = {facts["layer"]: facts["heads"] for facts in recording.manifest["attention"]["layers"]}
+    layers = list(heads_of)
+    layer = choose("Layer", "layer", layers, default=layers[len(layers) // 2], quiet=True)
+    return layer, choose("Head", "head", range(heads_of[layer]), default=0, quiet=True)
+
+
 def choose_expert(recording: Recording, layer: int | None) -> int | None:
     """The expert chosen in the sidebar; None for the busiest."""
     experts = range(recording.router(layer).n_experts) if layer is not None else ()
     return choose("Expert", "expert", list(experts), default=None, placeholder="the busiest")
 
 
+def choose_text(recording: Recording, *, place: Any = None) -> tuple[str, int]:
+    """The chosen document, the first at first, and its tokens."""
+    lengths = _lengths(f"{recording.digest} {recording.chosen_phase}", recording)
+    document = choose("Document", "document", list(lengths), default=next(iter(lengths)), quiet=True, place=place)
+    return document, lengths[document]
+
+
 def choose_document(recording: Recording) -> tuple[str, int, int | None]:
     """The document chosen in the sidebar, the first of its tokens that are shown, and the token chosen, if any."""
-    lengths = _lengths(f"{recording.digest} {recording.chosen_phase}", recording)
-    document = choose("Document", "document", list(lengths), default=next(iter(lengths)), quiet=True)
-    n_tokens = lengths[document]
+    document, n_tokens = choose_text(recording)
     asked = _asked("token")
     known = asked is None or (asked.isdecimal() and int(asked) < n_tokens)
     if not known:
@@ -212,6 +225,20 @@ def choose_ceiling(recording: Recording) -> str | None:
         return None
     chosen = choose("Ceiling", "ceiling", alike, default=None, quiet=True, placeholder="the same model again")
     return None if chosen is None else str(jobs.data_folder() / "recordings" / chosen)
+
+
+def stop_without(recording: Recording, field: str) -> None:
+    """Of a recording without a field that a page needs: says so, and where to record it; the page ends there."""
+    if field in recording.fields:
+        return
+    model, corpus = recording.manifest["identity"]["model"], recording.manifest["corpus"]["name"]
+    st.info(
+        f"This recording of {plain(model)} over {plain(corpus)} has no {plain(field)}; it holds "
+        f"{plain(', '.join(recording.fields))}. Record it again with the field, or choose another recording.",
+        icon=":material/add_circle:",
+    )
+    st.page_link("record.py", label="Record")
+    st.stop()
 
 
 def offer_second(recording: Recording) -> None:

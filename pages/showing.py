@@ -6,7 +6,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ class Shown:
         against: The second recording that it was asked of.
         experts: Whether equal ids are equal experts in both.
         subject: The models whose costs it was asked of.
+        made_by: The command that makes it again, where it is no analysis.
+        asked: What was asked, where it is no analysis.
     """
 
     name: str
@@ -55,12 +57,16 @@ class Shown:
     against: Recording | None = None
     experts: str = "auto"
     subject: Costed | None = None
+    made_by: str = ""
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def command(self) -> str:
         """What makes it again."""
         if self.subject is not None:
             return _costs.command(self.subject, self.name, settings=self.settings)
+        if self.made_by:
+            return self.made_by
         how = {"against": self.against, "experts": self.experts}
         return _batch.command(self.recording, self.name, settings=self.settings, **how)
 
@@ -191,11 +197,14 @@ def _outline(drawn: Any, chosen: Mapping[str, Any]) -> None:
         if trace.type == "bar":  # a token: plotly gives selected bars no border of their own
             borders = [(3, ink.text) if i in at else (1, ink.faint) for i in range(len(rows))]
             trace.marker.line.width, trace.marker.line.color = map(list, zip(*borders, strict=True))
-        elif trace.mode == "markers":  # the unseen squares over the cells of a heat map
+        elif trace.marker.symbol == "square-open":  # the unseen squares over the cells of a heat map
             for i in at:
                 cell = {"x0": trace.x[i] - 0.5, "x1": trace.x[i] + 0.5, "y0": trace.y[i] - 0.5, "y1": trace.y[i] + 0.5}
                 for line in ({"color": "black", "width": 5}, {"color": "white", "width": 2}):  # seen on any colour
                     drawn.add_shape(type="rect", xref=trace.xaxis, yref=trace.yaxis, **cell, line=line)
+        elif trace.marker.size is not None and not isinstance(trace.marker.size, int | float):  # sizes say something
+            lines = [(3, ink.text) if i in at else (0, ink.faint) for i in range(len(rows))]
+            trace.marker.line.width, trace.marker.line.color = map(list, zip(*lines, strict=True))
         else:
             trace.marker.size = [2 * trace.marker.size if i in at else trace.marker.size for i in range(len(rows))]
 
@@ -264,6 +273,8 @@ def _provenance(shown: Shown) -> Any:
 
     if shown.subject is not None:
         return _costs.provenance(shown.subject, shown.name, settings=shown.settings)
+    if shown.made_by:
+        return Provenance(shown.name, shown.command, _batch.sources(shown.recording), shown.asked)
     settings = _batch.parse_settings(_batch.get(shown.name), shown.settings)
     sources = _batch.sources(shown.recording, shown.against, settings)
     return Provenance(analysis=shown.name, command=shown.command, sources=sources, settings=asdict(settings))

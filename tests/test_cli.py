@@ -134,6 +134,7 @@ def test_inspect_says_when_there_is_no_moe_layer(monkeypatch, capsys):
         (["analyze", "nowhere", "expert_load"], "workbench: nowhere is not a folder"),
         (["analyze", "nowhere"], "workbench: name an analysis, or give --all; there are "),
         (["analyze", "nowhere", "x"], "workbench: unknown analysis 'x'"),
+        (["analyze", "nowhere", "expert_load", "--jobs", 0], "workbench: --jobs is 0; 1 or more was wanted."),
         (["analyze", "nowhere", "expert_load", "--width", "wide"], "workbench: --width is 'wide'; column or text"),
         (["analyze", "nowhere", "--all", "--set", "a=1"], "workbench: --set belongs to one analysis, and"),
     ],

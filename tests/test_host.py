@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -19,6 +20,7 @@ import torch
 from tests import tiny
 from workbench import host as host_module
 from workbench import host_worker
+from workbench.capture.heads import attention_map
 from workbench.capture.record import record
 from workbench.errors import CorpusError, HostError
 from workbench.host import Host, Job
@@ -149,6 +151,17 @@ def test_inspect_tells_topology_and_forecast_from_the_config_and_checks_when_ask
     check = ended(host, host.inspect("tiny-moe", check=True)).result["check"]
     assert check["routers"] == 4
     assert check["seconds"] > 0
+
+
+def test_a_map_of_one_head_is_kept_in_a_file(host):
+    ids = [5, 9, 200, 9, 31, 5]
+    first, again = (host.attention(model="tiny-moe", token_ids=ids, layer=3, head=1) for _ in range(2))
+    one, two = ended(host, first), ended(host, again)
+    assert one.result == two.result and one.kind == "attention"
+    kept = np.load(one.result["file"])
+    np.testing.assert_allclose(kept, attention_map(loading.load("tiny-moe"), ids, layer=3, head=1), atol=1e-3)
+    wrong = ended(host, host.attention(model="tiny-moe", token_ids=ids, layer=9, head=1))
+    assert wrong.state == "failed" and "tiny-moe has no head 1 in an attention of layer 9" in wrong.message
 
 
 def test_a_corpus_gives_the_recording_that_record_gives(host, data, tmp_path):

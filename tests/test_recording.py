@@ -246,3 +246,28 @@ def test_a_recording_of_schema_1_stays_readable():
     assert golden.counts(0).sum(0).tolist() == [145, 141, 72, 134, 106, 188, 151, 122]
     assert golden.router_statistic("logits", 0).shape == (353, 8)
     assert set(golden.tokens()["phase"]) == {"prefill"}
+
+
+def test_what_is_decoded_is_kept_up_to_a_bound(recording, monkeypatch):
+    read = []
+    original = pq.read_table
+    monkeypatch.setattr(
+        pq, "read_table", lambda file, columns, **rest: read.extend(columns) or original(file, columns=columns, **rest)
+    )
+    at = prefix(recording.topology.routers[0], recording.topology)
+    columns = ["token", f"{at}.ids", f"{at}.weights"]
+    plain = list(recording.parts(columns))
+    kept = recording.keeping(1 << 20)
+    for _ in range(2):
+        read.clear()
+        for one, two in zip(plain, kept.parts(columns), strict=True):
+            assert all(np.array_equal(one[name], two[name]) for name in columns)
+    assert set(read) == {f"{at}.weights"}  # whole numbers are kept
+    with pytest.raises(ValueError, match="read-only"):
+        next(kept.parts(["token"]))["token"][0] = 1
+    size = plain[0]["token"].nbytes
+    little = recording.keeping(size)
+    for _ in range(2):
+        read.clear()
+        list(little.parts(["token"]))
+    assert read == ["token"] * (len(plain) - 1)  # the first part alone

@@ -33,6 +33,7 @@ _LACKED = {
         "word on which tokens are prefill and which decode",
         "Import it again with --phase, or with --documents FILE, whose rows hold `prompt_tokens`.",
     ),
+    **dict.fromkeys(("attention", "attention-tokens", "attention-weights"), ("statistics of attention heads", _RECORD)),
     "logprob": ("log-probabilities", _RECORD),
     "predicted": ("predictions beside log-probabilities", _RECORD),
     "loss": ("log-probabilities", _RECORD),

@@ -12,6 +12,7 @@ import secrets
 import signal
 import threading
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -177,6 +178,32 @@ class Host:
         """
         _refuse_bad_name_of_model(model)
         return self._submit("inspect", model, {"model": model, "check": check})
+
+    def attention(self, *, model: str, token_ids: Sequence[int], layer: int, head: int) -> str:
+        """Queues a map of one attention head on one text; the file it ends in is kept in the data folder's `maps`.
+
+        Args:
+            model: A name that `load` knows.
+            token_ids: Of the text.
+            layer: Attention layer.
+            head: Head.
+
+        Returns:
+            The job's id. Its result names the `file` (NumPy, float16 [S, T]) and the `weights_digest` of the model.
+
+        Raises:
+            HostError: a name that cannot be meant; the host was stopped.
+        """
+        _refuse_bad_name_of_model(model)
+        digest = json_digest([model, list(token_ids), layer, head])[:24]
+        request = {
+            "model": model,
+            "token_ids": list(token_ids),
+            "layer": layer,
+            "head": head,
+            "out": str(self.data / "maps" / f"{digest}.npy"),
+        }
+        return self._submit("attention", f"{model} · layer {layer}, head {head}", request)
 
     def job(self, job_id: str) -> Job:
         """A job as it stands.

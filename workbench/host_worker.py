@@ -108,7 +108,8 @@ class Owner:
     def answer(self, request: Request) -> None:
         """Runs one job; its last event is `ended`, `replace` where it needs another model, or `crashed`."""
         try:
-            result = {"record": self._record, "inspect": self._inspect}[request["kind"]](request)
+            ways = {"record": self._record, "inspect": self._inspect, "attention": self._attention}
+            result = ways[request["kind"]](request)
             self._send("ended", state="done", result=result)
         except _OtherModel:
             self._send("replace")
@@ -161,6 +162,25 @@ class Owner:
             "forecast": {**asdict(forecast), "needed_bytes": forecast.needed_bytes, "fits": forecast.fits},
             "check": asdict(check_capture(self._load(request))) if request["check"] else None,
         }
+
+    def _attention(self, request: Request) -> dict[str, Any]:
+        import io
+
+        import numpy as np
+
+        from workbench.capture.heads import attention_map
+        from workbench.models.loading import weights_digest
+        from workbench.recording_writer import write_whole
+
+        model = self._load(request)
+        file = Path(request["out"])
+        if not file.is_file():
+            map_ST = attention_map(model, request["token_ids"], layer=request["layer"], head=request["head"])
+            content = io.BytesIO()
+            np.save(content, map_ST.astype(np.float16))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, content.getbuffer())
+        return {"file": str(file), "weights_digest": weights_digest(model.module)}
 
     def _load(self, request: Request) -> "Model":
         from workbench.models.loading import inspect_topology, load

@@ -210,6 +210,17 @@ class Recording:
         self.path = path
         self.manifest = manifest
         self.topology = Topology.from_json(manifest["topology"])
+        self._kept = _Kept(0)
+
+    def keeping(self, n_bytes: int) -> "Recording":
+        """The same recording for several questions in a row: of the ids decoded the first so many bytes stay in memory.
+
+        Decoding lists is most of the cost of many questions. What is over the bound is decoded each time, so memory
+        does not grow with the tokens. Arrays that are kept are read-only.
+        """
+        kept = copy.copy(self)
+        kept._kept = _Kept(n_bytes)
+        return kept
 
     @classmethod
     def open(cls, path: str | Path) -> "Recording":
@@ -415,13 +426,17 @@ class Recording:
             raise RecordingError(self.absent(unknown[0], table=table))
         for part in self.manifest["parts"]:
             file = self.path / part_name(table, part["index"])
+            kept = self._kept.of(file)
+            wanted = [name for name in columns if name not in kept]
             try:
-                read = pq.read_table(file, columns=columns, memory_map=True)
+                read = pq.read_table(file, columns=wanted, memory_map=True) if wanted else pa.table({})
             except (pa.ArrowException, OSError) as error:
                 raise RecordingError(
                     f"{self.path}: {file.name} of {table} cannot be read ({error}). Run `workbench verify {self.path}`."
                 ) from error
-            yield {name: _to_numpy(read[name]) for name in columns}
+            decoded = {name: _to_numpy(read[name]) for name in wanted}
+            self._kept.keep(file, decoded)
+            yield {name: decoded[name] if name in decoded else kept[name] for name in columns}
 
     def _routing(self, what: str, layer: int, site: str | None, *, table: str = "tokens") -> np.ndarray:
         return self.column(f"{prefix(self.router(layer, site=site), self.topology)}.{what}", table=table)
@@ -498,6 +513,27 @@ class Recording:
             raise RecordingError(
                 f"{self.path}: {EXPERT_WEIGHTS} cannot be read ({error}). Run `workbench verify {self.path}`."
             ) from error
+
+
+class _Kept:
+    """Decoded columns of whole numbers by file, up to a number of bytes.
+
+    The first that come stay: every question starts over, so that what was used longest ago is what is wanted next.
+    """
+
+    def __init__(self, n_bytes: int) -> None:
+        self._left = n_bytes
+        self._columns: dict[Path, dict[str, np.ndarray]] = {}
+
+    def of(self, file: Path) -> dict[str, np.ndarray]:
+        return self._columns.get(file, {})
+
+    def keep(self, file: Path, decoded: dict[str, np.ndarray]) -> None:
+        for name, values in decoded.items():
+            if values.dtype.kind in "iu" and values.nbytes <= self._left:
+                values.flags.writeable = False
+                self._columns.setdefault(file, {})[name] = values
+                self._left -= values.nbytes
 
 
 def _to_numpy(column: pa.ChunkedArray) -> np.ndarray:

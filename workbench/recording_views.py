@@ -49,12 +49,12 @@ class View(Recording):
         """As of a recording, with the rows that are here."""
         needed = [*(["phase"] if self.phase else []), *(["document"] if self.number_of is not None else [])]
         for part in super().parts(list(dict.fromkeys([*columns, *needed])), table=table):
-            kept, document = self._kept(part)
+            kept, document = self._rows_here(part)
             if document is not None:
                 part["document"] = document
             yield {name: part[name] if kept.all() else part[name][kept] for name in columns}
 
-    def _kept(self, rows: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
+    def _rows_here(self, rows: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
         """Which rows belong here, and the numbers of all rows' documents."""
         whole = np.asarray(rows["document"]) if "document" in rows else None
         number = None if self.number_of is None or whole is None else self.number_of[whole].astype(whole.dtype)
@@ -66,7 +66,7 @@ class View(Recording):
 
     def _frame(self, table: str, columns: tuple[str, ...]) -> pd.DataFrame:
         frame = super()._frame(table, columns)
-        kept, document = self._kept({name: frame[name] for name in ("document", "phase") if name in frame})
+        kept, document = self._rows_here({name: frame[name] for name in ("document", "phase") if name in frame})
         if document is not None:
             frame["document"] = document
         return frame[kept].reset_index(drop=True)

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analyses import balance_scope, capacity, context, position, shared_expert, specialization
@@ -101,9 +102,22 @@ def test_the_model_beside_itself_as_untrained(recording, by_token):
     assert "sets permuted in documents" not in set(drawn["vocabulary"].table["router"])
 
 
+def test_the_contexts_of_the_model_beside_itself_as_untrained(recording):
+    beside = context.run(recording, context.Settings(untrained=str(recording.path)))
+    np.testing.assert_allclose(beside.gains["untrained"], beside.gains["gain"])
+    plain = context.run(recording)
+    pd.testing.assert_frame_equal(beside.gains.drop(columns="untrained"), plain.gains)
+    figure = context.figures(beside)["beside_untrained"]
+    assert set(figure.table["router"]) == {"model", "untrained router"}
+    assert "tiny-random-moe, before training of its own" in figure.caption
+    assert "beside_untrained" not in context.figures(plain)
+
+
 def test_an_untrained_recording_of_other_text_or_shape_is_refused(recording, one_document, moe, tmp_path):
     with pytest.raises(AnalysisError, match="specialization: untrained is .*, whose corpus differs from that of"):
         specialization.run(recording, replace(FEW, untrained=str(one_document.path)))
+    with pytest.raises(AnalysisError, match="context: untrained is .*, whose corpus differs from that of"):
+        context.run(recording, context.Settings(untrained=str(one_document.path)))
     other = record(tiny.moe(n_experts=4, top_k=2), tiny.corpus(), tmp_path / "r")
     with pytest.raises(AnalysisError, match="whose set of routers differs from that of"):
         specialization.run(recording, replace(FEW, untrained=str(other.path)))

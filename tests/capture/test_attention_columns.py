@@ -1,6 +1,7 @@
 """Attention as recorded, held against the definitions on eager weights; decode steps; what is refused."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ import torch
 
 from tests import tiny
 from tests.capture.test_attention import eager_weights
+from tests.families import shrunk
 from workbench.capture.generate import Generation
 from workbench.capture.heads import attention_facts, sampled_queries
 from workbench.capture.record import record
+from workbench.corpus import Corpus
 from workbench.errors import CaptureError, RecordingError
 from workbench.metrics import attention as plain
 from workbench.metrics.attention import BIN_EDGES, PROFILED, STATISTICS, WEIGHED
@@ -187,3 +190,33 @@ def test_a_model_that_notices_is_refused(moe, monkeypatch):
 def test_weights_of_all_statistics_are_columns(watched):
     names = {name for name in watched._schemas()["documents"].names if name.startswith("layer01.attention.")}
     assert len(names) == len(STATISTICS) + len(PROFILED) + len(WEIGHED) + 3
+
+
+@pytest.mark.parametrize(
+    ("family", "covered", "reasons"),
+    [
+        ("jamba", lambda layers, topology: layers == list(topology.attention_layers), "no softmax attention"),
+        ("deepseek_v4", lambda layers, _: layers == [0, 1, 2], "its keys are not the tokens', but compressed ones"),
+        ("qwen3_next", lambda layers, topology: layers == list(topology.attention_layers), "no softmax attention"),
+    ],
+)
+def test_layers_that_are_not_covered_are_named_with_the_reason(family, covered, reasons):
+    model = shrunk.build(family)
+    facts = attention_facts(model)
+    layers = [each["layer"] for each in facts["layers"]]
+    assert covered(layers, model.topology)
+    assert {each["layer"] for each in facts["not_covered"]} == set(range(model.topology.n_layers)) - set(layers)
+    assert any(reasons in each["reason"] for each in facts["not_covered"])
+    assert set(facts["probe"]["scores"]) == {str(layer) for layer in layers}
+
+
+def test_a_model_of_mixed_layers_is_recorded_with_what_is_covered(tmp_path):
+    model = shrunk.build("jamba")
+    texts = tiny.corpus(n_documents=8, shortest=5, longest=30)
+    ids = [tuple(i % shrunk.VOCABULARY for i in document.token_ids) for document in texts.documents]
+    texts = Corpus("few", tuple(replace(d, token_ids=i) for d, i in zip(texts.documents, ids, strict=True)))
+    found = record(model, texts, tmp_path / "r", fields=FIELDS)
+    watched = {each["layer"] for each in found.manifest["attention"]["layers"]}
+    names = found._schemas()["documents"].names
+    assert {int(name[5:7]) for name in names if ".attention." in name} == watched != set()
+    assert np.isfinite(by_number(found, min(watched), "entropy")).all()

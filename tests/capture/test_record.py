@@ -9,9 +9,9 @@ import torch
 
 from tests import tiny
 from tests.capture.test_hooks import plain_hooks
-from workbench.capture import record as record_module
 from workbench.capture.plan import make_plan
 from workbench.capture.record import record
+from workbench.capture.rows import RowRunner
 from workbench.corpus import Corpus, Document
 from workbench.errors import Cancelled, CaptureError, CorpusError, RecordingError
 from workbench.models.loading import load
@@ -146,14 +146,14 @@ def test_progress_counts_up_to_the_whole(moe, tmp_path):
 
 
 def test_halved_batches_are_logged_and_change_no_table(moe, recording, tmp_path, monkeypatch):
-    run_rows = record_module._Run._run_rows
+    run_rows = RowRunner.run
 
     def small(self, rows):
         if len(rows) > 4:
             raise torch.cuda.OutOfMemoryError("out of memory")
         return run_rows(self, rows)
 
-    monkeypatch.setattr(record_module._Run, "_run_rows", small)
+    monkeypatch.setattr(RowRunner, "run", small)
     halved = record(moe, tiny.corpus(), tmp_path / "r", **SETTINGS)
     assert halved.manifest["halved_batches"]
     for layer in recording.moe_layers:
@@ -165,7 +165,7 @@ def test_a_single_document_that_does_not_fit_says_what_to_do(moe, tmp_path, monk
     def never(self, rows):
         raise torch.cuda.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(record_module._Run, "_run_rows", never)
+    monkeypatch.setattr(RowRunner, "run", never)
     with pytest.raises(RecordingError, match="out of GPU memory with a single document of .* smaller --batch-tokens"):
         record(moe, tiny.corpus(), tmp_path / "r", **SETTINGS)
 

@@ -15,6 +15,10 @@ _TEXT = "which has no token ids, so no text"
 _COUNTS = "which has no experts of single tokens, only counts"
 # What each analysis says, by source; None where it works.
 _MODEL = {
+    **dict.fromkeys(
+        ("attention_heads", "attention_profile", "attention_groups", "attention_routing"),
+        f"which has no statistics of attention heads. {_RECORD}",
+    ),
     "contribution": f"which has no norms of what the experts put out. {_RECORD}",
     "expert_similarity": f"which has no parameters of the experts. {_RECORD}",
     "upcycling_lineage": f"which has no parameters of the experts. {_RECORD}",

@@ -64,6 +64,22 @@ def test_the_sums_are_those_over_all_pairs(seed):
         assert agreement.agreement_rate(weighed, top_k=2) == pytest.approx(by_token)
 
 
+def test_labels_of_whole_documents_need_their_counts_alone():
+    rng = np.random.default_rng(5)
+    row_T, label_D = np.sort(rng.integers(0, 6, 60)), np.array([0, 1, 1, 0, 2, 1])
+    ids_TK = random_sets(rng, 60, n_experts=7, top_k=3)
+    shape = {"n_documents": 6, "n_experts": 7}
+    slow = sums_of(ids_TK, label_D[row_T], row_T, n_labels=4, **shape)
+    fast = agreement.document_pair_sums(
+        document_counts(ids_TK, row_T, **shape), label_D, weight_Vx=np.array([1.0, 1, 1, 1]), top_k=3
+    )
+    np.testing.assert_allclose(fast.overlap_Dx, slow.overlap_Dx)
+    np.testing.assert_allclose(fast.pairs_Dx, slow.pairs_Dx)
+    assert fast.overlap_Dx[4] == fast.pairs_Dx[4] == 0  # alone with its label
+    with pytest.raises(ValueError, match="counts hold -1"):
+        agreement.document_pair_sums(-np.ones((6, 7)), label_D, weight_Vx=np.ones(4), top_k=3)
+
+
 def routed_by_token(rng, *, share, n_documents=40, length=50, n_labels=30, n_experts=16, top_k=2):
     """Each label has its set; a token takes it with probability `share`, else any. Documents prefer some labels."""
     own_VK = random_sets(rng, n_labels, n_experts=n_experts, top_k=top_k)

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from tests.oracles import pooled_balance_loss
 from workbench.metrics import load as m
 from workbench.metrics.clusters import Clusters
 
@@ -280,6 +281,24 @@ def test_transformers_loss_is_k_times_ours():
     assert float(theirs) == pytest.approx(2 * float(ours), rel=1e-5)
     even_TE = torch.eye(8).repeat(10, 1) + torch.eye(8).roll(1, 0).repeat(10, 1)
     assert float(load_balancing_loss_func((even_TE,), num_experts=8, top_k=2)) == pytest.approx(2, rel=1e-5)
+
+
+def test_transformers_loss_pools_the_layers():
+    """Two layers that are each uneven, and even together: the pooled loss does not see it."""
+    import torch
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+    logits_LTE = torch.randn(3, 200, 8, generator=torch.Generator().manual_seed(1)) + torch.linspace(-1, 1, 8)
+    scores_LTE = torch.softmax(logits_LTE, dim=-1)
+    ids_LTK = torch.topk(scores_LTE, 2).indices.numpy()
+    theirs = load_balancing_loss_func(tuple(logits_LTE), num_experts=8, top_k=2)
+    assert pooled_balance_loss(ids_LTK, scores_LTE.mean(dim=1).numpy()) == pytest.approx(float(theirs), rel=1e-5)
+
+    halves_LTK = np.stack([np.tile([[0, 1]], (10, 1)), np.tile([[2, 3]], (10, 1))])
+    scores_LE = np.array([[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]])
+    assert pooled_balance_loss(halves_LTK, scores_LE) == 2  # K, as at balance
+    for ids_TK, scores_E in zip(halves_LTK, scores_LE, strict=True):
+        assert m.balance_loss(m.expert_counts(ids_TK, n_experts=4), scores_E) == 2  # 1 at balance
 
 
 # ---- refusals ----

@@ -147,3 +147,26 @@ def test_unrelated_similarities_are_rejected_as_often_as_said():
 def test_what_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_cka_by_hand_and_at_its_limits():
+    one, other = np.array([[1.0, -1, 0, 0]]), np.array([[1.0, 0, -1, 0]])  # one neuron each, centred already
+    found = similarity.linear_cka(np.stack([one, other])[:, :, None])
+    np.testing.assert_allclose(found, [[1, (1 / 2) ** 2], [(1 / 2) ** 2, 1]])  # of single neurons the squared cosine
+    rng = np.random.default_rng(0)
+    neurons_FPC = rng.normal(size=(6, 2, 40))
+    turned = np.einsum("gf,fpc->gpc", np.linalg.qr(rng.normal(size=(6, 6)))[0], neurons_FPC) * 3 + 7
+    np.testing.assert_allclose(similarity.linear_cka(np.stack([neurons_FPC, turned])), 1)
+    assert np.isnan(similarity.linear_cka(np.stack([neurons_FPC, 0 * neurons_FPC]))[0, 1])
+
+
+def test_cka_of_unrelated_neurons_is_their_share_of_the_coordinates():
+    rng = np.random.default_rng(1)
+    found = similarity.linear_cka(rng.normal(size=(30, 12, 1, 48)))
+    off = found[~np.eye(30, dtype=bool)]
+    assert off.mean() == pytest.approx(12 / (12 + 47), abs=0.01)  # 48 coordinates, centred
+
+
+def test_cka_of_broken_weights_is_refused():
+    with pytest.raises(ValueError, match="holds NaN or infinite"):
+        similarity.linear_cka(np.full((2, 3, 1, 4), np.nan))

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.metrics.test_sets import random_sets
+from tests.oracles import adjacent_coactivation, same_slot_flow
 from workbench.metrics import sets, structure
 
 SHAPES = [(8, 2), (16, 2), (60, 4), (64, 8), (128, 8)]
@@ -18,27 +19,6 @@ def biased_sets(rng: np.random.Generator, n: int, *, n_experts: int, top_k: int,
     """Experts drawn one after the other, some more likely than others: the larger draw comes first."""
     preference_E = rng.normal(0, spread, n_experts)
     return np.argsort(-(preference_E + rng.gumbel(size=(n, n_experts))), axis=1)[:, :top_k]
-
-
-def olmoe_coactivation(ids_TK: np.ndarray, n_experts: int) -> np.ndarray:
-    """What the public script of OLMoE does: neighbouring ranks of a token alone, over how often the first is chosen."""
-    pairs_EE, chosen_E = np.zeros((n_experts, n_experts)), np.zeros(n_experts)
-    for token in ids_TK.tolist():
-        for first, second in itertools.pairwise(token):
-            pairs_EE[first, second] += 1
-            pairs_EE[second, first] += 1
-        for expert in token:
-            chosen_E[expert] += 1
-    return pairs_EE / chosen_E[:, None]
-
-
-def same_slot_flow(ids_TK: np.ndarray, next_TK: np.ndarray, n_experts: int) -> np.ndarray:
-    """What that script's flow counts: the k-th expert of one layer with the k-th of the next."""
-    flow_EE = np.zeros((n_experts, n_experts))
-    for one, two in zip(ids_TK.tolist(), next_TK.tolist(), strict=True):
-        for i, j in zip(one, two, strict=True):
-            flow_EE[i, j] += 1
-    return flow_EE
 
 
 def test_coactivation_by_hand():
@@ -157,13 +137,14 @@ def test_displaced_pairs_at_both_ends():
 def test_olmoes_script_counts_neighbouring_ranks_alone():
     ids_TK = biased_sets(np.random.default_rng(2), 3000, n_experts=16, top_k=4)
     ours = structure.coactivation(structure.pair_counts(ids_TK, n_experts=16))
-    theirs = olmoe_coactivation(ids_TK, 16)
+    theirs = adjacent_coactivation(ids_TK, 16)
     assert np.nansum(ours, axis=1) == pytest.approx(3)  # K − 1
     assert (theirs.sum(axis=1) < 2).all()  # at most two neighbours of K − 1
     of_two = biased_sets(np.random.default_rng(3), 500, n_experts=8, top_k=2)  # with K = 2 all pairs are neighbours
     apart = ~np.eye(8, dtype=bool)
     np.testing.assert_allclose(
-        structure.coactivation(structure.pair_counts(of_two, n_experts=8))[apart], olmoe_coactivation(of_two, 8)[apart]
+        structure.coactivation(structure.pair_counts(of_two, n_experts=8))[apart],
+        adjacent_coactivation(of_two, 8)[apart],
     )
 
 

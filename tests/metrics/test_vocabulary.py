@@ -1,6 +1,6 @@
 """Specialization by token id, against plain loops, the published script's numbers, and routers of known kind."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from itertools import combinations, product
 
 import numpy as np
@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.oracles import type_averaged_specialization
 from workbench.metrics import specialization
 from workbench.metrics import vocabulary as m
 from workbench.metrics.sets import shuffled_within
@@ -92,21 +93,6 @@ def test_a_router_by_token_alone_is_sharp_and_a_blind_one_is_its_null():
     assert np.mean(drawn_B) > 2 / 8  # the maximum of few counts is over K/E by itself
 
 
-def theirs(input_ids, exp_ids, topk: int) -> float:
-    """`print_avg` of `do_token_analysis_layers_experts` in allenai/OLMoE, scripts/run_moe_analysis.py, as it computes.
-
-    Each distinct id counts once, however rare; its share is over its occurrences, len(list) // topk.
-    """
-    id_to_exp = defaultdict(list)
-    for _id, experts in zip(input_ids, exp_ids, strict=True):
-        id_to_exp[_id].extend(experts[:topk])
-    probs = []
-    for found in id_to_exp.values():
-        most = sorted(Counter(found).items(), key=lambda item: -item[1])[0][1]
-        probs.append(most / (len(found) // topk))
-    return float(np.mean(probs))
-
-
 @pytest.mark.parametrize("topk", [1, 3])
 def test_the_published_script_averages_over_distinct_ids(topk):
     """Theirs from our table; and what rare ids do to it, where routing looks at nothing."""
@@ -115,7 +101,8 @@ def test_the_published_script_averages_over_distinct_ids(topk):
     counts_VE, n_V = counted(token_T, ids_TK[:, :topk], 2000, 16)
     seen_V = n_V > 0
     by_type = (counts_VE[seen_V].max(axis=1) / n_V[seen_V]).mean()
-    assert theirs(token_T.tolist(), ids_TK.tolist(), topk) == pytest.approx(by_type)
+    theirs = type_averaged_specialization(token_T.tolist(), ids_TK.tolist(), top_k=topk)
+    assert theirs == pytest.approx(by_type)
     ours = m.vocabulary_specialization(counts_VE, n_V)
     assert (n_V == 1).sum() > 300
     assert by_type > ours + 0.25

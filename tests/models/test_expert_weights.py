@@ -34,6 +34,7 @@ def test_it_is_what_the_plain_metrics_say(moe):
             "cosine": similarity.cosine_similarity(neurons_EFPC.reshape(len(neurons_EFPC), -1)),
             "router_cosine": similarity.router_similarity(weight_EC),
             "matched": similarity.matched_similarity(neurons_EFPC),
+            "cka": similarity.linear_cka(neurons_EFPC),
         }
         for name, expected_EE in plain.items():
             np.testing.assert_allclose(np.stack(rows[name]), expected_EE, atol=1e-5)
@@ -76,6 +77,7 @@ def test_the_order_of_neurons_changes_the_cosine_and_not_the_match(moe):
             part_EFC[3] = part_EFC[3].flip(0).clone()
     after = expert_weights(other).to_pandas()
     np.testing.assert_allclose(np.stack(after["matched"]), np.stack(before["matched"]), atol=1e-5)
+    np.testing.assert_allclose(np.stack(after["cka"]), np.stack(before["cka"]), atol=1e-5)
     np.testing.assert_allclose(after["norm"], before["norm"], rtol=1e-5)
     assert not np.allclose(np.stack(after["cosine"]), np.stack(before["cosine"]), atol=1e-3)
 

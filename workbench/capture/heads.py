@@ -5,6 +5,7 @@ The plain twins are in `metrics/attention.py` and `metrics/heads.py`.
 Axes: H heads, S queries, T keys, Q queries of a sample.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from workbench.metrics.heads import head_divergence, repeated_scores
 from workbench.models.loading import Model
 
 _SAMPLE = 64  # queries of a document whose weights are held against each other head by head
+MOST_MAPPED = 2048
 _COPIES, _SEQUENCES, _SEED = 4, 8, 0
 
 
@@ -54,6 +56,44 @@ def divergence(row: Row) -> np.ndarray:
     return head_divergence(weights(row.of_queries(sampled_queries(row.query_HSD.shape[1]))).cpu().numpy()).astype(
         np.float32
     )
+
+
+def attention_map(model: Model, token_ids: Sequence[int], *, layer: int, head: int) -> np.ndarray:
+    """The weights of one head on one text, float32 [S, T]; no other head's are made.
+
+    Args:
+        model: From `load`.
+        token_ids: Of the text, at most 2,048.
+        layer: Attention layer.
+        head: Head.
+
+    Raises:
+        CaptureError: no token or too many, ids that the model does not know, or no such layer or head.
+    """
+    if not 1 <= len(token_ids) <= MOST_MAPPED:
+        raise CaptureError(f"a map of {len(token_ids):,} tokens was asked; 1 to {MOST_MAPPED:,} are drawn.")
+    if not 0 <= min(token_ids) <= max(token_ids) < model.topology.vocabulary:
+        raise CaptureError(
+            f"token ids go from {min(token_ids)} to {max(token_ids)}; {model.name} knows 0 to "
+            f"{model.topology.vocabulary - 1}."
+        )
+    found: list[np.ndarray] = []
+    heads_of: dict[int, int] = {}
+
+    def watch(call: Call) -> None:
+        if not call.of_tokens:
+            return
+        heads_of[call.layer] = call.query.shape[1]
+        if call.layer == layer and 0 <= head < call.query.shape[1]:
+            row = Row(call, 0, 0, call.query.shape[2])
+            found.append(weights(row, heads=slice(head, head + 1))[0].cpu().numpy())
+
+    with torch.no_grad(), watching(model.module, watch):
+        model.module(input_ids=torch.tensor([list(token_ids)], device=model.device), use_cache=False)
+    if not found:
+        there = ", ".join(f"{number} ({heads} heads)" for number, heads in sorted(heads_of.items()))
+        raise CaptureError(f"{model.name} has no head {head} in an attention of layer {layer}; it has {there}.")
+    return found[0]
 
 
 def attention_facts(model: Model) -> dict[str, Any]:

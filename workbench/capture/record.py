@@ -4,13 +4,9 @@ Nothing is written before the input has been checked and the capture proved. A r
 where it stopped when it is started again with the same arguments, and ends with the same tables.
 """
 
-import hashlib
-import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +14,20 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from workbench.capture.attention_columns import AttentionColumns
-from workbench.capture.experts import ExpertTracer, experts_columns
-from workbench.capture.generate import Generation, Written, generate, stop_ids
+from workbench.capture.experts import ExpertTracer
+from workbench.capture.generate import Generation
 from workbench.capture.heads import attention_facts
-from workbench.capture.hooks import Trace, Tracer
-from workbench.capture.plan import Batch, Plan, Row, make_plan
-from workbench.capture.reduce import BatchTokens, logprob_columns, routing_columns
+from workbench.capture.hooks import Tracer
+from workbench.capture.manifest import manifest_of
+from workbench.capture.plan import Batch, Plan, make_plan
+from workbench.capture.rows import RowRunner
 from workbench.capture.vocabulary import vocabulary_table
-from workbench.capture.watching import watching
 from workbench.corpus import Corpus
 from workbench.errors import Cancelled, CorpusError, RecordingError
 from workbench.models.check import CheckReport, check_capture
 from workbench.models.expert_weights import check_parent, expert_weights
-from workbench.models.loading import Model, config_digest, weights_digest
-from workbench.recording import FIELDS, SCHEMA, Recording, json_digest, part_name
+from workbench.models.loading import Model, weights_digest
+from workbench.recording import FIELDS, Recording, part_name
 from workbench.recording_writer import RecordingWriter
 
 DEFAULT_FIELDS = ("routing", "logprob")
@@ -122,7 +117,7 @@ def record(
             "revision": parent.revision,
             "weights": weights_digest(parent.module),
         }
-    manifest = _manifest(model, corpus, plan, fields=fields, settings=settings)
+    manifest = manifest_of(model, corpus, plan, fields=fields, settings=settings)
     _refuse_before_proof(out)
     manifest["check"] = check_capture(model).to_json() if check else "skipped (--no-check)"
     if "attention" in fields:
@@ -132,16 +127,16 @@ def record(
         manifest["experts_check"] = tracer.report.to_json()
     with RecordingWriter(out, manifest, topology=model.topology, fields=fields, n_shards=len(plan.shards)) as writer:
         if not writer.closed:
-            run = _Run(
+            rows = RowRunner(
                 model,
+                tracer,
                 corpus,
                 encoded=encoded,
-                plan=plan,
                 fields=fields,
-                writer=writer,
+                attention_layers=writer.manifest.get("attention", {}).get("layers", []),
                 generation=generation,
-                tracer=tracer,
             )
+            run = _Run(plan, writer, rows, fields=fields)
             run.all_shards(on_progress, should_cancel)
             facts = expert_weights(model, parent=parent) if "weights" in fields else None
             writer.close(vocabulary_table(model.tokenizer, run.tokens_seen()), expert_weights=facts)
@@ -217,116 +212,17 @@ def _encode(corpus: Corpus, model: Model) -> list[list[int]]:
     return encoded
 
 
-def _manifest(
-    model: Model,
-    corpus: Corpus,
-    plan: Plan,
-    *,
-    fields: tuple[str, ...],
-    settings: dict[str, Any],
-) -> dict[str, Any]:
-    config = model.module.config
-    described = {
-        "name": model.name,
-        "revision": model.revision,
-        "weights": model.weights,
-        "config_digest": config_digest(model.module),
-        "weights_digest": weights_digest(model.module),
-        "dtype": model.dtype,
-        "device": model.device.type,
-        "attention_implementation": config._attn_implementation,
-        "experts_implementation": getattr(config, "_experts_implementation", None),
-        "output_attentions": bool(getattr(config, "output_attentions", False)),
-    }
-    tokenizer = _tokenizer_digest(model)
-    same = ("config_digest", "weights_digest", "dtype", "device", "attention_implementation", "experts_implementation")
-    return {
-        "schema": SCHEMA,
-        "identity": {
-            **{key: described[key] for key in same},
-            "model": f"{model.name}@{model.revision}" if model.revision else model.name,
-            "tokenizer_digest": tokenizer,
-            "corpus_digest": corpus.digest,
-            "fields": list(fields),
-            **settings,
-        },
-        "model": described,
-        "tokenizer": {"class": type(model.tokenizer).__name__ if model.tokenizer else None, "digest": tokenizer},
-        "corpus": {
-            "name": corpus.name,
-            "digest": corpus.digest,
-            "documents": len(corpus.documents),
-            "domains": list(corpus.domains),
-            "documents_left_out": plan.n_documents_left_out,
-            "documents_cut": plan.n_cut_documents,
-            "tokens_cut": sum(row.n_cut for batch in plan.batches for row in batch.rows),
-        },
-        "fields": list(fields),
-        "phases": ["prefill", "decode"] if "generation" in settings else ["prefill"],
-        "settings": settings,
-        "padding_share": round(plan.padding_share, 4),
-        "halved_batches": [],
-        "topology": model.topology.to_json(),
-        # Nothing is drawn where the text is given, or the most probable token is taken.
-        "seed": settings.get("generation", {}).get("seed")
-        if settings.get("generation", {}).get("temperature")
-        else None,
-        "versions": {
-            "workbench": version("moe-workbench"),
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers", "nnsight", "numpy", "pyarrow")},
-        },
-        "environment": {
-            "command": " ".join(sys.argv),
-            "machine": platform.machine(),
-            "threads": torch.get_num_threads(),
-        },
-    }
-
-
-def _tokenizer_digest(model: Model) -> str | None:
-    if model.tokenizer is None:
-        return None
-    backend = getattr(model.tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        return hashlib.sha256(backend.to_str().encode()).hexdigest()
-    return json_digest(model.tokenizer.get_vocab())
-
-
 class _Run:
     """One run over the shards that are not on disk yet."""
 
-    def __init__(
-        self,
-        model: Model,
-        corpus: Corpus,
-        *,
-        encoded: list[list[int]],
-        plan: Plan,
-        fields: tuple[str, ...],
-        writer: RecordingWriter,
-        generation: Generation | None,
-        tracer: Tracer,
-    ) -> None:
-        self._model, self._corpus, self._encoded, self._plan = model, corpus, encoded, plan
-        self._fields, self._writer, self._generation = fields, writer, generation
-        self._stop = stop_ids(model.module) if generation is not None else set()
-        self._tracer = tracer
-        self._attention = (
-            AttentionColumns(model.topology, writer.manifest["attention"]["layers"], fields)
-            if "attention" in fields
-            else None
-        )
+    def __init__(self, plan: Plan, writer: RecordingWriter, rows: RowRunner, *, fields: tuple[str, ...]) -> None:
+        self._plan, self._writer, self._rows, self._fields = plan, writer, rows, fields
 
     def all_shards(
         self, on_progress: Callable[[Progress], None] | None, should_cancel: Callable[[], bool] | None
     ) -> None:
         """Runs and hands over every missing shard."""
-        if self._attention is None:
-            self._all_shards(on_progress, should_cancel)
-            return
-        self._tracer.prepare(torch.zeros(1, 2, dtype=torch.long, device=self._model.device))
-        with watching(self._model.module, self._attention):
+        with self._rows.watching():
             self._all_shards(on_progress, should_cancel)
 
     def _all_shards(
@@ -375,7 +271,7 @@ class _Run:
         pieces = _halves(batch, halved.count(number))
         while True:
             try:
-                yield from [self._run_rows(piece.rows) for piece in pieces]
+                yield from [self._rows.run(piece.rows) for piece in pieces]
                 return
             except torch.cuda.OutOfMemoryError as error:
                 if all(len(piece.rows) == 1 for piece in pieces):
@@ -388,98 +284,6 @@ class _Run:
                 self._writer.note(halved_batches=halved)
                 torch.cuda.empty_cache()
                 pieces = _halves(batch, halved.count(number))
-
-    def _run_rows(self, rows: tuple[Row, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
-        batch = self._batch_tokens(rows)
-        traced: dict[str, Any] = {
-            "routers": None if "routing" in self._fields else (),
-            "logits_to_keep": 0 if "logprob" in self._fields else 1,
-        }
-        if self._attention is not None:
-            self._attention.begin(batch)
-        if self._generation is None:
-            trace = self._tracer.run(batch.ids_BS, batch.mask_BS.long() if batch.padded else None, **traced)
-            return self._columns(rows, batch, trace)
-        numbers = [row.document for row in rows]
-        written = generate(self._tracer, batch.ids_BS, numbers, self._generation, stop=self._stop, **traced)
-        given, new = self._columns(rows, batch, written.prefill), self._columns(rows, written.batch, written)
-        return tuple(  # type: ignore[return-value]
-            {name: np.concatenate([of_given[name], of_new[name]]) for name in of_given}
-            for of_given, of_new in zip(given, new, strict=True)
-        )
-
-    def _columns(
-        self, rows: tuple[Row, ...], batch: BatchTokens, run: Trace | Written
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The columns of given text, or of what was written behind it."""
-        decoded = isinstance(run, Written)
-        lengths = batch.lengths_B.cpu().numpy()
-        starts = [row.n_tokens if decoded else 0 for row in rows]
-        trace = run.decode if isinstance(run, Written) else run
-        tokens: dict[str, Any] = {
-            "document": np.repeat(np.array([row.document for row in rows], np.int32), lengths),
-            "position": np.concatenate(
-                [np.arange(start, start + n, dtype=np.int32) for start, n in zip(starts, lengths, strict=True)]
-            ),
-            "token": batch.ids_BS[batch.mask_BS].to(torch.int32).cpu().numpy(),
-            "phase": np.full(lengths.sum(), decoded, np.int8),
-        }
-        documents = self._document_columns(rows) | {
-            "tokens": lengths.astype(np.int32),
-            "phase": np.full(len(rows), decoded, np.int8),
-        }
-        if "routing" in self._fields:
-            of_tokens, of_documents = routing_columns(
-                trace, batch, self._model.topology, with_logits="logits" in self._fields
-            )
-            tokens |= of_tokens
-            documents |= of_documents
-        if "experts" in self._fields:
-            of_tokens, of_documents = experts_columns(trace, batch, self._model.topology)
-            tokens |= of_tokens
-            documents |= of_documents
-        if self._attention is not None:
-            of_tokens, of_documents = self._attention.written(batch.lengths_B) if decoded else self._attention.given()
-            tokens |= of_tokens
-            documents |= of_documents
-        if "logprob" in self._fields:
-            of_tokens, of_documents = (
-                _written_columns(run) if isinstance(run, Written) else logprob_columns(trace.logits, batch)
-            )
-            tokens |= of_tokens
-            documents |= of_documents
-        return tokens, documents
-
-    def _kept_ids(self, row: Row) -> list[int]:
-        return self._encoded[row.document][: row.n_tokens]
-
-    def _batch_tokens(self, rows: tuple[Row, ...]) -> BatchTokens:
-        device = self._model.device
-        ids_BS = torch.zeros(len(rows), rows[0].n_tokens, dtype=torch.long)
-        for i, row in enumerate(rows):
-            ids_BS[i, : row.n_tokens] = torch.tensor(self._kept_ids(row))
-        return BatchTokens(ids_BS.to(device), torch.tensor([row.n_tokens for row in rows], device=device))
-
-    def _document_columns(self, rows: tuple[Row, ...]) -> dict[str, Any]:
-        documents = [self._corpus.documents[row.document] for row in rows]
-        texts = {name: [getattr(d, name) for d in documents] for name in ("id", "domain", "source", "cluster")}
-        return {
-            "document": np.array([row.document for row in rows], np.int32),
-            **{name: np.array(values, dtype=object) for name, values in texts.items()},
-            "text_digest": np.array([document.digest for document in documents], dtype=object),
-            "tokens_cut": np.array([row.n_cut for row in rows], np.int32),
-        }
-
-
-def _written_columns(written: Written) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """`logprob`, `predicted` and `loss` of tokens that the model wrote."""
-    mask_BN = written.batch.mask_BS
-    total_B = torch.where(mask_BN, -written.logprob_BN.to(mask_BN.device), 0).double().sum(-1)
-    tokens = {
-        "logprob": written.logprob_BN[mask_BN].float().cpu().numpy(),
-        "predicted": written.predicted_BN[mask_BN].to(torch.int32).cpu().numpy(),
-    }
-    return tokens, {"loss": (total_B / mask_BN.sum(-1)).float().cpu().numpy()}
 
 
 def _halves(batch: Batch, times: int) -> list[Batch]:

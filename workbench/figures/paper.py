@@ -101,7 +101,7 @@ def _draw_heat_map(figure: HeatMap, page_in: float) -> Page:
         ax.spines[:].set_visible(True)
         name_x(ax, range(len(xs)), xs, frame_in=1.0)
         name_y(ax, ys, height_in=height_in)
-        if np.isnan(cells_YX).any():
+        if np.isnan(cells_YX).any() and not figure.square:
             ax.patch.set(**_MISSING)
             legend = [(Patch(**_MISSING), "no value")]
     tall_in = height_in * math.ceil(len(parts) / per_row)
@@ -113,6 +113,8 @@ def _heat_map_size(figure: HeatMap, page_in: float, *, n_rows: int, n_columns: i
     """Panels per row and the height of each: rows just high enough for their names, and all on one page."""
     named = not pd.api.types.is_numeric_dtype(figure.table[figure.y])
     height_in = min(max(n_rows * min(max(2.6 / n_rows, 0.125 if named else 0.05), 0.17), 0.4), 6.5)
+    if figure.square:
+        height_in = min(0.66 * page_in, 4.5) * n_rows / n_columns  # names and colour bar take the rest of the width
     count, between_in, room_in = len(figure.parts("panel")), 0.35, TALLEST_IN - 1.0
     per_row = 1 if n_columns > 5 * page_in else 2
     while math.ceil(count / per_row) * (height_in + between_in) > room_in and per_row < min(count, 4):

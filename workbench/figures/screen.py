@@ -56,7 +56,7 @@ def screen(figure: Figure, *, dark: bool = False) -> "go.Figure":
 def _heat_map(figure: HeatMap, ink: Ink) -> "go.Figure":
     xs, ys = figure.order(figure.x), figure.order(figure.y)
     scale = ColourScale.of(figure.numbers(figure.value), center=figure.center, log=figure.log)
-    row_px = min(max(420 / len(ys), 12), 32)
+    row_px = 560 / len(ys) if figure.square else min(max(420 / len(ys), 12), 32)
     canvas, parts = canvas_of(figure, ink, panel_px=int(row_px * len(ys)), foot_px=50)
     column_at, row_at = ({value: index for index, value in enumerate(values)} for values in (xs, ys))
     across = max(column for _, (_, column) in parts)
@@ -72,11 +72,14 @@ def _heat_map(figure: HeatMap, ink: Ink) -> "go.Figure":
         unseen = {"selected": {"marker": {"opacity": 1}}, "unselected": {"marker": {"opacity": 0}}, "showlegend": False}
         at = {"x": columns.tolist(), "y": rows.tolist()}
         add(canvas, "Scatter", place, mode="markers", marker=marker, **at, **unseen, **marks(figure, part))
-        if np.isnan(cells_YX).any():
+        if np.isnan(cells_YX).any() and not figure.square:
             canvas.update_layout(plot_bgcolor=ink.missing)
     canvas.update_layout(coloraxis=colour_axis(scale, figure.value_label, ink, tall_px=canvas.layout.height - 120))
     canvas.update_xaxes(showgrid=False, range=[-0.5, len(xs) - 0.5], **tick_names(xs, fits=20 // across))
     canvas.update_yaxes(showgrid=False, range=[len(ys) - 0.5, -0.5], **tick_names(ys, fits=int(len(ys) * row_px / 16)))
+    if figure.square:
+        canvas.update_yaxes(scaleanchor="x", constrain="domain")
+        canvas.update_xaxes(constrain="domain")
     return canvas
 
 

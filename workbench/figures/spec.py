@@ -154,6 +154,7 @@ class HeatMap(_Spec):
         value_label: What the value is, with its unit.
         center: Value that gets the neutral colour of a diverging palette; None for a sequential one.
         log: Whether colours follow the logarithm; zeros are then drawn at the low end.
+        square: Whether a cell is about as high as wide, and what the table has no row for stays blank (a triangle).
     """
 
     x: str
@@ -165,6 +166,7 @@ class HeatMap(_Spec):
     value_label: str
     center: float | None = None
     log: bool = False
+    square: bool = False
 
     KEYS: ClassVar[tuple[str, ...]] = ("x", "y", "panel")
     NUMBERS: ClassVar[tuple[str, ...]] = ("value",)

@@ -1,4 +1,4 @@
-"""What several metrics share: checks of ids and counts, entropy, sums and variances between clusters.
+"""What several metrics share: checks of ids and counts, entropy, hashes, sums and variances between clusters.
 
 Not metrics themselves. Axes: T tokens, D documents, U clusters, E experts, K chosen per token, X one flattened run of
 further axes.
@@ -11,11 +11,19 @@ from scipy import stats
 
 from workbench.metrics.clusters import Clusters
 
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: the step of splitmix64
 BLOCK = 1 << 20  # elements of a [U, X, E] block: its float64 temporaries are 8 MB each, near the cache
 
 
 def check_ids(ids_TK: np.ndarray, *, n_experts: int) -> None:
     """Refuse ids outside [0, E), and a token that names an expert twice."""
+    check_range(ids_TK, n_experts=n_experts)
+    sorted_TK = np.sort(ids_TK, axis=1)
+    refuse_twice(ids_TK, (sorted_TK[:, 1:] == sorted_TK[:, :-1]).any(axis=1))
+
+
+def check_range(ids_TK: np.ndarray, *, n_experts: int) -> None:
+    """Refuse ids outside [0, E)."""
     if ids_TK.size == 0:
         return
     low, high = int(ids_TK.min()), int(ids_TK.max())
@@ -24,8 +32,10 @@ def check_ids(ids_TK: np.ndarray, *, n_experts: int) -> None:
             f"ids_TK spans {low} to {high}, wanted 0 to {n_experts - 1}: check n_experts, and that ids are of routed "
             "experts of one layer"
         )
-    sorted_TK = np.sort(ids_TK, axis=1)
-    twice_T = (sorted_TK[:, 1:] == sorted_TK[:, :-1]).any(axis=1)
+
+
+def refuse_twice(ids_TK: np.ndarray, twice_T: np.ndarray) -> None:
+    """Refuse tokens that were found to name an expert twice."""
     if twice_T.any():
         token = int(twice_T.argmax())
         raise ValueError(
@@ -44,6 +54,13 @@ def checked_counts(counts: np.ndarray) -> np.ndarray:
 def entropy(share_xE: np.ndarray) -> np.ndarray:
     """−Σ f ln f in nats, with 0 ln 0 = 0."""
     return np.asarray(-(share_xE * np.log(np.where(share_xE > 0, share_xE, 1))).sum(axis=-1))
+
+
+def mixed(key_x: np.ndarray) -> np.ndarray:
+    """The finalizer of splitmix64: every bit of the result depends on every bit of the key."""
+    key_x = (key_x ^ (key_x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    key_x = (key_x ^ (key_x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return key_x ^ (key_x >> np.uint64(31))
 
 
 def cluster_blocks(counts_DxE: np.ndarray, clusters: Clusters) -> Iterator[np.ndarray]:

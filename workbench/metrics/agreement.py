@@ -205,6 +205,40 @@ def pair_sums(
     )
 
 
+def document_pair_sums(
+    counts_DE: Num[np.ndarray, "D E"],
+    label_D: Int[np.ndarray, "D"],
+    *,
+    weight_Vx: Num[np.ndarray, "V *x"],
+    top_k: int,
+) -> PairSums:
+    """`pair_sums` where all tokens of a document have one label (its domain): read off the documents' counts.
+
+    Overlap in [0, K] for each pair; unit: experts. No NaN.
+
+    Args:
+        counts_DE: Assignments of each document.
+        label_D: The documents' labels, 0 to V − 1.
+        weight_Vx: Of the pairs of each label.
+        top_k: K.
+
+    Raises:
+        ValueError: a count is negative.
+
+    Source:
+        ours.
+    """
+    counts_DE = checked_counts(counts_DE)
+    tokens_D = counts_DE.sum(axis=1) / top_k
+    counts_VE = np.zeros((len(weight_Vx), counts_DE.shape[1]))
+    np.add.at(counts_VE, label_D, counts_DE)
+    overlap_D = (counts_DE * (counts_VE[label_D] - counts_DE)).sum(axis=1)
+    pairs_D = tokens_D * (counts_VE.sum(axis=1)[label_D] / top_k - tokens_D)
+    weight_Dx = weight_Vx[label_D]
+    rest = (slice(None), *[None] * (weight_Vx.ndim - 1))
+    return PairSums(overlap_D[rest] * weight_Dx, pairs_D[rest] * weight_Dx)
+
+
 def token_weights(tokens_V: Num[np.ndarray, "V"], squares_V: Num[np.ndarray, "V"]) -> Float[np.ndarray, "V"]:
     """Weights of pairs that let each token count once, n_v / (n_v² − Σ_d n_dv²).
 

@@ -94,6 +94,31 @@ def matched_similarity(neurons_EFPC: Float[np.ndarray, "E F P C"]) -> Float[np.n
     return np.array([[best_match(one, other).similarity_F.mean() for other in neurons_EFPC] for one in neurons_EFPC])
 
 
+def linear_cka(neurons_EFPC: Float[np.ndarray, "E F P C"]) -> Float[np.ndarray, "E E"]:
+    """‖W_i W_jᵀ‖² / (‖W_i W_iᵀ‖ ‖W_j W_jᵀ‖), Frobenius, mean over parts; W [F, C] a part of an expert, rows centred.
+
+    Linear centred kernel alignment with the model's coordinates as examples and an expert's neurons as features: the
+    order of neurons, their signs, and any rotation among them change nothing, nor does a scale common to a part.
+
+    Range [0, 1]; unit 1; 1 on the diagonal. Unrelated neurons give about F/(F + C). NaN for an expert with a part of
+    zeros (or of rows that are all alike).
+
+    Raises:
+        ValueError: a value is NaN or infinite.
+
+    Source:
+        Kornblith et al. 2019, arXiv:1905.00414, linear CKA; applied to parameters instead of activations: ours.
+    """
+    if not np.isfinite(neurons_EFPC).all():
+        raise ValueError("neurons_EFPC holds NaN or infinite values, wanted finite ones: the weights are broken")
+    centred_EFPC = neurons_EFPC - neurons_EFPC.mean(axis=-1, keepdims=True)
+    cross_PEE = np.einsum("ifpc,jgpc->pijfg", centred_EFPC, centred_EFPC)
+    squares_PEE = (cross_PEE**2).sum(axis=(-1, -2))
+    own_PE = np.sqrt(np.einsum("pii->pi", squares_PEE))
+    own_PE = np.where(own_PE > 0, own_PE, np.nan)
+    return (squares_PEE / (own_PE[:, :, None] * own_PE[:, None])).mean(axis=0)
+
+
 @dataclass(frozen=True)
 class Agreement:
     """A rank correlation of two similarities over pairs of experts, with what experts relabelled at random give."""

@@ -9,12 +9,10 @@ chosen per token, V distinct token ids, C cells (documents of one cluster in one
 import numpy as np
 from jaxtyping import Float, Int, Num
 
-from workbench.metrics._arithmetic import checked_counts, entropy
+from workbench.metrics._arithmetic import GOLDEN, checked_counts, entropy, mixed
 from workbench.metrics.clusters import Clusters
 from workbench.metrics.load import load
 from workbench.metrics.nulls import NullTest
-
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: the step of splitmix64
 
 
 def domain_counts(counts_DxE: Num[np.ndarray, "D *x E"], *, clusters: Clusters) -> Float[np.ndarray, "M *x E"]:
@@ -239,20 +237,13 @@ def _hash_counts(
 
 def _hashed_subsets(id_V: np.ndarray, n_experts: int, top_k: int, seed: int) -> np.ndarray:
     """A K-subset for each id: Floyd's algorithm on hashed draws (draw from [0, j]; take j where it is taken)."""
-    key_V = _mix(id_V.astype(np.uint64) * GOLDEN + _mix(np.array([seed], dtype=np.uint64) + GOLDEN))
+    key_V = mixed(id_V.astype(np.uint64) * GOLDEN + mixed(np.array([seed], dtype=np.uint64) + GOLDEN))
     chosen_VK = np.empty((len(id_V), top_k), dtype=np.int64)
     for k, j in enumerate(range(n_experts - top_k, n_experts)):
-        draw_V = (_mix(key_V + np.array([k + 1], dtype=np.uint64) * GOLDEN) % np.uint64(j + 1)).astype(np.int64)
+        draw_V = (mixed(key_V + np.array([k + 1], dtype=np.uint64) * GOLDEN) % np.uint64(j + 1)).astype(np.int64)
         taken_V = (chosen_VK[:, :k] == draw_V[:, None]).any(axis=1)
         chosen_VK[:, k] = np.where(taken_V, j, draw_V)
     return chosen_VK
-
-
-def _mix(key_V: np.ndarray) -> np.ndarray:
-    """The finalizer of splitmix64: every bit of the result depends on every bit of the key."""
-    key_V = (key_V ^ (key_V >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    key_V = (key_V ^ (key_V >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return key_V ^ (key_V >> np.uint64(31))
 
 
 def _check_top_k(top_k: int, n_experts: int) -> None:

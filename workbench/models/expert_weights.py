@@ -23,7 +23,7 @@ PARTS = ("gate", "up", "down")
 SAMPLED = 256  # neurons of an expert that are matched with every other expert's: mean similarities to about 1/16 of sd
 _CHUNK_VALUES = 2**26  # float32 values of a chunk: 256 MB
 _LIST = pa.list_(pa.float32())
-_ALIKE = ("cosine", "router_cosine", "matched")
+_ALIKE = ("cosine", "router_cosine", "matched", "cka")
 _LINEAGE = ("parent_similarity", "parent_shuffled", "parent_other_layer")
 
 
@@ -33,7 +33,8 @@ def expert_weights(model: Model, *, parent: Model | None = None) -> pa.Table:
     Columns: `layer`, `site`, `expert`; Frobenius norms of its parameters (`norm_gate`, `norm_up`, `norm_down`, `norm`
     of all; biases are not counted) and of its router row (`router_norm`); for every expert of its layer `cosine`
     (flattened parameters), `router_cosine` (rows less their mean), `matched` (mean best match of 256 evenly spaced
-    neurons), and `matched_null`, the same with the next expert whose coordinates are shuffled. With a parent, for each
+    neurons) and `cka` (linear CKA of such neurons), and `matched_null` and `cka_null`, the same with the next expert
+    whose coordinates are shuffled. With a parent, for each
     neuron: `parent_neuron` (its best match), `parent_similarity`, and the best match's similarity among the parent's
     neurons with shuffled coordinates (`parent_shuffled`) and among those of the parent's next layer, of the last the
     first (`parent_other_layer`). NaN, and lists without entries, for experts without parameters.
@@ -146,12 +147,15 @@ def _rows(
     total_EE = torch.stack(list(gram_PEE.values())).sum(0)
     centred_EC = rows_EC - rows_EC.mean(0, keepdim=True)
     matched_EE, null_E = _matched(parts)
+    cka_EE, cka_null_E = _cka(parts)
     values = {
         **{f"norm_{name}": gram.diagonal().sqrt() for name, gram in gram_PEE.items()},
         "norm": total_EE.diagonal().sqrt(),
         "cosine": _cosine(total_EE),
         "matched": matched_EE,
         "matched_null": null_E,
+        "cka": cka_EE,
+        "cka_null": cka_null_E,
     }
     whole = {"router_norm": rows_EC.norm(dim=-1), "router_cosine": _cosine((centred_EC @ centred_EC.mT).double())}
     lineage = _lineage(parts, parent, router) if parent is not None else {}
@@ -214,8 +218,7 @@ def _best(neurons_FX: torch.Tensor, candidates_GX: torch.Tensor) -> tuple[torch.
 
 def _matched(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean best match of an expert's sampled neurons among each other's, [E, E], and its null [E]."""
-    n_experts, n_neurons, _ = next(iter(parts.values())).shape
-    sampled = np.unique(np.linspace(0, n_neurons - 1, min(n_neurons, SAMPLED)).round().astype(int)).tolist()
+    n_experts, sampled = next(iter(parts.values())).shape[0], _sampled(parts)
     sample_EQX = torch.stack([_unit(parts, expert, sampled) for expert in range(n_experts)])
     columns, null_E = [], torch.zeros(n_experts)
     for other in range(n_experts):
@@ -225,6 +228,31 @@ def _matched(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor
         before = (other - 1) % n_experts
         null_E[before] = _best(sample_EQX[before], _shuffled(neurons_FX, len(parts)))[0].mean()
     return torch.stack(columns, -1), null_E
+
+
+def _sampled(parts: dict[str, torch.Tensor]) -> list[int]:
+    """Evenly spaced neurons of an expert, all of a narrow one."""
+    n_neurons = next(iter(parts.values())).shape[1]
+    return np.unique(np.linspace(0, n_neurons - 1, min(n_neurons, SAMPLED)).round().astype(int)).tolist()
+
+
+def _cka(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Linear CKA of the experts' sampled neurons, [E, E], and its null [E]; means over parts."""
+    sampled, found = _sampled(parts), []
+    for part in parts.values():
+        sample_EQC = part[:, sampled].float()
+        sample_EQC = sample_EQC - sample_EQC.mean(-1, keepdim=True)
+        n_experts, flat_NC = len(sample_EQC), sample_EQC.flatten(0, 1)
+        columns = [(flat_NC @ one_QC.mT).square().reshape(n_experts, -1).sum(-1) for one_QC in sample_EQC]
+        moved = [(one_QC @ _shuffled(after, 1).mT).square().sum() for one_QC, after in
+                 zip(sample_EQC, sample_EQC.roll(-1, 0), strict=True)]  # fmt: skip
+        squares_EE = torch.stack(columns, -1).double()
+        own_E = squares_EE.diagonal().sqrt()
+        own_E = torch.where(own_E > 0, own_E, torch.nan)
+        null_E = torch.stack(moved).double() / (own_E * own_E.roll(-1))
+        found.append((squares_EE / (own_E[:, None] * own_E), null_E))
+    cka, null = (torch.stack(each).mean(0) for each in zip(*found, strict=True))
+    return cka, null
 
 
 def _lineage(parts: dict[str, torch.Tensor], parent: Model, router: Router) -> dict[str, torch.Tensor]:
@@ -252,7 +280,7 @@ def _schema(*, lineage: bool) -> pa.Schema:
     columns = [("layer", pa.int32()), ("site", pa.string()), ("expert", pa.int32())]
     columns += [(f"norm_{name}", pa.float32()) for name in PARTS]
     columns += [("norm", pa.float32()), ("router_norm", pa.float32())]
-    columns += [(name, _LIST) for name in _ALIKE] + [("matched_null", pa.float32())]
+    columns += [(name, _LIST) for name in _ALIKE] + [(name, pa.float32()) for name in ("matched_null", "cka_null")]
     if lineage:
         columns += [("parent_neuron", pa.list_(pa.int32())), *((name, _LIST) for name in _LINEAGE)]
     return pa.schema(columns)

@@ -1,0 +1,44 @@
+"""What is done to every part of a recording that is read: the order of the text, and the order of a token's choices.
+
+Axes: T tokens, K chosen per token.
+"""
+
+import numpy as np
+
+
+def in_text_order(part: dict[str, np.ndarray], *, by_number: bool = False) -> dict[str, np.ndarray]:
+    """Columns with `document` and `position`, each document's rows together and by position.
+
+    Documents come by number, as those of two recordings have to, or stay where they are if nothing else has to move.
+    """
+    step_T = np.diff(part["document"])
+    in_order = (np.diff(part["position"])[step_T == 0] > 0).all()
+    if by_number:
+        in_order = in_order and (step_T >= 0).all()
+    else:
+        in_order = in_order and len(np.unique(part["document"])) == 1 + np.count_nonzero(step_T)
+    if in_order:
+        return part
+    order_T = np.lexsort((part["position"], part["document"]))
+    return {name: values[order_T] for name, values in part.items()}
+
+
+def first_choice(ids_TK: np.ndarray, weights_TK: np.ndarray | None) -> np.ndarray:
+    """The expert with the largest weight, of equal ones the lowest id; without weights the first of ranked ids: [T]."""
+    if weights_TK is None:
+        return ids_TK[:, 0]
+    heaviest_TK = weights_TK == weights_TK.max(axis=1, keepdims=True)
+    return np.where(heaviest_TK, ids_TK, np.iinfo(ids_TK.dtype).max).min(axis=1)
+
+
+def ranked(ids_TK: np.ndarray, weights_TK: np.ndarray | None) -> np.ndarray:
+    """Ids by falling weight, of equal weights the lowest id first; as they stand where only ids are known."""
+    if weights_TK is None:
+        return ids_TK
+    weights_TK = weights_TK.astype(np.float32)
+    out_TK = ids_TK.copy()
+    # most tokens stand in order already; equal weights need a look
+    loose_T = (weights_TK[:, 1:] >= weights_TK[:, :-1]).any(axis=1)
+    by_TK = np.lexsort((ids_TK[loose_T], -weights_TK[loose_T]), axis=1)
+    out_TK[loose_T] = np.take_along_axis(ids_TK[loose_T], by_TK, axis=1)
+    return out_TK

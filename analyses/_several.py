@@ -1,0 +1,169 @@
+"""Runs several analyses of one recording, on several cores where it is large; each stays as it is when run alone.
+
+A process of its own for each core, since much of an analysis holds Python's lock; each keeps decoded ids from one
+question to the next. Results come as they are done.
+"""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from analyses import _batch
+from workbench.errors import AnalysisError
+from workbench.figures.theme import Width
+from workbench.recording import Recording
+
+KEPT_BYTES = 256 << 20  # of decoded ids in each process: those of a million tokens of 28 layers, K = 8
+MOST_PROCESSES = 2  # each takes up to a gigabyte
+_WORTH_A_PROCESS = 200_000  # tokens; a process takes two seconds to start
+_LONGEST = (
+    "specialization",
+    "same_token",
+    "position",
+    "segment_consistency",
+    "context",
+)  # begun first, to end together
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(frozen=True, eq=False)
+class Done:
+    """What came of one analysis: its files and figures, or why it refused.
+
+    Attributes:
+        name: The analysis.
+        files: Written.
+        figures: By name.
+        refused: Why there are none; empty where there are.
+        seconds: Taken.
+    """
+
+    name: str
+    files: list[Path]
+    figures: Mapping[str, Any]
+    refused: str
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What analyses are asked of.
+
+    Attributes:
+        recording: The recording.
+        out: Folder for the results of all.
+        settings: `key=value` texts of those that have any, by name.
+        width: Of figures.
+        against: A second recording to compare with.
+        experts: Of two recordings: `auto`, `same` or `matched`.
+    """
+
+    recording: Recording
+    out: Path
+    settings: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    width: Width = "column"
+    against: Recording | None = None
+    experts: str = "auto"
+
+    def keeping(self) -> "Asked":
+        """The same for several questions in a row."""
+        return replace(self, recording=self.recording.keeping(KEPT_BYTES))
+
+    def _how(self, name: str) -> dict[str, Any]:
+        of_two = {"against": self.against, "experts": self.experts}
+        return {"settings": self.settings.get(name, ()), "width": self.width, **of_two}
+
+    def command(self, name: str) -> str:
+        """What makes the result of an analysis again."""
+        return _batch.command(self.recording, name, **self._how(name))
+
+    def answer(self, name: str) -> Done:
+        """Runs one analysis."""
+        started = time.perf_counter()
+        try:
+            files, drawn = _batch.analyze(self.recording, name, self.out, **self._how(name))
+        except AnalysisError as error:
+            return Done(name, [], {}, str(error), time.perf_counter() - started)
+        return Done(name, files, drawn, "", time.perf_counter() - started)
+
+
+def processes(recording: Recording, names: Sequence[str]) -> int:
+    """How many processes are worth their start."""
+    if recording.n_tokens < _WORTH_A_PROCESS:
+        return 1
+    return max(1, min(MOST_PROCESSES, os.cpu_count() or 1, len(names)))
+
+
+def in_order(names: Sequence[str]) -> list[str]:
+    """The longest first, so that the processes end together."""
+    return sorted(names, key=lambda name: _LONGEST.index(name) if name in _LONGEST else len(_LONGEST))
+
+
+def run(asked: Asked, names: Sequence[str], *, n_processes: int) -> Iterator[Done]:
+    """Runs the analyses and yields each when it is done; with several processes not in the order of the names.
+
+    Args:
+        asked: Of what, and how.
+        names: The analyses.
+        n_processes: 1 runs them here.
+
+    Raises:
+        AnalysisError: a process died, which is nearly always for want of memory.
+    """
+    if n_processes == 1:
+        here = asked.keeping()
+        yield from map(here.answer, names)
+        return
+    with (
+        _one_thread_each(),
+        ProcessPoolExecutor(
+            n_processes, mp_context=multiprocessing.get_context("spawn"), initializer=_open, initargs=(asked,)
+        ) as pool,
+    ):
+        futures: list[Future[Done]] = [pool.submit(_answer, name) for name in in_order(names)]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise AnalysisError(
+                f"a process died while it analyzed {asked.recording.path}, most likely for want of memory; run the "
+                "analyses with --jobs 1."
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Linear algebra in the processes started here takes one thread each: as many as there are cores, all busy."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+_asked: Asked | None = None  # of this process, set by its initializer
+
+
+def _open(asked: Asked) -> None:
+    global _asked  # noqa: PLW0603  what an initializer of a pool can leave to its calls
+    _asked = asked.keeping()
+
+
+def _answer(name: str) -> Done:
+    assert _asked is not None
+    return _asked.answer(name)

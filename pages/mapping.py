@@ -1,0 +1,51 @@
+"""The map of one attention head on one recorded text: asked of the model's process, and shown."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jobs
+import shared
+import showing
+import streamlit as st
+
+from analyses import _attention_map
+from workbench.recording import Recording
+
+_LONGEST = 2048
+
+
+def show(recording: Recording, *, layer: int, head: int) -> None:
+    """Asks for the map of the chosen document's beginning, and shows it when it is there."""
+    model = recording.manifest["identity"]["model"]
+    of_document, of_length = st.columns(2)
+    document, n_tokens = shared.choose_text(recording, place=of_document)
+    longest = max(1, min(n_tokens, _LONGEST))
+    asked = of_length.number_input("Tokens from the beginning", 1, longest, min(64, longest), key=f"mapped {document}")
+    text = _attention_map.text_of(recording, document, n_tokens=int(asked))
+    what = (model, document, int(asked), layer, head)
+    if st.session_state.get("mapped") != what:
+        st.session_state["mapped"] = what
+        ask = partial(jobs.host().attention, model=model, token_ids=text.token_ids, layer=layer, head=head)
+        jobs.submit("attention", ask)
+    made = jobs.answer("attention")
+    if made is None:
+        return
+    if made["weights_digest"] != recording.manifest["identity"]["weights_digest"]:
+        st.warning(f"{jobs.plain(model)} has other weights now than when it was recorded; this map is of those.")
+    table = _attention_map.cells_of(Path(made["file"]), text.texts)
+    figure = _attention_map.figure(table, layer=layer, head=head, model=model, text=text)
+    how: dict[str, Any] = {"document": document, "layer": layer, "head": head, "tokens": int(asked)}
+    shown = showing.Shown(
+        name="attention-map",
+        recording=recording,
+        settings=(),
+        result=None,
+        tables={"weights": table},
+        figures={"map": figure},
+        missing="",
+        key=(made["file"],),
+        made_by=_attention_map.command(recording, **how),
+        asked=how,
+    )
+    showing.show(shown, "map")
