@@ -1,4 +1,4 @@
-"""The commands that analyses add to `workbench`: `analyze` and `demo`. Found through the package's entry point."""
+"""The commands that analyses add to `workbench`: `analyze`, `costs`, `demo`. Found by the package's entry point."""
 
 import inspect
 import time
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
+    from analyses._costs_command import costs
+
     app.command()(analyze)
+    app.command()(costs)
     app.command()(demo)
     app.command(name="attention-map")(attention_map)
 
@@ -41,6 +44,9 @@ def analyze(
     from workbench.recording import Recording
 
     chosen = _batch.names() if all_ else list(names or [])
+    others = [name for name in _batch.names("") if name not in _batch.names()]
+    if all_ and others:
+        console.print(f"passed over, for they are asked of no recording: {', '.join(others)}", soft_wrap=True)
     if not chosen:
         raise AnalysisError(f"name an analysis, or give --all; there are {', '.join(_batch.names())}.")
     if settings and len(chosen) != 1:

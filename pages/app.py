@@ -23,6 +23,7 @@ page = st.navigation(
             st.Page("attention.py", title="Attention", icon=":material/visibility:"),
             st.Page("compare.py", title="Compare", icon=":material/compare_arrows:"),
         ],
+        "Measure": [st.Page("efficiency.py", title="Efficiency", icon=":material/speed:")],
     }
 )
 with jobs.sentences():

@@ -15,7 +15,8 @@ import streamlit as st
 from jobs import plain
 from shared import pick
 
-from analyses import _batch, _compare
+from analyses import _batch, _compare, _costs
+from workbench.efficiency.subject import Costed
 from workbench.errors import AnalysisError
 from workbench.figures.screen import screen
 from workbench.figures.spec import Figure, HeatMap, Points, TokenStrip
@@ -32,7 +33,7 @@ class Shown:
 
     Attributes:
         name: Of the analysis.
-        recording: What it was asked of.
+        recording: What it was asked of; None where it was asked of costs.
         settings: As `key=value`, those that are not defaults.
         result: As the analysis gave it.
         tables: By name.
@@ -41,12 +42,13 @@ class Shown:
         key: Says all that it depends on.
         against: The second recording that it was asked of.
         experts: Whether equal ids are equal experts in both.
+        subject: The models whose costs it was asked of.
         made_by: The command that makes it again, where it is no analysis.
         asked: What was asked, where it is no analysis.
     """
 
     name: str
-    recording: Recording
+    recording: Recording | None
     settings: tuple[str, ...]
     result: Any
     tables: Mapping[str, Any]
@@ -55,12 +57,15 @@ class Shown:
     key: tuple[Any, ...]
     against: Recording | None = None
     experts: str = "auto"
+    subject: Costed | None = None
     made_by: str = ""
     asked: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def command(self) -> str:
         """What makes it again."""
+        if self.subject is not None:
+            return _costs.command(self.subject, self.name, settings=self.settings)
         if self.made_by:
             return self.made_by
         how = {"against": self.against, "experts": self.experts}
@@ -82,6 +87,14 @@ def result(
     if found.missing:
         st.info(plain(f"This recording holds too little for the figures, so only tables are shown. {found.missing}"))
     return found
+
+
+def of_costs(subject: Costed, name: str, **settings: Any) -> Shown:
+    """Runs an analysis of costs, which takes no time worth keeping its result for."""
+    pairs = tuple(f"{key}={value}" for key, value in settings.items() if value is not None)
+    said = _costs.ask(subject, name, settings=pairs)
+    key = (subject.digest, name, pairs)
+    return Shown(name, None, pairs, said.result, said.tables, said.figures, "", key, subject=subject)
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
@@ -331,6 +344,8 @@ def _table_bytes(shown: Shown, name: str, kind: str) -> bytes:
 def _provenance(shown: Shown) -> Any:
     from workbench.export import Provenance
 
+    if shown.subject is not None:
+        return _costs.provenance(shown.subject, shown.name, settings=shown.settings)
     if shown.made_by:
         return Provenance(shown.name, shown.command, _batch.sources(shown.recording), shown.asked)
     settings = _batch.parse_settings(_batch.get(shown.name), shown.settings)

@@ -95,11 +95,11 @@ def test_import_and_analyze(tmp_path, monkeypatch, capsys):
     assert status == 1 and "which has no router scores" in said and "Traceback" not in said
     from analyses import _batch
 
-    monkeypatch.setattr(_batch, "names", lambda: ["expert_load", "router_confidence"])
+    monkeypatch.setattr(_batch, "names", lambda *_: ["expert_load", "router_confidence"])
     status, said, _ = run(monkeypatch, capsys, "analyze", out, "--all", "--out", tmp_path / "all")
     assert status == 0 and "left out: router_confidence: " in said
     assert {file.name for file in (tmp_path / "all").iterdir() if file.is_dir()} == {"expert_load"}
-    monkeypatch.setattr(_batch, "names", lambda: ["router_confidence"])
+    monkeypatch.setattr(_batch, "names", lambda *_: ["router_confidence"])
     status, _, said = run(monkeypatch, capsys, "analyze", out, "--all", "--out", tmp_path / "none")
     assert status == 1 and "which has no router scores" in said
 

@@ -9,12 +9,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-MAY_IMPORT_TORCH = ("workbench/models/", "workbench/capture/", "workbench/profiling/", "workbench/importers/")
+MAY_IMPORT_TORCH = ("workbench/models/", "workbench/capture/", "workbench/efficiency/", "workbench/importers/")
 TORCH_FREE_IN_THEM = (
     "workbench/models/bundled.py",
     "workbench/models/picture.py",
     "workbench/models/topology.py",
     "workbench/models/families.py",
+    "workbench/models/parts.py",
+    "workbench/efficiency/costs.py",
+    "workbench/efficiency/devices.py",
+    "workbench/efficiency/roofline.py",
+    "workbench/efficiency/claims.py",
+    "workbench/efficiency/subject.py",
     "workbench/capture/plan.py",
 )
 HEAVY = {"torch", "transformers", "nnsight"}
@@ -80,6 +86,7 @@ def test_pages_compute_nothing():
 
 
 ENGINE = ["cli", "corpus", "export", "figures.screen", "host", "importers.build", "models.bundled", "recording"]
+ENGINE += [f"efficiency.{name}" for name in ("claims", "counterparts", "roofline", "subject")]
 LIGHT = [
     "workbench",
     *(f"workbench.{name}" for name in ENGINE),

@@ -202,6 +202,25 @@ def test_many_even_tokens_are_as_uniform_routing():
     )
 
 
+def test_distinct_experts_at_given_rates():
+    """By hand: two tokens, p = 1, 1/2, 1/2 give 1 + 3/4 + 3/4. Even rates are the uniform value, uneven ones less."""
+    tokens_B = np.array([1, 2, 64])
+    by_hand = sequence.rate_activated_experts(np.array([1.0, 0.5, 0.5]), tokens_B=tokens_B)
+    np.testing.assert_allclose(by_hand[:2], [2, 2.5])
+    even = sequence.rate_activated_experts(np.full((2, 64), 8 / 64), tokens_B=tokens_B)
+    uniform = sequence.uniform_activated_experts(tokens_B=tokens_B, n_experts=64, top_k=8)
+    np.testing.assert_allclose(even, [uniform, uniform])
+    rng = np.random.default_rng(3)
+    ids_TK = random_sets(rng, 20_000, n_experts=64, top_k=8)
+    counts_E = np.bincount(ids_TK.ravel(), minlength=64)
+    uneven_E = np.where(np.arange(64) < 32, 1.5, 0.5) * 8 / 64
+    assert (sequence.rate_activated_experts(uneven_E, tokens_B=tokens_B)[1:] < uniform[1:]).all()
+    drawn = sequence.expected_activated_experts(counts_E, tokens_B=tokens_B, top_k=8)  # without replacement: its limit
+    np.testing.assert_allclose(sequence.rate_activated_experts(counts_E / 20_000, tokens_B=tokens_B), drawn, rtol=1e-4)
+    with pytest.raises(ValueError, match="rate_xE spans 0.0 to 1.5, wanted 0 to 1: pass counts over tokens"):
+        sequence.rate_activated_experts(np.array([0.0, 1.5]), tokens_B=tokens_B)
+
+
 def test_shuffles_leave_the_load_and_take_the_order():
     """Experts in stretches of 10: neighbours repeat, shuffled ones as independent tokens do."""
     ids_TK = np.repeat(random_sets(np.random.default_rng(5), 100, n_experts=16, top_k=2), 10, axis=0)

@@ -359,6 +359,25 @@ def test_one_recording_alone_cannot_be_compared_and_the_page_says_how_to_go_on(
     sys.modules["jobs"]._host.clear()
 
 
+def test_costs_of_a_model_are_shown_beside_its_counterpart(app):
+    opened(app, "efficiency", model="tiny-moe", beside="iso-active", device="2xh100")
+    for _ in range(60):  # the model host looks at the config
+        captions = " ".join(caption.value for caption in app.caption).replace("\\", "")
+        if captions:
+            break
+        time.sleep(0.5)
+        app.run()
+    assert not app.exception and not app.error
+    assert "tiny-moe against iso-active (4 layers, width 128, FFN 331; 1,231,488 of 1,231,488 parameters" in captions
+    assert "2xh100, bfloat16" in captions
+    assert any("analyses.crossover tiny-moe --against iso-active --set device=2xh100" in c.value for c in app.code)
+
+
+def test_a_device_that_is_not_there_is_said(app):
+    opened(app, "efficiency", model="tiny-moe", beside="tiny-dense", device="abacus")
+    assert "There is no device “abacus” here" in said(app)
+
+
 def test_text_is_shown_letter_by_letter(app):
     app.run()
     plain = sys.modules["jobs"].plain

@@ -321,6 +321,33 @@ def uniform_activated_experts(*, tokens_B: Int[np.ndarray, "B"], n_experts: int,
     return n_experts * (1 - (1 - top_k / n_experts) ** tokens_B.astype(np.float64))
 
 
+def rate_activated_experts(
+    rate_xE: Float[np.ndarray, "*x E"], *, tokens_B: Int[np.ndarray, "B"]
+) -> Float[np.ndarray, "*x B"]:
+    """Distinct experts expected in B tokens drawn independently at these rates, Σ_e 1 − (1 − p_e)^B.
+
+    At most the uniform value of as many experts and choices: uneven rates meet fewer. What a batch of real tokens
+    meets lies lower still where its tokens choose alike.
+
+    Range [K, E]; unit: experts. NaN where a rate is.
+
+    Args:
+        rate_xE: p_e, share of the tokens that choose e; sum K.
+        tokens_B: B.
+
+    Raises:
+        ValueError: a rate is outside [0, 1].
+
+    Source:
+        ours.
+    """
+    if (rate_xE < 0).any() or (rate_xE > 1).any():
+        raise ValueError(
+            f"rate_xE spans {np.nanmin(rate_xE)} to {np.nanmax(rate_xE)}, wanted 0 to 1: pass counts over tokens"
+        )
+    return np.stack([(1 - (1 - rate_xE) ** tokens).sum(axis=-1) for tokens in tokens_B.tolist()], axis=-1)
+
+
 def _f1(histogram_xN: np.ndarray) -> np.ndarray:
     """F1 at every threshold τ = 0 … m; NaN without windows."""
     count_N = np.arange(histogram_xN.shape[-1])

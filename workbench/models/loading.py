@@ -113,7 +113,7 @@ def load(
         config = _config(source)
         where = _device(device)
         torch_dtype = _dtype(dtype, where, config)
-        forecast = forecast_memory(topology(_on_meta(config)), value_bytes=torch_dtype.itemsize, device=where)
+        forecast = forecast_memory(topology(on_meta(config)), value_bytes=torch_dtype.itemsize, device=where)
         if not forecast.fits:
             raise ModelError(
                 f"{source.name} needs {gib(forecast.needed_bytes)} ({gib(forecast.weights_bytes)} weights as "
@@ -145,7 +145,7 @@ def _set_attention(module: Any, attention: str) -> None:
 def inspect_topology(name: str, *, revision: str | None = None) -> Topology:
     """What a model is made of, from its config alone, on the meta device: no weights are read."""
     with _quiet():
-        return topology(_on_meta(_config(_resolve(name, revision, "dummy"))))
+        return topology(on_meta(_config(_resolve(name, revision, "dummy"))))
 
 
 def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -168,7 +168,7 @@ def memory_forecast(
         config = _config(_resolve(name, revision, "dummy"))
         where = _device(device)
         return forecast_memory(
-            topology(_on_meta(config)),
+            topology(on_meta(config)),
             value_bytes=_dtype(dtype, where, config).itemsize,
             device=where,
             batch_tokens=batch_tokens,
@@ -304,7 +304,8 @@ def _checkpoint(source: _Source, config: Any, dtype: torch.dtype, device: str) -
     return module if options else module.to(device)
 
 
-def _on_meta(config: Any) -> Any:
+def on_meta(config: Any) -> Any:
+    """A model of a config without weights: its modules and their shapes."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from workbench.errors import ModelError
 from workbench.models.families import FamilyFacts, family_facts
+from workbench.models.parts import Parts, read_parts
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class Topology:
         parameters_active: Those one token meets: of each router's experts K in E; the embedding counts whole.
         attention_layers: Decoder indices of the layers that keep keys and values of earlier tokens; None where it is
             not known (a recording of an earlier version). State-space, convolution and linear attention layers do not.
+        parts: Weights by purpose, which costs are made of; None in recordings of an earlier version.
     """
 
     family: str
@@ -125,6 +127,7 @@ class Topology:
     parameters_total: int
     parameters_active: int
     attention_layers: tuple[int, ...] | None = None
+    parts: Parts | None = None
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
@@ -144,6 +147,7 @@ class Topology:
                 **value,
                 "routers": tuple(Router(**router) for router in value["routers"]),
                 "attention_layers": None if layers is None else tuple(layers),
+                "parts": Parts.from_json(value["parts"]) if value.get("parts") else None,
             }
         )
 
@@ -181,6 +185,7 @@ def topology(module: Any) -> Topology:
         parameters_total=total,
         parameters_active=round(total - idle),
         attention_layers=_attention_layers(module),
+        parts=read_parts(module, routers),
     )
 
 

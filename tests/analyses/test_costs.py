@@ -1,0 +1,219 @@
+"""Analyses of costs keep the contract of those of recordings, and say what was published and worked out by hand."""
+
+import dataclasses
+import inspect
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from analyses import _batch, _costs, coverage
+from analyses._commands import register
+from tests import tiny
+from workbench.capture.record import record
+from workbench.cli import app
+from workbench.corpus import Corpus, Document
+from workbench.efficiency.devices import device
+from workbench.efficiency.roofline import decode_ratio
+from workbench.efficiency.subject import Costed, costed, with_published
+from workbench.errors import AnalysisError
+from workbench.figures.paper import paper
+from workbench.figures.screen import screen
+
+NAMES = _costs.names()
+
+
+@pytest.fixture(scope="module")
+def subject() -> Costed:
+    return with_published(costed("qwen2-57b-a14b", "qwen1.5-32b"))
+
+
+@pytest.fixture(scope="module")
+def answers(subject):
+    return {name: _costs.ask(subject, name) for name in NAMES}
+
+
+def test_the_analyses_are_found_and_recordings_pass_over_them():
+    assert set(NAMES) == {"roofline", "crossover", "quality_cost", "card_claim"}
+    assert not set(NAMES) & set(_batch.names())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_keeps_the_contract(name):
+    module = _batch.get(name)
+    question, _, rest = inspect.getdoc(module).partition("\n\n")
+    assert question.endswith("?") and "\n" not in question and rest.startswith("Not shown: ")
+    for kind in (module.Settings, module.Result):
+        assert dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen
+        assert all(f"{field.name}:" in kind.__doc__ for field in dataclasses.fields(kind))
+    module.Settings()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tables_are_filled_and_figures_drawn(name, answers):
+    assert answers[name].tables and answers[name].figures
+    assert all(isinstance(table, pd.DataFrame) and len(table) for table in answers[name].tables.values())
+    for figure in answers[name].figures.values():
+        screen(figure)
+        for width in ("column", "text"):
+            paper(figure, width=width)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_written_with_its_provenance(name, subject, tmp_path):
+    settings = ["dtype=float16"]
+    files = _costs.write(subject, name, tmp_path, settings=settings)
+    provenance = json.loads(files[-1].read_text())
+    assert provenance["sources"][0]["digest"] == subject.digest
+    assert provenance["settings"]["dtype"] == "float16"
+    assert f"-m analyses.{name} qwen2-57b-a14b --against qwen1.5-32b --set dtype=float16" in provenance["command"]
+
+
+def test_it_runs_as_a_script(tmp_path):
+    call = [sys.executable, "-m", "analyses.roofline", "tiny-moe", "--out", str(tmp_path), "--set", "largest=4"]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {"steps.csv", "intensity.pdf", "throughput.svg"} <= {f.name for f in (tmp_path / "roofline").iterdir()}
+    refused = subprocess.run([*call[:3], "nobody", *call[4:]], capture_output=True, text=True, check=False)
+    assert refused.returncode == 1 and "workbench: unknown model 'nobody'" in refused.stderr
+
+
+def test_the_map_is_the_roofline_and_its_crossings_lie_between(subject, answers):
+    found = answers["crossover"].tables["map"]
+    row = found[(found["batch"] == 32) & (found["context"] == 1024)].iloc[0]
+    assert round(row["ratio"], 2) == 0.63 and row["fits"]
+    crossings = answers["crossover"].tables["crossings"]
+    at = crossings[crossings["context"] == 1024].set_index("beyond")["batch"]
+    assert 4 < at["slower"] < 8 and 128 < at["faster"] < 256
+    for beyond, (below, above) in {"slower": (4, 8), "faster": (128, 256)}.items():
+        ratios = [
+            decode_ratio(subject.topology, subject.other, device("h200"), batch=b, context=1024) for b in (below, above)
+        ]
+        assert (ratios[1] > ratios[0]) == (beyond == "faster")
+
+
+def test_a_model_against_itself_is_equally_fast_everywhere():
+    one = costed("tiny-moe", "tiny-moe")
+    found = _costs.ask(one, "crossover", settings=["largest_batch=8", "largest_context=256"])
+    assert (found.tables["map"]["ratio"] == 1).all() and "crossings" not in found.tables
+
+
+def test_published_costs_agree_with_the_cards_billions(answers):
+    models = answers["quality_cost"].tables["models"]
+    np.testing.assert_allclose(models["total_b"], models["published_total_b"], atol=0.6)
+    np.testing.assert_allclose(models["active_b"], models["published_active_b"], atol=0.9)
+    scores = answers["quality_cost"].tables["scores"]
+    assert len(scores) == 87 and not scores["score"].isna().any()  # of 105 cells 18 are empty
+    assert scores.set_index(["benchmark", "model"]).loc[("MMLU", "Jamba"), "score"] == 67.4
+
+
+def test_the_card(answers):
+    result = answers["card_claim"].result
+    assert result.lengths == (1100, 1101) and round(result.flop_ratio, 4) == 2.3155
+    ratios = result.ratios[result.ratios["requests"] == "different"]
+    assert ratios["serial"].is_monotonic_increasing and ratios["published"].round(3).eq(1.815).all()
+    assert ratios["impossible"].tolist()[0] and not ratios["impossible"].tolist()[-1]
+    same = result.ratios[result.ratios["requests"] == "identical"]
+    assert (same["serial"] > same["published"]).all() and not same["impossible"].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("roofline", ["device=tpu"], "roofline: unknown device 'tpu'; there are a100-40gb"),
+        ("roofline", ["context=0"], "roofline: context is 0; 1 or more was wanted"),
+        ("crossover", ["dtype=fp4"], "crossover: dtype is 'fp4'; one of float32"),
+        ("quality_cost", ["benchmarks=IQ"], "quality_cost: no scores of 'IQ'; there are MMLU"),
+        ("card_claim", ["device=2xa100-40gb"], "card_claim: qwen2_moe: 115 GB of weights and one request do not fit"),
+        ("expert_load", [], "expert_load: it is not asked of costs; these are: card_claim, crossover"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(subject, name, settings, message):
+    with pytest.raises(AnalysisError, match=re.escape(message)):
+        _costs.ask(subject, name, settings=settings)
+
+
+def test_published_configs_that_were_not_read_are_asked_for():
+    for name in ("card_claim", "quality_cost"):
+        with pytest.raises(AnalysisError, match=f"{name}: the published configs were not read"):
+            _costs.ask(costed("tiny-moe"), name)
+
+
+def test_a_recording_is_not_what_they_are_asked_of(recording):
+    with pytest.raises(
+        AnalysisError, match="roofline: it is asked of costs, not of a recording; run python -m analyses"
+    ):
+        _batch.ask(recording, "roofline")
+
+
+# The analysis of a recording's batches, and the command
+
+
+def test_batches_of_equal_texts_meet_k_experts(moe, tmp_path):
+    """The same text in 16 documents: no batch meets more experts than the text alone."""
+    text = tuple(range(3, 40))
+    documents = tuple(Document(f"d{i}", "one", "made", f"c{i}", "", text) for i in range(16))
+    table = coverage.run(record(moe, Corpus("same", documents), tmp_path / "r")).batches
+    np.testing.assert_allclose(table["measured"], 3)
+    np.testing.assert_allclose(table["skew"] + table["correlation"], table["measured"] - table["uniform"])
+    assert (table.loc[table["batch"] > 1, "correlation"] < 0).all()
+
+
+def test_one_document_of_each_cluster_is_dealt(moe, tmp_path):
+    base = tiny.corpus(n_documents=12).documents
+    paired = tuple(dataclasses.replace(d, cluster=f"c{i // 2}") for i, d in enumerate(base))
+    result = coverage.run(record(moe, Corpus("paired", paired), tmp_path / "r"))
+    assert result.used == 6 and result.batches["batch"].max() == 4
+    assert result.batches["low"].isna().all()  # six documents are too few for an interval
+
+
+@pytest.fixture(scope="module")
+def command():
+    if not any(each.name == "costs" or each.callback.__name__ == "costs" for each in app.registered_commands):
+        register(app)
+    return lambda *words: CliRunner().invoke(app, ["costs", *words])
+
+
+def test_the_command_prints_the_known_answers_as_json(command):
+    done = command("qwen2-57b-a14b", "--against", "qwen1.5-32b", "--batch", "8", "--json")
+    assert done.exit_code == 0, done.output
+    moe, dense = json.loads(done.stdout)["models"].values()
+    assert (moe["parameters_total"], moe["parameters_active"]) == (57_408_658_944, 14_249_270_784)
+    assert sum(moe["linear_flops_per_token"].values()) == 27_408_797_696
+    assert sum(dense["linear_flops_per_token"].values()) == 63_465_062_400
+    assert (moe["cache_bytes_per_token"], dense["cache_bytes_per_token"]) == (57_344, 262_144)
+    assert round(moe["experts_met_uniform"][0], 1) == 42.0
+    assert not moe["memory_bytes"]["float32"]["fits"] and moe["memory_bytes"]["bfloat16"]["fits"]
+
+
+def test_the_command_shows_a_table_with_the_counterpart(command):
+    done = command("qwen2-57b-a14b", "--against", "iso-active")
+    assert done.exit_code == 0, done.output
+    words = " ".join(done.output.split())
+    assert "routed experts" in words and "FFN 40,960" in words and "(does not fit)" in words
+
+
+def test_the_command_takes_a_recordings_loads(command, moe, recording, tmp_path):
+    folder = tmp_path / "model"
+    moe.module.save_pretrained(folder)
+    done = command(str(folder), "--rates", str(recording.path), "--batch", "4", "--json")
+    assert done.exit_code == 0, done.output
+    (facts,) = json.loads(done.stdout)["models"].values()
+    uniform, independent, measured = (facts["measured"][n] for n in ("uniform", "independent", "measured"))
+    np.testing.assert_allclose(uniform["experts_met"], facts["experts_met_uniform"])
+    assert uniform["bytes"] > independent["bytes"] > 0 and measured["bytes"] > 0
+    with pytest.raises(AnalysisError, match="--rates: .*, whose routers differ from this model's in layers, experts"):
+        _reraise(command("qwen2-57b-a14b", "--rates", str(recording.path)))
+    with pytest.raises(
+        AnalysisError, match="--rates: batches of 1, 2, 4 … to 4 are measured from .*, and --batch is 5"
+    ):
+        _reraise(command(str(folder), "--rates", str(recording.path), "--batch", "5"))
+
+
+def _reraise(done):
+    raise done.exception
