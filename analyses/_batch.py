@@ -7,11 +7,13 @@ import argparse
 import dataclasses
 import inspect
 import pkgutil
+import re
 import shlex
 import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,17 @@ from workbench.figures.theme import Width
 from workbench.recording import Recording
 
 
-def names() -> list[str]:
-    """The analyses there are, by name."""
-    return sorted(found.name for found in pkgutil.iter_modules(analyses.__path__) if not found.name.startswith("_"))
+def names(of: str = "recording") -> list[str]:
+    """The analyses there are of one kind of input, by name; `""` for all."""
+    found = sorted(found.name for found in pkgutil.iter_modules(analyses.__path__) if not found.name.startswith("_"))
+    return [name for name in found if of in ("", _input(name))]
+
+
+@cache
+def _input(name: str) -> str:
+    """What an analysis is asked of: its `INPUT`, a recording unless it says so. Read, not imported: a page asks all."""
+    stated = re.search(r'^INPUT = "(\w+)"', Path(analyses.__path__[0], f"{name}.py").read_text(encoding="utf-8"), re.M)
+    return stated[1] if stated else "recording"
 
 
 def get(name: str) -> types.ModuleType:
@@ -36,8 +46,8 @@ def get(name: str) -> types.ModuleType:
     Raises:
         AnalysisError: there is none of that name; lists those that there are.
     """
-    if name not in names():
-        raise AnalysisError(f"unknown analysis {name!r}; there are {', '.join(names())}.")
+    if name not in names(""):
+        raise AnalysisError(f"unknown analysis {name!r}; there are {', '.join(names(''))}.")
     return import_module(f"analyses.{name}")
 
 
