@@ -11,6 +11,7 @@ from workbench.cli import RECORDINGS, console, token_progress
 
 if TYPE_CHECKING:
     from workbench.figures.theme import Width
+    from workbench.measurement import Measurement
     from workbench.recording import Recording
 
 
@@ -21,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def analyze(
-    recording: Annotated[Path, typer.Argument(help="folder of a recording")],
+    recording: Annotated[Path, typer.Argument(help="folder of a recording, or of a measurement")],
     names: Annotated[list[str] | None, typer.Argument(help="analyses; --all for every one")] = None,
     out: Annotated[Path, typer.Option(help="folder for tables and figures")] = Path("out"),
     all_: Annotated[bool, typer.Option("--all", help="every analysis")] = False,
@@ -37,9 +38,11 @@ def analyze(
     from workbench.errors import AnalysisError
     from workbench.recording import Recording
 
-    chosen = _batch.names() if all_ else list(names or [])
+    opened = _batch.open_input(recording)
+    known = _batch.names(_batch.kind(opened))
+    chosen = known if all_ else list(names or [])
     if not chosen:
-        raise AnalysisError(f"name an analysis, or give --all; there are {', '.join(_batch.names())}.")
+        raise AnalysisError(f"name an analysis, or give --all; there are {', '.join(known)}.")
     if settings and len(chosen) != 1:
         raise AnalysisError(f"--set belongs to one analysis, and {len(chosen)} were named; run them one by one.")
     for name in chosen:
@@ -50,8 +53,10 @@ def analyze(
         raise AnalysisError(
             "--ceiling and --experts are about two recordings; give the other one: --against RECORDING."
         )
-    opened = Recording.open(recording)
-    opened = opened.of_phase(phase) if phase is not None else opened
+    if phase is not None:
+        if not isinstance(opened, Recording):
+            raise AnalysisError(f"--phase is about recordings, and {recording} holds a measurement; leave it out.")
+        opened = opened.of_phase(phase)
     other = Recording.open(against) if against is not None else None
     _run(
         opened, chosen, out, settings=settings or [], width=cast("Width", width), pass_over=all_,
@@ -60,7 +65,7 @@ def analyze(
 
 
 def _run(
-    recording: "Recording",
+    recording: "Recording | Measurement",
     names: list[str],
     out: Path,
     *,
@@ -98,6 +103,25 @@ def _run(
         commands.append(_batch.command(recording, name, settings=given, width=width, against=against, experts=experts))
     write_reproduce(out, commands)
     page = out / "index.html"
+    title, facts = _facts(recording, against)
+    write_report(page, title=title, facts=facts, sections=sections)
+    console.print(f"report: {page}", soft_wrap=True)
+    return page
+
+
+def _facts(recording: "Recording | Measurement", against: "Recording | None") -> tuple[str, dict[str, str]]:
+    """Title and facts of a report."""
+    from workbench.measurement import Measurement
+
+    if isinstance(recording, Measurement):
+        machine = recording.manifest["machine"]
+        gpus = [gpu["name"] for gpu in machine.get("gpus", [])]
+        return " beside ".join(recording.models), {
+            "models": ", ".join(f"{label} ({m['dtype']}, {m['weights']})" for label, m in recording.models.items()),
+            "machine": f"{', '.join(gpus) or machine['cpu']}, {machine['threads']} threads",
+            "rounds": str(recording.manifest["settings"]["rounds"]),
+            "measurement": recording.digest[:16],
+        }
     model, corpus = recording.manifest["identity"]["model"], recording.manifest["corpus"]
     facts = {
         "model": model,
@@ -106,13 +130,10 @@ def _run(
         "capture check": recording.manifest["check"] if isinstance(recording.manifest["check"], str) else "passed",
         "recording": recording.digest[:16],
     }
-    title = f"{model} on {corpus['name']}"
-    if against is not None:
-        facts |= {"compared with": against.manifest["identity"]["model"], "its recording": against.digest[:16]}
-        title = f"{model} and {facts['compared with']} on {corpus['name']}"
-    write_report(page, title=title, facts=facts, sections=sections)
-    console.print(f"report: {page}", soft_wrap=True)
-    return page
+    if against is None:
+        return f"{model} on {corpus['name']}", facts
+    facts |= {"compared with": against.manifest["identity"]["model"], "its recording": against.digest[:16]}
+    return f"{model} and {facts['compared with']} on {corpus['name']}", facts
 
 
 def demo(

@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-MAY_IMPORT_TORCH = ("workbench/models/", "workbench/capture/", "workbench/profiling/", "workbench/importers/")
+MAY_IMPORT_TORCH = ("workbench/models/", "workbench/capture/", "workbench/efficiency/", "workbench/importers/")
 TORCH_FREE_IN_THEM = (
     "workbench/models/bundled.py",
     "workbench/models/picture.py",
     "workbench/models/topology.py",
     "workbench/models/families.py",
     "workbench/capture/plan.py",
+    "workbench/efficiency/energy.py",
+    "workbench/efficiency/profile_command.py",
+    "workbench/efficiency/utilization.py",
 )
 HEAVY = {"torch", "transformers", "nnsight"}
 
@@ -79,7 +82,7 @@ def test_pages_compute_nothing():
     assert all(not tops(file) & {"numpy", "pandas", *HEAVY} for file in sources("pages"))
 
 
-ENGINE = ["cli", "corpus", "export", "figures.screen", "host", "importers.build", "models.bundled", "recording"]
+ENGINE = ["cli", "corpus", "export", "figures.screen", "host", "importers.build", "measurement", "models.bundled", "recording"]
 LIGHT = [
     "workbench",
     *(f"workbench.{name}" for name in ENGINE),
