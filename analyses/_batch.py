@@ -137,7 +137,7 @@ def ask(
         raise AnalysisError(f"{name}: a measurement holds both models that it compares; leave --against out.")
     if not takes_two(module):
         chosen = parse_settings(module, settings)
-        if against is not None:
+        if against is not None and isinstance(recording, Recording):
             found = _compare.compare(module, recording, against, chosen, experts=experts)
             return Answer(found, chosen, found.tables, _compare.figures(name, found))
         result = module.run(recording, chosen)
@@ -195,7 +195,9 @@ def analyze(
     return files, answer.figures
 
 
-def sources(recording: Recording | Measurement, against: Recording | None = None, settings: Any = None) -> tuple[Source, ...]:
+def sources(
+    recording: Recording | Measurement, against: Recording | None = None, settings: Any = None
+) -> tuple[Source, ...]:
     """The recordings that a result is made of, for its provenance; a ceiling among them."""
     if isinstance(recording, Measurement):
         found = recording.models.values()

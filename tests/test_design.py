@@ -82,7 +82,17 @@ def test_pages_compute_nothing():
     assert all(not tops(file) & {"numpy", "pandas", *HEAVY} for file in sources("pages"))
 
 
-ENGINE = ["cli", "corpus", "export", "figures.screen", "host", "importers.build", "measurement", "models.bundled", "recording"]
+ENGINE = [
+    "cli",
+    "corpus",
+    "export",
+    "figures.screen",
+    "host",
+    "importers.build",
+    "measurement",
+    "models.bundled",
+    "recording",
+]
 LIGHT = [
     "workbench",
     *(f"workbench.{name}" for name in ENGINE),

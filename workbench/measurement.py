@@ -119,7 +119,7 @@ class Measurement:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if manifest["schema"] > SCHEMA:
             raise MeasurementError(
-                f"{path} has schema {manifest['schema']}, and this workbench reads up to {SCHEMA}; update the workbench."
+                f"{path} has schema {manifest['schema']}, and this workbench reads up to {SCHEMA}; update it."
             )
         if json_digest({k: v for k, v in manifest.items() if k not in _NOT_IN_DIGEST}) != manifest["digest"]:
             raise MeasurementError(

@@ -1,7 +1,7 @@
 """Who runs beside whom: models, each with a routing and a way to run its experts, and how one run of each is made.
 
-Contestants of one round run one after the other, and every other round in the opposite order, so that a slow drift of the
-machine meets all of them alike. Axes: B rows, S positions.
+Contestants of one round run one after the other, and every other round in the opposite order, so that a slow drift of
+the machine meets all of them alike. Axes: B rows, S positions.
 """
 
 from contextlib import ExitStack

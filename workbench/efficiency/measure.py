@@ -150,9 +150,10 @@ class _Profile:
             self._checks(plain)
             self._energy(plain, counters)
         last = machine.ceiling(device, self.model.module.dtype)
+        prompts = {label: kind_of(each, self.asked.prompts) for label, each in self._models().items()}
         manifest = {
             "models": {label: _facts(each) for label, each in self._models().items()},
-            "settings": {**self.asked.__dict__, "prompts": {m: kind_of(x, self.asked.prompts) for m, x in self._models().items()}},
+            "settings": {**self.asked.__dict__, "prompts": prompts},
             "base": {"routing": str(contestants[0].routing), "experts": contestants[0].experts},
             "machine": machine.facts(device),
             "load_average": {"before": load_before, "after": machine.load_average()},
@@ -202,7 +203,7 @@ class _Profile:
         if not now:
             if wanted:
                 raise MeasurementError(
-                    f"experts implementation is {wanted[0]!r}, but {self.model.name} has no experts that can be switched."
+                    f"experts implementation is {wanted[0]!r}, but {self.model.name} has no experts to switch."
                 )
             return [""]
         if wanted is not None and (unknown := [name for name in wanted if name not in kernels.known(module)]):
@@ -254,9 +255,12 @@ class _Profile:
             self.rounds_of[seat] = min(self.asked.rounds, FEWEST_ROUNDS) if slow else self.asked.rounds
             self.warm_ups.append(
                 {
-                    **seat.contestant.key(), **_of(seat.point), "runs": warmed.runs, "settled": warmed.settled,
+                    **seat.contestant.key(),
+                    **_of(seat.point),
+                    "runs": warmed.runs,
+                    "settled": warmed.settled,
                     "rounds": self.rounds_of[seat],
-                }  # fmt: skip
+                }
             )
 
     def _step(self, words: str) -> None:

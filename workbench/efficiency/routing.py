@@ -31,8 +31,8 @@ class Routing:
 
     Attributes:
         kind: `natural`, `uniform` (k distinct ones at random), `round-robin` (the next k, as even as can be), `zipf` (k
-            distinct ones, the r-th in each layer's own order with weight r^−α), `worst` (the first k for every token) or
-            `replay` (as a recording's tokens did).
+            distinct ones, the r-th in each layer's own order with weight r^−α), `worst` (the first k for every token)
+            or `replay` (as a recording's tokens did).
         alpha: Of `zipf`.
         recording: Of `replay`.
     """

@@ -58,7 +58,7 @@ def utilization(work: Work, *, seconds: float, peak_flops_per_s: float, peak_byt
         ValueError: a time or a peak is not positive.
 
     Source:
-        Jiang et al. 2024 (MoE-CAP), arXiv:2412.07067 †; differs: its S-MFU counts one expert per token where we count k.
+        Jiang et al. 2024 (MoE-CAP), arXiv:2412.07067 †; differs: its S-MFU counts one expert a token, ours k.
     """
     for name, value in (
         ("seconds", seconds), ("peak_flops_per_s", peak_flops_per_s), ("peak_bytes_per_s", peak_bytes_per_s),

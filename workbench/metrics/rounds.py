@@ -1,7 +1,7 @@
 """What repeated rounds of a timing say: a median with its interval, and whether the machine drifted.
 
-Times are skewed, have outliers of any size and no known shape, so nothing here rests on a mean or a variance. A round is
-the unit: what ran in one round ran beside each other, and is divided before rounds are put together.
+Times are skewed, have outliers of any size and no known shape, so nothing here rests on a mean or a variance. A round
+is the unit: what ran in one round ran beside each other, and is divided before rounds are put together.
 Axes: R rounds, x any further axes.
 """
 
