@@ -78,7 +78,7 @@ def write_measurement(path: Path, tables: Mapping[str, pd.DataFrame], manifest: 
     digest = json_digest(whole)
     whole |= {"created": datetime.now(UTC).isoformat(timespec="seconds"), "digest": digest}
     _write(path / MANIFEST, (json.dumps(whole, ensure_ascii=False, indent=1) + "\n").encode())
-    return Measurement(path, whole)
+    return Measurement.open(path)
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -26,9 +26,8 @@ def test_a_plan_has_k_distinct_experts_for_every_token_of_every_pass(moe, text):
     router = moe.topology.routers[0]
     assert [len(each[router.experts_path]) for each in passes] == [20, 4, 4]
     for each in passes:
-        for ids_TK in each.values():
-            ids_TK = ids_TK.numpy()
-            assert ids_TK.shape[1] == router.top_k and 0 <= ids_TK.min() and ids_TK.max() < router.n_experts
+        for ids_TK in (ids.numpy() for ids in each.values()):
+            assert ids_TK.shape[1] == router.top_k and ids_TK.min() >= 0 and ids_TK.max() < router.n_experts
             assert all(len(set(row)) == router.top_k for row in ids_TK.tolist())
 
 

@@ -54,13 +54,13 @@ class Asked:
     """
 
     batches: tuple[int, ...] = (1, 8, 32)
-    prompt_lengths: tuple[int, ...] = (128,)
-    output_lengths: tuple[int, ...] = (32,)
+    prompt_lengths: tuple[int, ...] = (64,)
+    output_lengths: tuple[int, ...] = (16,)
     routings: tuple[str, ...] = ("natural", "uniform", "worst")
     experts: tuple[str, ...] | None = None
     prompts: str = "auto"
     rounds: int = 9
-    warm_up: int = 6
+    warm_up: int = 4
     parts: bool = True
     seed: int = 0
 
