@@ -4,6 +4,7 @@ A round is the unit of every interval, and ratios are taken within rounds.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -130,6 +131,13 @@ def batches(table: pd.DataFrame) -> pd.Series:
     """The batch as a category, so that bars of 1, 8 and 256 stand side by side."""
     order = [str(batch) for batch in sorted(table["batch"].unique())]
     return pd.Series(pd.Categorical(table["batch"].astype(str), categories=order), index=table.index)
+
+
+def ends(table: pd.DataFrame, level: float) -> dict[str, Any]:
+    """The interval's columns for a figure; nothing where no row has one."""
+    if table["low"].isna().all():
+        return {}
+    return {"low": "low", "high": "high", "interval_label": f"{level:.0%} interval".replace("%", " %")}
 
 
 def largest(table: pd.DataFrame) -> pd.DataFrame:

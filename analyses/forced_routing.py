@@ -11,7 +11,18 @@ import pandas as pd
 
 from analyses import _measured
 from analyses._batch import main
-from analyses._measured import POINT, base, batches, drift_words, interval_words, largest, ratios, require_table, runs
+from analyses._measured import (
+    POINT,
+    base,
+    batches,
+    drift_words,
+    ends,
+    interval_words,
+    largest,
+    ratios,
+    require_table,
+    runs,
+)
 from analyses._measured import summary as over_rounds
 from workbench.figures.spec import Bars, Figure
 from workbench.measurement import Measurement
@@ -108,7 +119,7 @@ def figures(result: Result) -> dict[str, Figure]:
         "coverage": Bars(
             mean, "batch", "distinct", panel="phase", group="routing", null="uniform",
             null_label="even, independent tokens", title="Distinct experts of a layer in one pass",
-            x_label="batch (prompts at once)", y_label="distinct experts", hover=("independent", "lowest", "highest"),
+            x_label="batch", y_label="distinct experts", hover=("independent", "lowest", "highest"),
             caption=f"Mean over passes and layers of the distinct experts that a pass meets, counted in runs that were "
             f"not timed, beside E(1 − (1 − K/E)^T) of T tokens; {size} ({result.words}).",
             alt="; ".join(
@@ -125,10 +136,10 @@ def figures(result: Result) -> dict[str, Figure]:
         )
         most = times.assign(apart=(times["value"] - 1).abs()).nlargest(1, "apart").iloc[0]
         found["time"] = Bars(
-            times, "batch", "value", panel="phase", group="routing", low="low", high="high",
-            interval_label=f"{result.level:.0%} interval".replace("%", " %"), null="equal", null_label=result.first,
-            title=f"Time of forced routing, beside {result.first}", x_label="batch (prompts at once)",
-            y_label=f"time / time of {result.first}", hover=("rounds", "change", "drift_p"),
+            times, "batch", "value", panel="phase", group="routing", **ends(times, result.level),
+            null="equal", null_label=result.first,
+            title=f"Time of forced routing, beside {result.first}", x_label="batch",
+            y_label="relative time", hover=("rounds", "change", "drift_p"),
             caption=f"Time of prefill and of decode over that of {result.first} routing, divided within each round; "
             f"{size} ({result.words}). {interval_words(times, result.level)} {drift_words(times, 'ratio')} A forced "
             "run holds one hook per layer that a natural one does not.",

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analyses import _measured
 from analyses._batch import main
-from analyses._measured import POINT, base, batches, drift_words, interval_words, largest, ratios, runs, summary
+from analyses._measured import POINT, base, batches, drift_words, ends, interval_words, largest, ratios, runs, summary
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Bars, Figure
 from workbench.measurement import Measurement
@@ -106,10 +106,10 @@ def figures(result: Result) -> dict[str, Figure]:
     left_out = f" Left out: {'; '.join(result.left_out)}." if result.left_out else ""
     return {
         "time": Bars(
-            table, "batch", "value", panel="phase", group="experts", low="low", high="high", shared_y=False,
-            interval_label=f"{result.level:.0%} interval".replace("%", " %"), null="equal",
+            table, "batch", "value", panel="phase", group="experts", shared_y=False,
+            **ends(table, result.level), null="equal",
             null_label=f"{result.base}", title=f"Ways to run the experts, beside {result.base}",
-            x_label="batch (prompts at once)", y_label=f"time / time of {result.base}",
+            x_label="batch", y_label="relative time",
             hover=("rounds", "extra_bytes", "tokens_same", "logit_difference"),
             caption=f"Time of prefill and of decode over that of {result.base}, divided within each round; "
             f"{table['prompt_tokens'].iloc[0]} + {table['output_tokens'].iloc[0]} tokens ({result.words}). "

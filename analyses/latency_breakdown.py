@@ -11,7 +11,7 @@ import pandas as pd
 
 from analyses import _measured
 from analyses._batch import main
-from analyses._measured import POINT, base, interval_words, largest, ratios, require_table, runs, summary
+from analyses._measured import POINT, base, ends, interval_words, largest, ratios, require_table, runs, summary
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Bars, Figure
 from workbench.measurement import Measurement
@@ -115,6 +115,7 @@ def figures(result: Result) -> dict[str, Figure]:
     order = [*(part for part in order if part != "rest"), *(["rest"] if "rest" in order else [])]
     table = table.assign(
         part=pd.Categorical(table["part"], categories=order),
+        model=pd.Categorical(table["model"], categories=list(dict.fromkeys(result.overhead["model"]))),
         phase=pd.Categorical(table["phase"], categories=["prefill", "decode"]),
     )
     table = table.sort_values(["phase", "model", "part"])
@@ -123,8 +124,8 @@ def figures(result: Result) -> dict[str, Figure]:
     size = f"batch {result.batch}, {table['prompt_tokens'].iloc[0]} + {table['output_tokens'].iloc[0]} tokens"
     return {
         "by_part": Bars(
-            table, "part", "value", panel="phase", group="model", low="low", high="high", shared_y=False,
-            interval_label=f"{result.level:.0%} interval".replace("%", " %"),
+            table, "part", "value", panel="phase", group="model", shared_y=False,
+            **ends(table, result.level),
             title="Time of one pass, by part", x_label="part", y_label="time of one pass (ms)",
             hover=("share", "rounds"),
             caption=f"Own time of each part in one pass: the prompts (prefill), one new token of each (decode); {size} "

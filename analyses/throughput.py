@@ -11,7 +11,19 @@ import pandas as pd
 
 from analyses import _measured
 from analyses._batch import main
-from analyses._measured import POINT, WHO, base, batches, drift_words, interval_words, largest, ratios, runs, summary
+from analyses._measured import (
+    POINT,
+    WHO,
+    base,
+    batches,
+    drift_words,
+    ends,
+    interval_words,
+    largest,
+    ratios,
+    runs,
+    summary,
+)
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Bars, Figure
 from workbench.measurement import Measurement
@@ -126,12 +138,11 @@ def figures(result: Result) -> dict[str, Figure]:
     shown = largest(result.speeds[result.speeds["measure"].isin(names)])
     shown = shown.assign(batch=batches(shown), what=shown["measure"].map(names))
     lengths = f"{shown['prompt_tokens'].iloc[0]} + {shown['output_tokens'].iloc[0]} tokens"
-    level = f"{result.level:.0%} interval".replace("%", " %")
     best = shown.nlargest(1, "value").iloc[0]
     found: dict[str, Figure] = {
         "tokens_per_second": Bars(
-            shown, "batch", "value", panel="what", group="model", low="low", high="high", interval_label=level,
-            shared_y=False, title="Throughput by batch", x_label="batch (prompts at once)", y_label="tokens/s",
+            shown, "batch", "value", panel="what", group="model", **ends(shown, result.level),
+            shared_y=False, title="Throughput by batch", x_label="batch", y_label="tokens/s",
             hover=("rounds", "change", "drift_p"),
             caption=f"Tokens per second of closed batches of {lengths} ({result.words}). "
             f"{interval_words(shown, result.level)} {drift_words(shown, 'speed')}".strip(),
@@ -145,8 +156,8 @@ def figures(result: Result) -> dict[str, Figure]:
         table = table.assign(batch=batches(table), equal=1.0)
         whole = table[table["phase"] == WHOLE]
         found["ratio"] = Bars(
-            table, "batch", "value", group="phase", low="low", high="high", interval_label=level, null="equal",
-            null_label="equal speed", title=f"Speed of {first} over {second}", x_label="batch (prompts at once)",
+            table, "batch", "value", group="phase", **ends(table, result.level), null="equal",
+            null_label="equal speed", title=f"Speed of {first} over {second}", x_label="batch",
             y_label="ratio of speeds", hover=("rounds", "change", "drift_p"),
             caption=f"Speed of {first} over that of {second}, divided within each round, for {lengths} "
             f"({result.words}). {interval_words(table, result.level)} {drift_words(table, 'ratio')}".strip(),
