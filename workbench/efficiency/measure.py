@@ -31,6 +31,7 @@ from workbench.models.topology import Router
 
 ENERGY_WINDOW_S = 2.0
 SLOW = 4.0
+"""A contestant whose first run takes this many times the first one's is not warmed up further."""
 FEWEST_ROUNDS = 6
 """That give a 95 % interval of a median."""
 
@@ -47,13 +48,13 @@ class Asked:
         experts: Implementations of the measured model's experts, likewise; None for what it runs now, and then all
             others that work here.
         prompts: `auto`, `random`, `identical`, or a corpus.
-        rounds: Timed runs of each contestant at each point; of one that takes over four times the first's time, 6.
+        rounds: Timed runs of each model at each point; of its variants (routings, kernels, watched) 6 at most.
         warm_up: Most runs before them.
         parts: Whether the parts of a pass are timed too.
         seed: Of prompts and forced routing.
     """
 
-    batches: tuple[int, ...] = (1, 8, 32)
+    batches: tuple[int, ...] = (1, 16)
     prompt_lengths: tuple[int, ...] = (64,)
     output_lengths: tuple[int, ...] = (16,)
     routings: tuple[str, ...] = ("natural", "uniform", "worst")
@@ -246,22 +247,15 @@ class _Profile:
         return Seat(who, point, self.asked.prompts, self.asked.seed)
 
     def _warm_up(self, seats: Sequence[Seat]) -> None:
-        """Warms up; one that is far slower than the first gets the fewest runs that give an interval."""
+        """Warms up; the variants of a model get the fewest rounds that give an interval."""
         first_s = 0.0
         for seat in seats:
+            who = seat.contestant
             warmed = warm_up(seat, most=self.asked.warm_up, limit_s=SLOW * first_s)
             first_s = first_s or warmed.last_s
-            slow = warmed.last_s > SLOW * first_s
-            self.rounds_of[seat] = min(self.asked.rounds, FEWEST_ROUNDS) if slow else self.asked.rounds
-            self.warm_ups.append(
-                {
-                    **seat.contestant.key(),
-                    **_of(seat.point),
-                    "runs": warmed.runs,
-                    "settled": warmed.settled,
-                    "rounds": self.rounds_of[seat],
-                }
-            )
+            compared = who is seats[0].contestant or (who.label != self._first and not who.watched)
+            self.rounds_of[seat] = self.asked.rounds if compared else min(self.asked.rounds, FEWEST_ROUNDS)
+            self.warm_ups.append({**who.key(), **_of(seat.point), "runs": warmed.runs, "settled": warmed.settled})
 
     def _step(self, words: str) -> None:
         self.on_progress(self.done, self.total, words)

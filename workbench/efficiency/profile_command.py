@@ -21,7 +21,7 @@ def profile(
     out: Annotated[Path, typer.Option(help="folder of the measurement, new or empty")],
     against: Annotated[str | None, typer.Option(help="a model to measure beside it, round by round")] = None,
     weights: Annotated[str, typer.Option(help="checkpoint, or dummy for random ones")] = "checkpoint",
-    batch: Annotated[str, typer.Option(help="prompts at once, e.g. 1,8,32")] = "1,8,32",
+    batch: Annotated[str, typer.Option(help="prompts at once, e.g. 1,16")] = "1,16",
     prompt_length: Annotated[str, typer.Option(help="tokens of a prompt, e.g. 128,1024")] = "64",
     output_length: Annotated[str, typer.Option(help="new tokens of each, e.g. 32")] = "16",
     experts_implementation: Annotated[
@@ -32,7 +32,7 @@ def profile(
         str, typer.Option(help="natural, uniform, round-robin, zipf:ALPHA, worst, replay:RECORDING; the first compares")
     ] = "natural,uniform,worst",
     prompts: Annotated[str, typer.Option(help="random, identical, a corpus; auto: demo, or random")] = "auto",
-    rounds: Annotated[int, typer.Option(help="timed runs of each at each point; 6 or more give an interval")] = 9,
+    rounds: Annotated[int, typer.Option(help="timed runs of each model; 6 or more give an interval")] = 9,
     warm_up: Annotated[int, typer.Option(help="most runs before them")] = 4,
     parts: Annotated[bool, typer.Option(help="also time attention, router, experts …")] = True,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N")] = "auto",
