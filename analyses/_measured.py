@@ -116,7 +116,8 @@ def setting_words(measurement: Measurement) -> str:
     experts = measurement.manifest["base"]["experts"]
     how = f"{first['dtype']}, attention {first['attention']}" + (f", experts {experts}" if experts else "")
     dummy = ", random weights" if any(m["weights"] == "dummy" for m in models.values()) else ""
-    return f"{where}, {machine['threads']} threads; {how}; prompts: {prompts}{dummy}"
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    return f"{where}, {threads}; {how}; prompts: {prompts}{dummy}"
 
 
 def sizes(table: pd.DataFrame) -> pd.Series:

@@ -36,7 +36,7 @@ class Result:
 
     Attributes:
         kernels: One row per implementation, point and phase: time over the base's within rounds, `value` with `low` and
-            `high`; `extra_bytes` that a run takes beyond what was in use, `tokens_same` of its greedy tokens with the
+            `high`; `extra_bytes` that a whole run takes at its peak, `tokens_same` of its greedy tokens with the
             base's, `logit_difference` (largest absolute) beside `largest_logit`.
         base: The implementation the others are held against.
         left_out: What does not run here, and why.
@@ -103,7 +103,7 @@ def figures(result: Result) -> dict[str, Figure]:
     )
     worst = table.nlargest(1, "value").iloc[0]
     apart = (table["logit_difference"] / table["largest_logit"]).max()
-    left_out = f" Left out: {'; '.join(result.left_out)}." if result.left_out else ""
+    left_out = f" Left out: {'; '.join(line.rstrip('.') for line in result.left_out)}." if result.left_out else ""
     return {
         "time": Bars(
             table, "batch", "value", panel="phase", group="experts", shared_y=False,

@@ -68,7 +68,7 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="0 rounds were given, 1 or more"):
         median_interval(np.zeros(0))
     with pytest.raises(ValueError, match="level is 95"):
-        median_interval(np.zeros(9), level=95)
+        median_interval(np.zeros(9), level=95.0)
     with pytest.raises(ValueError, match="1 rounds were given, 2 or more"):
         halves(np.zeros(1))
 
