@@ -24,6 +24,7 @@ from analyses._pair import EXPERTS
 from workbench.errors import AnalysisError, WorkbenchError
 from workbench.export import Provenance, Source, write_reproduce, write_result
 from workbench.figures.theme import Width
+from workbench.measurement import Measurement, is_measurement
 from workbench.recording import Recording
 
 
@@ -49,6 +50,16 @@ def get(name: str) -> types.ModuleType:
     if name not in names(""):
         raise AnalysisError(f"unknown analysis {name!r}; there are {', '.join(names(''))}.")
     return import_module(f"analyses.{name}")
+
+
+def open_input(path: Path) -> Recording | Measurement:
+    """The recording or measurement in a folder."""
+    return Measurement.open(path) if is_measurement(path) else Recording.open(path)
+
+
+def kind(given: Recording | Measurement) -> str:
+    """Of an input, as analyses state theirs in `INPUT`."""
+    return "measurement" if isinstance(given, Measurement) else "recording"
 
 
 def parse_settings(module: types.ModuleType, pairs: Sequence[str]) -> Any:
@@ -101,7 +112,7 @@ class Answer:
 
 
 def ask(
-    recording: Recording, name: str, *, settings: Sequence[str] = (), against: Recording | None = None,
+    recording: Recording | Measurement, name: str, *, settings: Sequence[str] = (), against: Recording | None = None,
     experts: str = "auto",
 ) -> Answer:  # fmt: skip
     """Runs one analysis.
@@ -117,13 +128,20 @@ def ask(
         AnalysisError: what `get`, `parse_settings` or the analysis refuse; or it compares two and was given one.
     """
     module = get(name)
-    if name not in names():
+    if _input(name) == "costs":
         raise AnalysisError(
-            f"{name}: it is asked of {_input(name)}, not of a recording; run python -m analyses.{name} --help."
+            f"{name}: it is asked of costs, not of a {kind(recording)}; run python -m analyses.{name} --help."
         )
+    if _input(name) != kind(recording):
+        raise AnalysisError(
+            f"{name}: it is asked of a {_input(name)}, and {recording.path} holds a {kind(recording)}; of that there "
+            f"are {', '.join(names(kind(recording)))}."
+        )
+    if isinstance(recording, Measurement) and against is not None:
+        raise AnalysisError(f"{name}: a measurement holds both models that it compares; leave --against out.")
     if not takes_two(module):
         chosen = parse_settings(module, settings)
-        if against is not None:
+        if against is not None and isinstance(recording, Recording):
             found = _compare.compare(module, recording, against, chosen, experts=experts)
             return Answer(found, chosen, found.tables, _compare.figures(name, found))
         result = module.run(recording, chosen)
@@ -142,7 +160,7 @@ def ask(
 
 
 def analyze(
-    recording: Recording,
+    recording: Recording | Measurement,
     name: str,
     out: Path,
     *,
@@ -181,8 +199,13 @@ def analyze(
     return files, answer.figures
 
 
-def sources(recording: Recording, against: Recording | None = None, settings: Any = None) -> tuple[Source, ...]:
+def sources(
+    recording: Recording | Measurement, against: Recording | None = None, settings: Any = None
+) -> tuple[Source, ...]:
     """The recordings that a result is made of, for its provenance; a ceiling among them."""
+    if isinstance(recording, Measurement):
+        found = recording.models.values()
+        return tuple(Source(digest=recording.digest, model=m["name"], revision=m["revision"] or None) for m in found)
     ceiling = getattr(settings, "ceiling", "")
     given = [recording, against, Recording.open(ceiling) if ceiling else None]
     models = [(each.digest, each.manifest["model"]) for each in given if each is not None]
@@ -190,7 +213,7 @@ def sources(recording: Recording, against: Recording | None = None, settings: An
 
 
 def command(
-    recording: Recording,
+    recording: Recording | Measurement,
     name: str,
     *,
     settings: Sequence[str] = (),
@@ -204,7 +227,7 @@ def command(
     words += ["--experts", experts] if experts != "auto" else []
     words += [word for pair in settings for word in ("--set", pair)]
     words += ["--width", width] if width != "column" else []
-    words += ["--phase", recording.chosen_phase] if recording.chosen_phase else []
+    words += ["--phase", phase] if (phase := getattr(recording, "chosen_phase", None)) else []
     return shlex.join([*words, "--out", "out"])
 
 
@@ -230,8 +253,9 @@ def main() -> None:
     parser.add_argument("--experts", choices=EXPERTS, default="auto", help="whether equal ids are equal experts")
     arguments = parser.parse_args()
     try:
-        recording = Recording.open(arguments.recording)
-        recording = recording.of_phase(arguments.phase) if arguments.phase else recording
+        recording = open_input(arguments.recording)
+        if arguments.phase and isinstance(recording, Recording):
+            recording = recording.of_phase(arguments.phase)
         how = {
             "settings": with_ceiling(get(name), arguments.settings, arguments.ceiling),
             "width": arguments.width,

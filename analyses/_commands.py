@@ -12,6 +12,8 @@ from workbench.cli import RECORDINGS, console, token_progress
 if TYPE_CHECKING:
     from analyses import _several
     from workbench.figures.theme import Width
+    from workbench.measurement import Measurement
+    from workbench.recording import Recording
     from workbench.report import Section
 
 
@@ -26,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 
 def analyze(
-    recording: Annotated[Path, typer.Argument(help="folder of a recording")],
+    recording: Annotated[Path, typer.Argument(help="folder of a recording, or of a measurement")],
     names: Annotated[list[str] | None, typer.Argument(help="analyses; --all for every one")] = None,
     out: Annotated[Path, typer.Option(help="folder for tables and figures")] = Path("out"),
     all_: Annotated[bool, typer.Option("--all", help="every analysis")] = False,
@@ -43,12 +45,14 @@ def analyze(
     from workbench.errors import AnalysisError
     from workbench.recording import Recording
 
-    chosen = _batch.names() if all_ else list(names or [])
-    others = [name for name in _batch.names("") if name not in _batch.names()]
-    if all_ and others:
-        console.print(f"passed over, for they are asked of no recording: {', '.join(others)}", soft_wrap=True)
+    opened = _batch.open_input(recording)
+    known = _batch.names(_batch.kind(opened))
+    chosen = known if all_ else list(names or [])
+    if all_:
+        others = ", ".join(name for name in _batch.names("") if name not in known)
+        console.print(f"passed over, for they are asked of something else: {others}", soft_wrap=True)
     if not chosen:
-        raise AnalysisError(f"name an analysis, or give --all; there are {', '.join(_batch.names())}.")
+        raise AnalysisError(f"name an analysis, or give --all; there are {', '.join(known)}.")
     if settings and len(chosen) != 1:
         raise AnalysisError(f"--set belongs to one analysis, and {len(chosen)} were named; run them one by one.")
     for name in chosen:
@@ -61,8 +65,10 @@ def analyze(
         )
     if jobs is not None and jobs < 1:
         raise AnalysisError(f"--jobs is {jobs}; 1 or more was wanted.")
-    opened = Recording.open(recording)
-    opened = opened.of_phase(phase) if phase is not None else opened
+    if phase is not None:
+        if not isinstance(opened, Recording):
+            raise AnalysisError(f"--phase is about recordings, and {recording} holds a measurement; leave it out.")
+        opened = opened.of_phase(phase)
     asked = _several.Asked(
         opened,
         out,
@@ -98,6 +104,25 @@ def _run(asked: "_several.Asked", names: list[str], *, pass_over: bool = False, 
     commands = [asked.command(name) for name in answered]
     write_reproduce(out, commands)
     page = out / "index.html"
+    title, facts = _facts(recording, against)
+    write_report(page, title=title, facts=facts, sections=sections)
+    console.print(f"report: {page}", soft_wrap=True)
+    return page
+
+
+def _facts(recording: "Recording | Measurement", against: "Recording | None") -> tuple[str, dict[str, str]]:
+    """Title and facts of a report."""
+    from workbench.measurement import Measurement
+
+    if isinstance(recording, Measurement):
+        machine = recording.manifest["machine"]
+        gpus = [gpu["name"] for gpu in machine.get("gpus", [])]
+        return " beside ".join(recording.models), {
+            "models": ", ".join(f"{label} ({m['dtype']}, {m['weights']})" for label, m in recording.models.items()),
+            "machine": f"{', '.join(gpus) or machine['cpu']}, {machine['threads']} threads",
+            "rounds": str(recording.manifest["settings"]["rounds"]),
+            "measurement": recording.digest[:16],
+        }
     model, corpus = recording.manifest["identity"]["model"], recording.manifest["corpus"]
     facts = {
         "model": model,
@@ -106,13 +131,10 @@ def _run(asked: "_several.Asked", names: list[str], *, pass_over: bool = False, 
         "capture check": recording.manifest["check"] if isinstance(recording.manifest["check"], str) else "passed",
         "recording": recording.digest[:16],
     }
-    title = f"{model} on {corpus['name']}"
-    if against is not None:
-        facts |= {"compared with": against.manifest["identity"]["model"], "its recording": against.digest[:16]}
-        title = f"{model} and {facts['compared with']} on {corpus['name']}"
-    write_report(page, title=title, facts=facts, sections=sections)
-    console.print(f"report: {page}", soft_wrap=True)
-    return page
+    if against is None:
+        return f"{model} on {corpus['name']}", facts
+    facts |= {"compared with": against.manifest["identity"]["model"], "its recording": against.digest[:16]}
+    return f"{model} and {facts['compared with']} on {corpus['name']}", facts
 
 
 def _section(done: "_several.Done") -> "Section":

@@ -18,6 +18,7 @@ from typing import Any
 from analyses import _batch
 from workbench.errors import AnalysisError
 from workbench.figures.theme import Width
+from workbench.measurement import Measurement
 from workbench.recording import Recording
 
 KEPT_BYTES = 256 << 20  # of decoded ids in each process: those of a million tokens of 28 layers, K = 8
@@ -66,7 +67,7 @@ class Asked:
         experts: Of two recordings: `auto`, `same` or `matched`.
     """
 
-    recording: Recording
+    recording: Recording | Measurement
     out: Path
     settings: Mapping[str, Sequence[str]] = field(default_factory=dict)
     width: Width = "column"
@@ -75,6 +76,8 @@ class Asked:
 
     def keeping(self) -> "Asked":
         """The same for several questions in a row."""
+        if isinstance(self.recording, Measurement):
+            return self
         return replace(self, recording=self.recording.keeping(KEPT_BYTES))
 
     def _how(self, name: str) -> dict[str, Any]:
@@ -95,9 +98,9 @@ class Asked:
         return Done(name, files, drawn, "", time.perf_counter() - started)
 
 
-def processes(recording: Recording, names: Sequence[str]) -> int:
+def processes(recording: Recording | Measurement, names: Sequence[str]) -> int:
     """How many processes are worth their start."""
-    if recording.n_tokens < _WORTH_A_PROCESS:
+    if isinstance(recording, Measurement) or recording.n_tokens < _WORTH_A_PROCESS:
         return 1
     return max(1, min(MOST_PROCESSES, os.cpu_count() or 1, len(names)))
 

@@ -22,6 +22,9 @@ TORCH_FREE_IN_THEM = (
     "workbench/efficiency/claims.py",
     "workbench/efficiency/subject.py",
     "workbench/capture/plan.py",
+    "workbench/efficiency/energy.py",
+    "workbench/efficiency/profile_command.py",
+    "workbench/efficiency/utilization.py",
 )
 HEAVY = {"torch", "transformers", "nnsight"}
 
@@ -85,8 +88,8 @@ def test_pages_compute_nothing():
     assert all(not tops(file) & {"numpy", "pandas", *HEAVY} for file in sources("pages"))
 
 
-ENGINE = ["cli", "corpus", "export", "figures.screen", "host", "importers.build", "models.bundled", "recording"]
-ENGINE += [f"efficiency.{name}" for name in ("claims", "counterparts", "roofline", "subject")]
+ENGINE = ["cli", "corpus", "export", "figures.screen", "host", "importers.build", "measurement", "models.bundled"]
+ENGINE += ["recording", *(f"efficiency.{name}" for name in ("claims", "counterparts", "roofline", "subject"))]
 LIGHT = [
     "workbench",
     *(f"workbench.{name}" for name in ENGINE),

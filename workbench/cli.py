@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +20,8 @@ from rich.table import Table
 from workbench.errors import WorkbenchError
 from workbench.recording import FIELDS
 
+COMMANDS = ("workbench.efficiency.profile_command",)
+"""Modules of the engine that add commands, each with a `register`."""
 RECORDINGS = Path(__file__).resolve().parent.parent / "data" / "recordings"
 
 app = typer.Typer(
@@ -248,6 +251,8 @@ def recordings(
 
 def main() -> None:
     """Runs the command; an error of the user's making is printed as its sentence, with exit status 1."""
+    for module in COMMANDS:
+        import_module(module).register(app)
     for plugin in entry_points(group="moe_workbench.commands"):
         plugin.load()(app)
     try:

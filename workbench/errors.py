@@ -25,6 +25,10 @@ class TraceError(WorkbenchError):
     """A trace that another tool made cannot be imported, or does not say enough to be."""
 
 
+class MeasurementError(WorkbenchError):
+    """A measurement cannot be made on this machine as asked, or what is on disk is none."""
+
+
 class AnalysisError(WorkbenchError):
     """An analysis was asked for something that its recording or settings cannot give."""
 

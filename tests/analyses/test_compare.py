@@ -17,7 +17,7 @@ from workbench.errors import AnalysisError
 from workbench.figures.paper import paper
 from workbench.metrics.bags import deal
 from workbench.metrics.clusters import Clusters
-from workbench.recording import Recording
+from workbench.recording import FIELDS, Recording
 
 ONE_ASKED = [name for name in _batch.names() if not _batch.takes_two(_batch.get(name))]
 
@@ -25,7 +25,8 @@ ONE_ASKED = [name for name in _batch.names() if not _batch.takes_two(_batch.get(
 @pytest.fixture(scope="module")
 def other(tmp_path_factory) -> Recording:
     """Another model of the same shape over the same corpus."""
-    return record(tiny.moe(seed=1), tiny.corpus(), tmp_path_factory.mktemp("other") / "r")
+    how = {"fields": FIELDS, "parent": tiny.dense(n_layers=3)}
+    return record(tiny.moe(seed=1), tiny.corpus(), tmp_path_factory.mktemp("other") / "r", **how)
 
 
 CHEAP = {"coactivation": ["n_draws=1"], "specialization": ["n_permutations=1"], "context": ["sample_tokens=500"]}

@@ -201,7 +201,7 @@ def _shaped(rows_NX: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _tensors(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Hidden states, ids and weights as the experts were given them; that they are these three is `hooks._bound`'s."""
+    """Hidden states, ids and weights as the experts were given them; that they are these is `experts_call.bound`'s."""
     tensors = [value for value in (*inputs[0], *inputs[1].values()) if isinstance(value, torch.Tensor)]
     (ids,) = (t for t in tensors if not t.is_floating_point() and t.dtype != torch.bool)
     weights = next(t for t in tensors if t.is_floating_point() and t.shape == ids.shape)

@@ -17,10 +17,9 @@ import torch
 from nnsight import NNsight
 
 from workbench.errors import CaptureError
+from workbench.models.experts_call import Inputs, bound, of_scores, with_ids, with_scores
 from workbench.models.placement import here
 from workbench.models.topology import Router, Topology
-
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -163,10 +162,10 @@ class Tracer:
             with self._wrapped.envoy.trace(**self._inputs(ids_BS, mask_BS, 0)):
                 if router.way == "scores":
                     given = site.output
-                    site.output = (_with_scores(given[0], chosen_TK), *given[1:])
+                    site.output = (with_scores(given[0], chosen_TK), *given[1:])
                 else:
                     given = site.inputs
-                    site.inputs = _with_ids(given, chosen_TK)
+                    site.inputs = with_ids(given, chosen_TK)
                 logits = self._wrapped.envoy.output.logits.save()
         return logits
 
@@ -260,10 +259,10 @@ def _capture(router: Router, read: Mapping[str, Any]) -> RouterCapture:
     output = read[f"out:{_logits_path(router)}"]
     logits = output if router.logits_index is None else output[router.logits_index]
     if router.way == "scores":
-        ids, weights = _of_scores(read[f"out:{router.router_path}"][0], router)
+        ids, weights = of_scores(read[f"out:{router.router_path}"][0], router)
         hidden = _first_tensor(read[f"in:{router.experts_path}"]) if f"in:{router.experts_path}" in read else None
     else:
-        hidden, ids, weights = _bound(read[f"in:{router.experts_path}"], router)
+        hidden, ids, weights = bound(read[f"in:{router.experts_path}"], router)
         ids, weights = ids.reshape(-1, ids.shape[-1]), weights.reshape(-1, weights.shape[-1])
     if router.skips:
         ids = torch.where(weights == 0, torch.full_like(ids, router.n_experts - 1), ids)
@@ -283,54 +282,6 @@ def _capture(router: Router, read: Mapping[str, Any]) -> RouterCapture:
         experts_inputs=read.get(f"in:{router.experts_path}"),
         shared_TC=read.get(f"out:{router.shared_path}"),
     )
-
-
-def _of_scores(score_TE: torch.Tensor, router: Router) -> tuple[torch.Tensor, torch.Tensor]:
-    """Chosen ids and weights of scores that are zero for every expert not chosen."""
-    chosen_TE = score_TE != 0
-    if not bool((chosen_TE.sum(-1) == router.top_k).all()):
-        counts = sorted(set(chosen_TE.sum(-1).tolist()))
-        raise CaptureError(
-            f"layer {router.layer} {router.router_path}: a token's scores are not zero for {counts} experts; "
-            f"{router.top_k} were expected. Correct the family's facts in workbench/models/families.py (way)."
-        )
-    ids_TK = chosen_TE.nonzero()[:, 1].reshape(-1, router.top_k)
-    return ids_TK, score_TE.gather(-1, ids_TK)
-
-
-def _with_scores(score_TE: torch.Tensor, chosen_TK: torch.Tensor) -> torch.Tensor:
-    """The scores given to other experts, each token's in their order."""
-    given_TK = score_TE[score_TE != 0].reshape(chosen_TK.shape)
-    return torch.zeros_like(score_TE).scatter(-1, chosen_TK.long(), given_TK)
-
-
-def _bound(inputs: tuple[tuple[Any, ...], dict[str, Any]], router: Router) -> tuple[torch.Tensor, ...]:
-    """(hidden, ids, weights) of an experts call.
-
-    Told apart by what they are, not by name or place, since families name and order them differently: the ids are the
-    integers, the weights the floats of the ids' shape, the hidden states what is left.
-    """
-    tensors = [value for value in (*inputs[0], *inputs[1].values()) if isinstance(value, torch.Tensor)]
-    ids = [t for t in tensors if not t.is_floating_point() and t.dtype != torch.bool]
-    weights = [t for t in tensors if t.is_floating_point() and ids and t.shape == ids[0].shape]
-    hidden = [t for t in tensors if t.is_floating_point() and not any(t is w for w in weights)]
-    if (len(ids), len(weights), len(hidden)) != (1, 1, 1):
-        got = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in tensors) or "no tensor"
-        raise CaptureError(
-            f"layer {router.layer} {router.experts_path}: the experts were called with {got}; hidden states, "
-            "ids and weights were expected. Add how the family calls its experts to workbench/models/families.py."
-        )
-    return hidden[0], ids[0], weights[0]
-
-
-def _with_ids(inputs: Any, chosen_TK: torch.Tensor) -> Any:
-    arguments, keywords = inputs
-
-    def swap(value: Any) -> Any:
-        is_ids = isinstance(value, torch.Tensor) and not value.is_floating_point() and value.dtype != torch.bool
-        return chosen_TK.to(value.dtype).reshape(value.shape) if is_ids else value
-
-    return tuple(swap(value) for value in arguments), {name: swap(value) for name, value in keywords.items()}
 
 
 def _first_tensor(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> torch.Tensor:

@@ -1,1 +1,1 @@
-"""What a model costs to run, by formula and by measuring, beside a dense one."""
+"""What a model costs to run: counted from its config, and measured on this machine."""

@@ -1,0 +1,143 @@
+"""Who runs beside whom: models, each with a routing and a way to run its experts, and how one run of each is made.
+
+Contestants of one round run one after the other, and every other round in the opposite order, so that a slow drift of
+the machine meets all of them alike. Axes: B rows, S positions.
+"""
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from workbench.efficiency import breakdown, decode, kernels, routing
+from workbench.efficiency.clock import Clock
+from workbench.efficiency.decode import Point, Run
+from workbench.efficiency.prompts import prompts
+from workbench.efficiency.routing import Plan, Routing
+from workbench.models.loading import Model
+
+Parts = dict[tuple[int, str], float]
+WINDOW = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Contestant:
+    """One way to run one model.
+
+    Attributes:
+        label: The model's name in the tables.
+        model: The model, unwrapped.
+        routing: How its experts are chosen.
+        experts: How they are run; empty for a model without experts that can be switched.
+        watched: Whether the borders of its parts are marked.
+    """
+
+    label: str
+    model: Model
+    routing: Routing = field(default_factory=lambda: Routing("natural"))
+    experts: str = ""
+    watched: bool = False
+
+    def key(self) -> dict[str, Any]:
+        """What names it in the tables."""
+        return {
+            "model": self.label, "routing": str(self.routing), "experts": self.experts, "watched": self.watched,
+        }  # fmt: skip
+
+
+@dataclass(eq=False)
+class Seat:
+    """A contestant at a point: its prompts and forced ids are made once, before anything is timed."""
+
+    contestant: Contestant
+    point: Point
+    prompts_kind: str = "auto"
+    seed: int = 0
+    ids_BS: torch.Tensor = field(init=False)
+    planned: Plan | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        who = self.contestant
+        self.ids_BS = prompts(who.model, self.point, kind=self.prompts_kind, seed=self.seed)
+        self.planned = routing.plan(
+            who.routing, who.model.topology, self.point, device=who.model.device, seed=self.seed
+        )
+
+    def run(self) -> tuple[Run, Parts]:
+        """One run, and the parts' own seconds in each pass where it is watched."""
+        who, parts = self.contestant, Parts()
+        module = who.model.module
+        with ExitStack() as stack:
+            stack.enter_context(kernels.using(module, who.experts))
+            tell = stack.enter_context(routing.forced(module, who.model.topology, self.planned))
+            if not who.watched:
+                return self._go(tell), parts
+            clock = Clock(self.ids_BS.device)
+            named = breakdown.parts_of(module, who.model.topology)
+            marks = stack.enter_context(breakdown.watched(module, named, clock))
+
+            def before(step: int) -> None:
+                marks.step = step
+                tell(step)
+
+            done = self._go(before, clock)
+            return done, marks.seconds(done.marks_s)
+
+    def counts(self) -> dict[str, list[np.ndarray]]:
+        """How often each expert was chosen in each pass of a run, by the path of the experts."""
+        who = self.contestant
+        module, topology = who.model.module, who.model.topology
+        with (
+            kernels.using(module, who.experts),
+            routing.forced(module, topology, self.planned) as tell,
+            routing.counted(module, topology.routers) as counts,
+        ):
+            self._go(tell)
+        return counts
+
+    def _go(self, before_step: Any, clock: Clock | None = None) -> Run:
+        return decode.run(
+            self.contestant.model.module, self.ids_BS, output_tokens=self.point.output_tokens,
+            before_step=before_step, clock=clock,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """How a seat was warmed up.
+
+    Attributes:
+        runs: That were not kept.
+        settled: Whether their rolling median had come to rest.
+        last_s: The median of the last ones.
+    """
+
+    runs: int
+    settled: bool
+    last_s: float
+
+
+def warm_up(seat: Seat, *, most: int, limit_s: float = 0.0, tolerance: float = 0.02) -> WarmUp:
+    """Runs until the median of the last three moves by less than the tolerance.
+
+    Args:
+        seat: Who runs.
+        most: Runs at most.
+        limit_s: A first run that takes longer is the only one; 0 for no limit.
+        tolerance: Of the median, relative.
+    """
+    seconds: list[float] = []
+    settled = False
+    while len(seconds) < most and not settled and not (limit_s and seconds and seconds[0] > limit_s):
+        seconds.append(seat.run()[0].wall_s)
+        if len(seconds) > WINDOW:
+            before, after = np.median(seconds[-WINDOW - 1 : -1]), np.median(seconds[-WINDOW:])
+            settled = bool(abs(after / before - 1) < tolerance)
+    return WarmUp(len(seconds), settled, float(np.median(seconds[-WINDOW:])))
+
+
+def order_of(n: int, round_number: int) -> list[int]:
+    """Who goes when: forwards in even rounds, backwards in odd ones."""
+    return list(range(n)) if round_number % 2 == 0 else list(range(n))[::-1]
