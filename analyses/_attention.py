@@ -10,7 +10,8 @@ from analyses._inputs import design
 from workbench.errors import AnalysisError
 from workbench.metrics.attention import BIN_EDGES, STATISTICS, WEIGHED
 from workbench.metrics.uncertainty import Interval, ratio_interval
-from workbench.recording import Recording, attention_prefix
+from workbench.recording import Recording
+from workbench.recording_schema import attention_prefix
 
 AXIS = {
     "entropy": "entropy (nats)",

@@ -12,7 +12,8 @@ from analyses import _parts
 from workbench.errors import AnalysisError
 from workbench.metrics.sets import shuffled_within
 from workbench.models.topology import Router
-from workbench.recording import Recording, prefix
+from workbench.recording import Recording
+from workbench.recording_schema import prefix
 
 CHUNK_TOKENS = 1 << 20
 KEPT_BYTES = 1 << 27  # of shuffles, kept for the next layer; those of a larger recording are drawn again

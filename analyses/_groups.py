@@ -13,7 +13,8 @@ from analyses._inputs import RouterStack
 from analyses._tokens import document_rows
 from workbench.metrics.sets import keyed_hash
 from workbench.metrics.vocabulary import count_cells
-from workbench.recording import Recording, prefix
+from workbench.recording import Recording
+from workbench.recording_schema import prefix
 
 
 @dataclass(frozen=True, eq=False)

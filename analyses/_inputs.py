@@ -13,7 +13,8 @@ from workbench.errors import AnalysisError
 from workbench.metrics.clusters import Clusters
 from workbench.metrics.uncertainty import Interval
 from workbench.models.topology import Router
-from workbench.recording import Recording, prefix
+from workbench.recording import Recording
+from workbench.recording_schema import prefix
 
 
 def require(

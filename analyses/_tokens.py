@@ -13,7 +13,8 @@ from analyses._inputs import RouterStack
 from analyses._parts import first_choice, in_text_order
 from workbench.errors import AnalysisError
 from workbench.metrics.sets import as_bits, keyed_hash
-from workbench.recording import Recording, prefix
+from workbench.recording import Recording
+from workbench.recording_schema import prefix
 
 N_DRAWS = 20
 SAMPLE_TOKENS = 16_384  # of the draws that are dear: whole documents, drawn at random

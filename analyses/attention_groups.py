@@ -16,7 +16,8 @@ from analyses._inputs import require, sample_words
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Figure, HeatMap, Lines
 from workbench.metrics.heads import group_similarity
-from workbench.recording import Recording, attention_prefix
+from workbench.recording import Recording
+from workbench.recording_schema import attention_prefix
 
 NEEDS = ("attention", "attention-weights")
 

@@ -22,7 +22,8 @@ from workbench.metrics.bags import Bags, bag_interval, deal
 from workbench.metrics.sets import keyed_hash
 from workbench.metrics.vocabulary import count_cells
 from workbench.models.topology import Router
-from workbench.recording import Recording, attention_prefix, prefix
+from workbench.recording import Recording
+from workbench.recording_schema import attention_prefix, prefix
 
 NEEDS = ("routing", "attention", "attention-tokens")
 SPLITS = {"first": "weight of the first key", "local32": "weight of the last 32 keys", "distance": "mean distance"}

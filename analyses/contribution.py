@@ -18,7 +18,8 @@ from analyses._tokens import document_rows
 from workbench.figures.spec import Figure, HeatMap, Lines, Points
 from workbench.metrics.contribution import peer_contribution
 from workbench.metrics.uncertainty import domain_ratio_interval, ratio_interval
-from workbench.recording import Recording, prefix
+from workbench.recording import Recording
+from workbench.recording_schema import prefix
 
 NEEDS = ("routing", "experts")
 ALONE = "one expert a token has no peers: compared with the layer's mean over all tokens"

@@ -25,7 +25,8 @@ from workbench.metrics.clusters import Clusters
 from workbench.metrics.router import normalized_entropy
 from workbench.metrics.sequence import load_matched_repetition, repetition
 from workbench.metrics.uncertainty import Interval, domain_ratio_interval, ratio_interval
-from workbench.recording import Recording, prefix
+from workbench.recording import Recording
+from workbench.recording_schema import prefix
 
 NEEDS = ("routing",)
 IMBALANCE = "imbalance (CV²)"

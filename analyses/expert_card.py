@@ -18,7 +18,8 @@ from workbench.errors import AnalysisError
 from workbench.figures.spec import Bars, Figure, TokenStrip
 from workbench.metrics.clusters import MIN_CLUSTERS, Clusters
 from workbench.metrics.uncertainty import domain_ratio_interval, ratio_interval
-from workbench.recording import Recording, prefix
+from workbench.recording import Recording
+from workbench.recording_schema import prefix
 
 NEEDS = ("routing",)
 TOKENS_DRAWN = 10  # as many names as fit under the bars of a figure of column width

@@ -23,7 +23,8 @@ from workbench.metrics.drift import position_divergence, position_drift
 from workbench.metrics.uncertainty import jackknife_interval, ratio_interval
 from workbench.metrics.vocabulary import count_cells
 from workbench.models.topology import Router
-from workbench.recording import Recording, prefix
+from workbench.recording import Recording
+from workbench.recording_schema import prefix
 
 NEEDS = ("routing",)
 STARTS = (0, 1, 4, 16, 64, 256, 1024)  # first positions of the bins; the first token stands alone

@@ -20,7 +20,8 @@ from workbench.figures.spec import Distribution, Figure, Lines
 from workbench.metrics.clusters import Clusters
 from workbench.metrics.uncertainty import domain_ratio_interval, ratio_interval
 from workbench.models.topology import Router
-from workbench.recording import Recording, prefix
+from workbench.recording import Recording
+from workbench.recording_schema import prefix
 
 NEEDS = ("routing",)
 

@@ -16,7 +16,8 @@ from workbench.errors import AnalysisError
 from workbench.figures.spec import Figure, HeatMap, TokenStrip
 from workbench.metrics.router import normalized_entropy
 from workbench.models.topology import Router
-from workbench.recording import Recording, prefix
+from workbench.recording import Recording
+from workbench.recording_schema import prefix
 
 NEEDS = ("routing",)
 

@@ -23,7 +23,7 @@ from workbench.corpus import Corpus
 from workbench.errors import WorkbenchError
 from workbench.host import Host, Job
 from workbench.models import bundled
-from workbench.recording import MANIFEST
+from workbench.recording_schema import MANIFEST
 
 
 def plain(text: object) -> str:

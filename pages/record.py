@@ -8,7 +8,7 @@ import shared
 import streamlit as st
 
 from workbench.models import bundled
-from workbench.recording import FIELDS
+from workbench.recording_schema import FIELDS
 
 st.title("Record")
 known = bundled.bundled_names()

@@ -14,7 +14,8 @@ from jobs import plain
 
 from workbench.errors import RecordingError
 from workbench.models import bundled
-from workbench.recording import MANIFEST, Recording, read_manifest
+from workbench.recording import Recording, read_manifest
+from workbench.recording_schema import MANIFEST
 
 TOKENS_SHOWN = 160
 

@@ -11,7 +11,8 @@ import torch
 from tests import tiny
 from workbench.capture.record import record
 from workbench.models.loading import Model
-from workbench.recording import FIELDS, Recording
+from workbench.recording import Recording
+from workbench.recording_schema import FIELDS
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)  # a red run must be the change's doing
 if os.environ.get("CI"):

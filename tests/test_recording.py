@@ -16,7 +16,8 @@ from tests import tiny
 from workbench import recording_writer
 from workbench.capture.record import record
 from workbench.errors import RecordingError
-from workbench.recording import SCHEMA, Recording, prefix, read_manifest, recordings_below
+from workbench.recording import Recording, read_manifest, recordings_below
+from workbench.recording_schema import SCHEMA, prefix
 from workbench.recording_writer import write_whole
 
 

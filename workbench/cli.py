@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from workbench.errors import WorkbenchError
-from workbench.recording import FIELDS
+from workbench.recording_schema import FIELDS
 
 COMMANDS = ("workbench.efficiency.profile_command",)
 """Modules of the engine that add commands, each with a `register`."""

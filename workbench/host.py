@@ -21,7 +21,8 @@ from typing import Any
 from workbench.corpus import BUNDLED
 from workbench.errors import CorpusError, HostError
 from workbench.host_worker import ModelProcess
-from workbench.recording import FIELDS, file_digest, json_digest
+from workbench.recording import file_digest, json_digest
+from workbench.recording_schema import FIELDS
 
 LONGEST_PROMPT = 20_000  # characters
 ENDED_JOBS_KEPT = 200

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.recording import Recording, prefix
+from workbench.recording import Recording
+from workbench.recording_schema import prefix
 
 _BY_EXPERT = ("counts", "score_sum", "weight_sum", "logits", "contribution_sum")
 

@@ -25,16 +25,14 @@ import pyarrow.parquet as pq
 
 from workbench.errors import RecordingError
 from workbench.models.topology import Topology
-from workbench.recording import (
+from workbench.recording import file_digest, read_manifest, recording_digest
+from workbench.recording_schema import (
     EXPERT_WEIGHTS,
     MANIFEST,
     PHASES,
     VOCABULARY,
     document_schema,
-    file_digest,
     part_name,
-    read_manifest,
-    recording_digest,
     token_schema,
 )
 

@@ -17,7 +17,8 @@ from workbench.errors import AnalysisError
 from workbench.figures.paper import paper
 from workbench.metrics.bags import deal
 from workbench.metrics.clusters import Clusters
-from workbench.recording import FIELDS, Recording
+from workbench.recording import Recording
+from workbench.recording_schema import FIELDS
 
 ONE_ASKED = [name for name in _batch.names() if not _batch.takes_two(_batch.get(name))]
 

@@ -17,7 +17,8 @@ from workbench.errors import AnalysisError
 from workbench.figures.paper import paper
 from workbench.figures.screen import screen
 from workbench.figures.spec import _Spec
-from workbench.recording import FIELDS, Recording
+from workbench.recording import Recording
+from workbench.recording_schema import FIELDS
 
 NAMES = _batch.names()
 OF_ROUTING = [name for name in NAMES if "routing" in _batch.get(name).NEEDS]

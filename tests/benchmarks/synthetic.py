@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from workbench.models.topology import Router, Topology
-from workbench.recording import SCHEMA, Recording, id_dtype, prefix
+from workbench.recording import Recording
+from workbench.recording_schema import SCHEMA, id_dtype, prefix
 from workbench.recording_writer import RecordingWriter
 
 DOMAINS = ("chinese", "code", "english", "math", "multilingual")

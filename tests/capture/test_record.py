@@ -15,7 +15,8 @@ from workbench.capture.rows import RowRunner
 from workbench.corpus import Corpus, Document
 from workbench.errors import Cancelled, CaptureError, CorpusError, RecordingError
 from workbench.models.loading import load
-from workbench.recording import FIELDS, Recording
+from workbench.recording import Recording
+from workbench.recording_schema import FIELDS
 from workbench.recording_writer import RecordingWriter
 
 SETTINGS = {

@@ -12,7 +12,8 @@ from workbench.metrics import similarity
 from workbench.models.expert_weights import check_parent, expert_weights, neuron_parts
 from workbench.models.loading import load
 from workbench.models.upcycling import UpcyclingRecipe, neuron_sources
-from workbench.recording import EXPERT_WEIGHTS, Recording
+from workbench.recording import Recording
+from workbench.recording_schema import EXPERT_WEIGHTS
 
 BUNDLED = UpcyclingRecipe(n_experts=32, expert_width=40, top_k=4, shared_width=160)  # data/models/train.py, seed 0
 

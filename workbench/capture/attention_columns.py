@@ -19,7 +19,7 @@ from workbench.errors import CaptureError
 from workbench.metrics.attention import BIN_EDGES, PROFILED, STATISTICS, WEIGHED
 from workbench.metrics.heads import SINK_OVER, SINK_WINDOW
 from workbench.models.topology import Topology
-from workbench.recording import attention_prefix
+from workbench.recording_schema import attention_prefix
 
 Values = dict[str, torch.Tensor]  # of each statistic its [H, S]
 

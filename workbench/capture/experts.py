@@ -21,7 +21,7 @@ from workbench.errors import CaptureError
 from workbench.models.loading import Model
 from workbench.models.placement import here
 from workbench.models.topology import Router, Topology
-from workbench.recording import prefix
+from workbench.recording_schema import prefix
 
 _CHUNK_VALUES = 2**24  # values of a chunk of pairs: 32 MB in bfloat16, times a few inside the experts
 

@@ -11,7 +11,8 @@ import torch
 from workbench.capture.plan import Plan
 from workbench.corpus import Corpus
 from workbench.models.loading import Model, config_digest, weights_digest
-from workbench.recording import SCHEMA, json_digest
+from workbench.recording import json_digest
+from workbench.recording_schema import SCHEMA
 
 
 def manifest_of(

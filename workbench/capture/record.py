@@ -27,7 +27,8 @@ from workbench.errors import Cancelled, CorpusError, RecordingError
 from workbench.models.check import CheckReport, check_capture
 from workbench.models.expert_weights import check_parent, expert_weights
 from workbench.models.loading import Model, weights_digest
-from workbench.recording import FIELDS, Recording, part_name
+from workbench.recording import Recording
+from workbench.recording_schema import FIELDS, part_name
 from workbench.recording_writer import RecordingWriter
 
 DEFAULT_FIELDS = ("routing", "logprob")

@@ -14,7 +14,7 @@ import torch
 from workbench.capture.hooks import RouterCapture, Trace
 from workbench.errors import CaptureError
 from workbench.models.topology import Router, Topology
-from workbench.recording import id_dtype, prefix
+from workbench.recording_schema import id_dtype, prefix
 
 _CHUNK_VALUES = 2**22  # float32 values of a chunk of logits: stays in a CPU's cache and is nothing on a GPU
 

@@ -20,7 +20,8 @@ from workbench.importers.labels import read_labels
 from workbench.importers.layout import Layout, layout_of
 from workbench.importers.pieces import Piece, Source, Survey
 from workbench.importers.trace import Trace
-from workbench.recording import PHASES, SCHEMA, Recording, file_digest, json_digest, prefix
+from workbench.recording import Recording, file_digest, json_digest
+from workbench.recording_schema import PHASES, SCHEMA, prefix
 from workbench.recording_writer import RecordingWriter
 
 READERS: dict[str, Callable[[Path], Trace]] = {

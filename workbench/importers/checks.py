@@ -14,7 +14,7 @@ from workbench.errors import TraceError
 from workbench.importers.layout import Layout
 from workbench.importers.trace import PADDING, TracedDocument
 from workbench.models.topology import Router
-from workbench.recording import id_dtype
+from workbench.recording_schema import id_dtype
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from workbench.recording import FIELDS
+from workbench.recording_schema import FIELDS
 
 DATA = Path(__file__).resolve().parent.parent.parent / "data"
 MODELS = DATA / "models"

@@ -24,7 +24,7 @@ from workbench.models.loading import Model
 from workbench.models.placement import here
 from workbench.models.plain_experts import Rebuild, plain_experts
 from workbench.models.topology import Router
-from workbench.recording import prefix
+from workbench.recording_schema import prefix
 
 TEXT = (
     "The river rose in the night. By morning 1,204 sandbags lined the bank; def fill(n): return n + 1 — "
