@@ -116,7 +116,7 @@ def figures(result: Result) -> dict[str, Figure]:
             log=True,
             hover=("tokens", "bound", "floor_ms"),
             title="What bounds a step",
-            x_label="tokens of a step, as a power of 2",
+            x_label="tokens (power of 2)",
             y_label="FLOP per byte",
             caption="Arithmetic intensity of decode steps (batches of 1, 2, 4 …) and of prefills of one sequence (1, "
             f"2, 4 … tokens). Below the ridge, {result.ridge:,.0f} FLOP per byte, reading takes longer than computing. "
