@@ -45,17 +45,13 @@ def analyze(
     from workbench.errors import AnalysisError
     from workbench.recording import Recording
 
-    opened = _batch.open_input(recording)
-    known = _batch.names(_batch.kind(opened))
-    chosen = known if all_ else list(names or [])
-    if all_:
-        others = ", ".join(name for name in _batch.names("") if name not in known)
-        console.print(f"passed over, for they are asked of something else: {others}", soft_wrap=True)
-    if not chosen:
-        raise AnalysisError(f"name an analysis, or give --all; there are {', '.join(known)}.")
-    if settings and len(chosen) != 1:
-        raise AnalysisError(f"--set belongs to one analysis, and {len(chosen)} were named; run them one by one.")
-    for name in chosen:
+    named = list(names or [])
+    if not named and not all_:
+        raise AnalysisError(f"name an analysis, or give --all; there are {', '.join(_batch.names(''))}.")
+    if settings and (all_ or len(named) != 1):
+        many = "all" if all_ else len(named)
+        raise AnalysisError(f"--set belongs to one analysis, and {many} were named; run them one by one.")
+    for name in named:
         _batch.parse_settings(_batch.get(name), settings or [])  # refused before anything is run
     if width not in ("column", "text"):
         raise AnalysisError(f"--width is {width!r}; column or text was wanted.")
@@ -65,6 +61,12 @@ def analyze(
         )
     if jobs is not None and jobs < 1:
         raise AnalysisError(f"--jobs is {jobs}; 1 or more was wanted.")
+    opened = _batch.open_input(recording)
+    known = _batch.names(_batch.kind(opened))
+    if all_:
+        others = ", ".join(name for name in _batch.names("") if name not in known)
+        console.print(f"passed over, for they are asked of something else: {others}", soft_wrap=True)
+    chosen = known if all_ else named
     if phase is not None:
         if not isinstance(opened, Recording):
             raise AnalysisError(f"--phase is about recordings, and {recording} holds a measurement; leave it out.")

@@ -52,7 +52,7 @@ SAYS = {
     },
     "counts alone": {
         **_MODEL,
-        **dict.fromkeys(("balance_scope", "capacity", "context"), _COUNTS),
+        **dict.fromkeys(("balance_scope", "capacity", "context", "coverage"), _COUNTS),
         **dict.fromkeys(("position", "shared_expert", "specialization"), _COUNTS),
         **dict.fromkeys(("activated", "coactivation", "layer_flow", "repetition"), _COUNTS),
         **dict.fromkeys(("same_token", "saturation", "segment_consistency"), _COUNTS),
