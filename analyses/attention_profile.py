@@ -50,7 +50,7 @@ class Result:
         layers: One row per layer, statistic and bin of positions: `value`, the mean over heads and documents, with
             `low` and `high`; `uniform`, of a head that looks everywhere alike; `documents` that reach the bin.
         heads: The same of each head, without ends.
-        head: The same of the one head, with ends.
+        of_head: The same of the one head, with ends.
         statistic: What the figure of all layers shows.
         sample: The sample in words.
         level: Coverage of the intervals.
@@ -59,7 +59,7 @@ class Result:
 
     layers: pd.DataFrame
     heads: pd.DataFrame
-    head: pd.DataFrame
+    of_head: pd.DataFrame
     statistic: str
     sample: str
     level: float
@@ -96,7 +96,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     return Result(
         layers=pd.concat(layers, ignore_index=True),
         heads=pd.concat(heads, ignore_index=True),
-        head=pd.concat(head, ignore_index=True),
+        of_head=pd.concat(head, ignore_index=True),
         statistic=settings.statistic,
         sample=sample_words(recording),
         level=settings.level,
@@ -168,7 +168,7 @@ def uniform(statistic: str) -> np.ndarray:
 
 def tables(result: Result) -> dict[str, pd.DataFrame]:
     """`layers`, `head` and `heads`."""
-    return {"layers": result.layers, "head": result.head, "heads": result.heads}
+    return {"layers": result.layers, "head": result.of_head, "heads": result.heads}
 
 
 def figures(result: Result) -> dict[str, Figure]:
@@ -177,7 +177,7 @@ def figures(result: Result) -> dict[str, Figure]:
     said = "Positions in bins that double in width; the middle of a bin's documents differs from bin to bin."
     short = f" Bins that fewer than {MIN_CLUSTERS} documents reach are in the table only."
     shown = result.layers[result.layers["statistic"] == result.statistic]
-    of_head = result.head
+    of_head = result.of_head
     enough = shown["documents"] >= MIN_CLUSTERS
     shown = shown[enough] if enough.any() else shown
     reached = of_head["documents"] >= MIN_CLUSTERS

@@ -57,7 +57,7 @@ def test_profiles_are_means_by_bin(recording):
     profile_DHb = documents(recording, 1, "entropy.profile").reshape(-1, 4, len(BIN_EDGES))
     with np.errstate(all="ignore"):
         wanted_b = np.nanmean(profile_DHb[:, 3, : int(np.isfinite(profile_DHb).any(axis=(0, 1)).sum())], axis=0)
-    one = result.head[result.head["statistic"] == "entropy"]
+    one = result.of_head[result.of_head["statistic"] == "entropy"]
     np.testing.assert_allclose(one["value"], wanted_b[np.isfinite(wanted_b)])
     assert one["documents"].tolist() == np.isfinite(profile_DHb[:, 3]).sum(axis=0)[: len(one)].tolist()
     layer = result.layers[(result.layers["layer"] == 1) & (result.layers["statistic"] == "entropy")]

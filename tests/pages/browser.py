@@ -165,7 +165,9 @@ class Visitor:
 
     def save(self, key: str, kind: str) -> bytes:
         """Downloads a figure or table."""
-        self.page.locator(f".st-key-{key}-save button").first.click()
+        button = self.page.locator(f".st-key-{key}-save button").first
+        button.evaluate("e => e.scrollIntoView({block: 'center'})")  # so that what it opens has room on the screen
+        button.click()
         with self.page.expect_download() as waiting:
             self.page.get_by_test_id("stPopoverBody").get_by_role("button", name=kind, exact=True).click()
         content = Path(waiting.value.path()).read_bytes()
