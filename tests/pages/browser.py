@@ -168,8 +168,8 @@ class Visitor:
         button = self.page.locator(f".st-key-{key}-save button").first
         button.evaluate("e => e.scrollIntoView({block: 'center'})")  # so that what it opens has room on the screen
         button.click()
-        with self.page.expect_download() as waiting:
-            self.page.get_by_test_id("stPopoverBody").get_by_role("button", name=kind, exact=True).click()
+        with self.page.expect_download() as waiting:  # by the keyboard: a page that still grows moves what is clicked
+            self.page.get_by_test_id("stPopoverBody").get_by_role("button", name=kind, exact=True).press("Enter")
         content = Path(waiting.value.path()).read_bytes()
         self.page.keyboard.press("Escape")
         return content
