@@ -159,7 +159,13 @@ class Visitor:
         self._click(token, 0.5, 0.5)
 
     def _click(self, place: Any, across: float, down: float) -> None:
-        box = place.bounding_box()
+        box, before = place.bounding_box(), None
+        for _ in range(40):  # until what is above it has stopped growing
+            if box == before:
+                break
+            self.page.wait_for_timeout(150)
+            place.scroll_into_view_if_needed()
+            box, before = place.bounding_box(), box
         self.page.mouse.click(box["x"] + across * box["width"], box["y"] + down * box["height"])
         self.settle()
 
