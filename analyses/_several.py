@@ -126,7 +126,7 @@ def run(asked: Asked, names: Sequence[str], *, n_processes: int) -> Iterator[Don
         yield from map(here.answer, names)
         return
     with (
-        _one_thread_each(),
+        one_thread_each(),
         ProcessPoolExecutor(
             n_processes, mp_context=multiprocessing.get_context("spawn"), initializer=_open, initargs=(asked,)
         ) as pool,
@@ -145,7 +145,7 @@ def run(asked: Asked, names: Sequence[str], *, n_processes: int) -> Iterator[Don
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
+def one_thread_each() -> Iterator[None]:
     """Linear algebra in the processes started here takes one thread each: as many as there are cores, all busy."""
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))

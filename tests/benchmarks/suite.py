@@ -100,7 +100,7 @@ def _ask(name: str, texts: list[str]) -> _several.Done:
 def computed(recording: Recording, names: list[str], settings: dict[str, list[str]], n: int) -> Iterator[_several.Done]:
     """As `_several.run`, without files."""
     pool = ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), initializer=_open, initargs=(recording.path,))
-    with pool:
+    with _several.one_thread_each(), pool:
         for future in as_completed([pool.submit(_ask, name, settings[name]) for name in _several.in_order(names)]):
             yield future.result()
 
