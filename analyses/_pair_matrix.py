@@ -6,7 +6,6 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from workbench.errors import AnalysisError
 from workbench.metrics import structure
 
 
@@ -22,35 +21,22 @@ class Pairs:
     def matched_EE(self) -> np.ndarray:
         return structure.matched_pairs(np.diag(self.pairs_EE), top_k=self.top_k)
 
-
-def matrices(counted: tuple[Pairs, ...], shown: list[int]) -> pd.DataFrame:
-    """The matrices of layers.
-
-    Raises:
-        AnalysisError: none of them chooses a pair.
-    """
-    found = [_matrix(each) for each in counted if int(each.about["layer"].iloc[0]) in shown]
-    if not found:
-        layers = sorted({int(each.about["layer"].iloc[0]) for each in counted})
-        raise AnalysisError(f"coactivation: layer {shown[0]} has no pairs of experts; set layer to one of {layers}.")
-    return pd.concat(found, ignore_index=True)
-
-
-def _matrix(layer: Pairs) -> pd.DataFrame:
-    pairs_EE, matched_EE, n_experts = layer.pairs_EE, layer.matched_EE, len(layer.pairs_EE)
-    expert, other = (axis.ravel() for axis in np.indices((n_experts, n_experts)))
-    probability_EE, matched_probability_EE = (structure.coactivation(counts) for counts in (pairs_EE, matched_EE))
-    lift_EE = structure.coactivation_lift(pairs_EE, top_k=layer.top_k)
-    matched_lift_EE = structure.coactivation_lift(matched_EE, top_k=layer.top_k)
-    frame = layer.about.loc[layer.about.index.repeat(n_experts**2)].reset_index(drop=True)
-    return frame.assign(
-        expert=expert,
-        other=other,
-        together=pairs_EE.ravel(),
-        probability=probability_EE.ravel(),
-        matched_probability=matched_probability_EE.ravel(),
-        excess=(probability_EE - matched_probability_EE).ravel(),
-        lift=lift_EE.ravel(),
-        matched_lift=matched_lift_EE.ravel(),
-        lift_over_matched=(lift_EE / np.where(matched_lift_EE > 0, matched_lift_EE, np.nan)).ravel(),
-    )
+    def matrix(self) -> pd.DataFrame:
+        """One row per ordered pair, as `coactivation` gives it."""
+        pairs_EE, matched_EE, n_experts = self.pairs_EE, self.matched_EE, len(self.pairs_EE)
+        expert, other = (axis.ravel() for axis in np.indices((n_experts, n_experts)))
+        probability_EE, matched_probability_EE = (structure.coactivation(counts) for counts in (pairs_EE, matched_EE))
+        lift_EE = structure.coactivation_lift(pairs_EE, top_k=self.top_k)
+        matched_lift_EE = structure.coactivation_lift(matched_EE, top_k=self.top_k)
+        frame = self.about.loc[self.about.index.repeat(n_experts**2)].reset_index(drop=True)
+        return frame.assign(
+            expert=expert,
+            other=other,
+            together=pairs_EE.ravel(),
+            probability=probability_EE.ravel(),
+            matched_probability=matched_probability_EE.ravel(),
+            excess=(probability_EE - matched_probability_EE).ravel(),
+            lift=lift_EE.ravel(),
+            matched_lift=matched_lift_EE.ravel(),
+            lift_over_matched=(lift_EE / np.where(matched_lift_EE > 0, matched_lift_EE, np.nan)).ravel(),
+        )

@@ -5,14 +5,14 @@ distinct, so even random choices are not independent: the lift is read over that
 Pairs are the strongest of many, picked after looking: their values lean upwards. Three experts at a time are not here.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from analyses._batch import main
 from analyses._inputs import RouterStack, design, require, router_stacks, sample_words
-from analyses._pair_matrix import Pairs, matrices
+from analyses._pair_matrix import Pairs
 from analyses._tokens import (
     N_DRAWS,
     SAMPLE_TOKENS,
@@ -31,6 +31,7 @@ from workbench.metrics import structure
 from workbench.metrics.bags import Bags, bag_interval, deal
 from workbench.metrics.sets import joint_counts, swapped_within
 from workbench.recording import Recording
+from workbench.recording_views import of_layers
 
 NEEDS = ("routing",)
 MOST_PANELS = 4  # layers in the map: as many as a column of a paper holds
@@ -43,7 +44,7 @@ class Settings:
     """Settings of the analysis.
 
     Attributes:
-        layer: Decoder layer of the matrix and the pairs in the figures; some evenly spaced ones unless given.
+        layer: The one decoder layer that is counted. Unless given all are, and the figures show some, evenly spaced.
         n_pairs: Strongest pairs of each layer.
         min_count: Tokens that both experts of a pair must have by chance for it to be ranked.
         level: Coverage of the intervals.
@@ -78,7 +79,6 @@ class Result:
         swaps: The draws in words.
         level: Coverage of the intervals.
         note: Why intervals are missing, if they are.
-        counted: The pairs of every layer, so that `at` need not count again.
     """
 
     matrix: pd.DataFrame
@@ -88,7 +88,6 @@ class Result:
     swaps: str
     level: float
     note: str
-    counted: tuple[Pairs, ...]
 
 
 def run(recording: Recording, settings: Settings = Settings()) -> Result:
@@ -107,31 +106,26 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         raise AnalysisError(
             f"coactivation: layer {settings.layer} has no router; set layer to one of {list(recording.moe_layers)}."
         )
+    if settings.layer is not None:
+        recording = of_layers(recording, (settings.layer,))
     stacks = [stack for stack in router_stacks(recording) if 1 < stack.top_k < stack.n_experts]
     if not stacks:
-        raise AnalysisError(
-            "coactivation: every layer chooses one expert a token, or all; there are no pairs to count."
-        )
+        said = "every layer" if settings.layer is None else f"layer {settings.layer}"
+        raise AnalysisError(f"coactivation: {said} chooses one expert a token, or all; there are no pairs to count.")
     bags = deal(design(recording), seed=settings.seed)
-    shown = [settings.layer] if settings.layer is not None else evenly(list(recording.moe_layers), MOST_PANELS)
-    tables = [_of_stack(recording, stack, bags, settings) for stack in stacks]
-    counted, pairs, layers, sizes = zip(*tables, strict=True)
-    every = tuple(each for stack in counted for each in stack)
+    with_pairs = sorted({router.layer for stack in stacks for router in stack.routers})
+    shown = evenly(with_pairs, MOST_PANELS)
+    tables = [_of_stack(recording, stack, bags, shown, settings) for stack in stacks]
+    matrix, pairs, layers, sizes = zip(*tables, strict=True)
     return Result(
-        matrix=matrices(every, shown),
+        matrix=pd.concat([each for of_stack in matrix for each in of_stack], ignore_index=True),
         pairs=pd.concat(pairs, ignore_index=True),
         layers=pd.concat(layers, ignore_index=True).sort_values("layer", ignore_index=True),
         sample=sample_words(recording),
         swaps=f"{settings.n_draws} draws of {sizes[0]:,} tokens",
         level=settings.level,
         note=bags.note,
-        counted=every,
     )
-
-
-def at(result: Result, layer: int) -> Result:
-    """The same result with the matrix of another layer, without counting again."""
-    return replace(result, matrix=matrices(result.counted, [layer]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,8 +139,8 @@ class _Layer:
 
 
 def _of_stack(
-    recording: Recording, stack: RouterStack, bags: Bags, settings: Settings
-) -> tuple[list[Pairs], pd.DataFrame, pd.DataFrame, int]:
+    recording: Recording, stack: RouterStack, bags: Bags, shown: list[int], settings: Settings
+) -> tuple[list[pd.DataFrame], pd.DataFrame, pd.DataFrame, int]:
     n_experts, n_layers = stack.n_experts, len(stack.routers)
     counts_LGEE = np.zeros((n_layers, bags.n_bags, n_experts, n_experts), dtype=np.int32)
     sampler = Sampler(recording, n_tokens=settings.sample_tokens, seed=settings.seed)
@@ -163,15 +157,16 @@ def _of_stack(
     sample = sampler.joined()
     swapped_BLEE = _swapped(sample, settings)
     labels = stack.labels()
-    counted, pairs, layers = [], [], []
+    matrices, pairs, layers = [], [], []
     for i, counts_GEE in enumerate(counts_LGEE):
         bits_TW = sample.bits_LTW[i]
         sample_EE = joint_counts(bits_TW, bits_TW, n_experts=n_experts)
-        counted.append(Pairs(labels.iloc[[i]], stack.top_k, counts_GEE.sum(axis=0, dtype=np.int64)))
-        layer = _Layer(counted[-1], counts_GEE, sample_EE, swapped_BLEE[:, i])
+        of_all = Pairs(labels.iloc[[i]], stack.top_k, counts_GEE.sum(axis=0, dtype=np.int64))
+        matrices += [of_all.matrix()] if stack.routers[i].layer in shown else []
+        layer = _Layer(of_all, counts_GEE, sample_EE, swapped_BLEE[:, i])
         layers.append(_summary(layer, bags, settings))
         pairs.append(_strongest(layer, bags, settings))
-    return counted, pd.concat(pairs), pd.concat(layers), len(sample.row_T)
+    return matrices, pd.concat(pairs), pd.concat(layers), len(sample.row_T)
 
 
 def _swapped(sample: Tokens, settings: Settings) -> np.ndarray:
@@ -304,7 +299,7 @@ def _by_layer(result: Result, level: str) -> Lines:
 
 
 def figures(result: Result) -> dict[str, Figure]:
-    """`by_layer`, `pair_map` of some layers, and their `strongest_pairs` where any is frequent enough to be ranked."""
+    """`by_layer` where there are several, `pair_map` of some layers, and their `strongest_pairs` that can be ranked."""
     level = f"{result.level:.0%} interval".replace("%", " %")
     of_layers = result.matrix["layer"].unique().tolist()
     every = result.layers["layer"].nunique()
@@ -312,8 +307,8 @@ def figures(result: Result) -> dict[str, Figure]:
     most = result.layers.nlargest(1, "displaced").iloc[0]
     never = int(result.layers["never_chosen"].sum())
     unseen = f" {never} experts are never chosen and have no value." if never else ""
-    drawn: dict[str, Figure] = {
-        "by_layer": _by_layer(result, level),
+    drawn: dict[str, Figure] = {"by_layer": _by_layer(result, level)} if every > 1 else {}
+    drawn |= {
         "pair_map": HeatMap(
             result.matrix,
             "other",

@@ -6,8 +6,8 @@ Told is what single experts tell of each other, not what the whole set does. Lay
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from workbench.metrics import structure
 from workbench.metrics.bags import Bags, bag_interval, deal
 from workbench.metrics.sets import joint_counts, shuffled_within
 from workbench.recording import Recording
+from workbench.recording_views import of_layers
 
 NEEDS = ("routing",)
 MEASURES = {"best successor": structure.successor_accuracy, "information": structure.flow_information}
@@ -32,7 +33,8 @@ class Settings:
     """Settings of the analysis.
 
     Attributes:
-        layer: First of the two decoder layers whose flow is shown; the pair with the most information unless given.
+        layer: First of the two decoder layers that are counted. Unless given all are, and the pair with the most
+            information is shown.
         level: Coverage of the intervals.
         n_draws: Permutations of one layer's sets within documents.
         sample_tokens: Tokens that these permutations are made of, whole documents.
@@ -66,7 +68,6 @@ class Result:
         draws: The permutations in words.
         level: Coverage of the intervals.
         note: Why intervals are missing, if they are.
-        counted: The flow of every pair of layers, so that `at` need not count again.
     """
 
     layers: pd.DataFrame
@@ -78,7 +79,6 @@ class Result:
     draws: str
     level: float
     note: str
-    counted: "tuple[_Counted, ...]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,49 +109,32 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
             f"layer_flow: {recording.path} has no two MoE layers with as many experts and choices, so none follows "
             "another."
         )
-    firsts = [router.layer for stack in stacks for router in stack.routers[:-1]]
-    if settings.layer is not None and settings.layer not in firsts:
-        raise AnalysisError(
-            f"layer_flow: layer {settings.layer} has no MoE layer of its shape after it; set layer to one of {firsts}."
-        )
+    if settings.layer is not None:
+        next_of = {one.layer: two.layer for stack in stacks for one, two in pairwise(stack.routers)}
+        if settings.layer not in next_of:
+            raise AnalysisError(
+                f"layer_flow: layer {settings.layer} has no MoE layer of its shape after it; set layer to one of "
+                f"{list(next_of)}."
+            )
+        recording = of_layers(recording, (settings.layer, next_of[settings.layer]))
+        stacks = [stack for stack in router_stacks(recording) if len(stack.routers) > 1]
     bags = deal(design(recording), seed=settings.seed)
     found = [_of_stack(recording, stack, bags, settings) for stack in stacks]
     layers = pd.concat([table for table, _, _ in found], ignore_index=True)
     information = layers[layers["measure"] == "information"]
     most = int(information["layer"].to_numpy()[information["value"].fillna(-1).to_numpy().argmax()])
-    shown = settings.layer if settings.layer is not None else most
-    counted = tuple(each for _, flows, _ in found for each in flows)
-    size = next(size for _, flows, size in found if shown in [each.layer for each in flows])
+    shown, size = next((each, size) for _, flows, size in found for each in flows if each.layer == most)
     return Result(
         layers=layers,
-        **_shown(counted, shown),
+        flow=_flow(shown.flow_EE, shown.permuted_EE, shown.top_k),
+        layer=shown.layer,
+        next_layer=shown.next_layer,
+        n_experts=len(shown.flow_EE),
         sample=sample_words(recording),
         draws=f"{settings.n_draws} permutations of {size:,} tokens",
         level=settings.level,
         note=bags.note,
-        counted=counted,
     )
-
-
-def at(result: Result, layer: int) -> Result:
-    """The same result with the flow of another pair of layers, without counting again.
-
-    Raises:
-        AnalysisError: no layer of its shape comes after the layer.
-    """
-    return replace(result, **_shown(result.counted, layer))
-
-
-def _shown(counted: tuple[_Counted, ...], layer: int) -> dict[str, Any]:
-    found = [each for each in counted if each.layer == layer]
-    if not found:
-        firsts = [each.layer for each in counted]
-        raise AnalysisError(
-            f"layer_flow: layer {layer} has no MoE layer of its shape after it; set layer to one of {firsts}."
-        )
-    one = found[0]
-    table = _flow(one.flow_EE, one.permuted_EE, one.top_k)
-    return {"flow": table, "layer": layer, "next_layer": one.next_layer, "n_experts": len(one.flow_EE)}
 
 
 def _of_stack(
@@ -240,7 +223,7 @@ def tables(result: Result) -> dict[str, pd.DataFrame]:
 
 
 def figures(result: Result) -> dict[str, Figure]:
-    """`by_layer`, and of one pair of layers `flow_map` and, where any is stronger, `strongest_streams`."""
+    """`by_layer` where several were counted; of one pair of layers `flow_map` and, if any, `strongest_streams`."""
     level = f"{result.level:.0%} interval".replace("%", " %")
     names = {"estimate": "model", "permuted": "sets permuted in documents", "marginal": "the layer not looked at"}
     long = as_lines(result.layers, names, by=["layer", "measure"], line="routing", value="share")
@@ -248,27 +231,28 @@ def figures(result: Result) -> dict[str, Figure]:
     between = f"layer {result.layer} to layer {result.next_layer}"
     never = int(result.flow.groupby("expert")["tokens"].sum().eq(0).sum())
     unseen = f" {never} experts of layer {result.layer} are never chosen and have no value." if never else ""
-    drawn: dict[str, Figure] = {
-        "by_layer": Lines(
-            long,
-            "layer",
-            "share",
-            group="routing",
-            panel="measure",
-            low="low",
-            high="high",
-            interval_label=level,
-            shared_y=False,
-            title="What a layer tells about the next one's experts",
-            x_label="first layer of the two",
-            y_label="share",
-            caption="How often the most frequent successor of a chosen expert is chosen too, and what single experts "
-            f"tell about the next MoE layer's, over its maximum ({result.sample}); beside what documents alone give, "
-            f"and the rate of the busiest expert. {level}: jackknife over bags of documents, t; values are corrected "
-            f"for noise. Tested with {result.draws}. {result.note}".strip(),
-            alt=f"From {between} the best successor is right in {of_pair['best successor']:.1%}; the information is "
-            f"{of_pair['information']:.1%} of its maximum.".replace("%", " %"),
-        ),
+    by_layer = Lines(
+        long,
+        "layer",
+        "share",
+        group="routing",
+        panel="measure",
+        low="low",
+        high="high",
+        interval_label=level,
+        shared_y=False,
+        title="What a layer tells about the next one's experts",
+        x_label="first layer of the two",
+        y_label="share",
+        caption="How often the most frequent successor of a chosen expert is chosen too, and what single experts "
+        f"tell about the next MoE layer's, over its maximum ({result.sample}); beside what documents alone give, "
+        f"and the rate of the busiest expert. {level}: jackknife over bags of documents, t; values are corrected "
+        f"for noise. Tested with {result.draws}. {result.note}".strip(),
+        alt=f"From {between} the best successor is right in {of_pair['best successor']:.1%}; the information is "
+        f"{of_pair['information']:.1%} of its maximum.".replace("%", " %"),
+    )
+    drawn: dict[str, Figure] = {"by_layer": by_layer} if result.layers["layer"].nunique() > 1 else {}
+    drawn |= {
         "flow_map": HeatMap(
             result.flow,
             "next_expert",

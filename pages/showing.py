@@ -6,7 +6,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -105,18 +105,6 @@ def _result(
     said = _batch.ask(_recording, name, settings=pairs, against=_against, experts=_experts)
     key = (digest, source, name, pairs)
     return Shown(name, _recording, pairs, said.result, said.tables, said.figures, said.missing, key, _against, _experts)
-
-
-def result_at(recording: Recording, name: str, *, layer: int | None) -> Shown:
-    """A result shown at a layer, of an analysis that counts all layers at once: another one is not counted anew."""
-    found = result(recording, name)
-    if layer is None:
-        return found
-    module = _batch.get(name)
-    told = module.at(found.result, layer)
-    tables, figures = module.tables(told), module.figures(told)
-    settings, key = (f"layer={layer}",), (*found.key, layer)
-    return replace(found, settings=settings, result=told, tables=tables, figures=figures, key=key)
 
 
 def names_of_one() -> list[str]:

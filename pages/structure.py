@@ -9,8 +9,7 @@ showing.ask("Structure", "coactivation")
 recording = shared.choose_recording()
 layer, expert = experts.choose(recording)
 with showing.told():
-    pairs = showing.result_at(recording, "coactivation", layer=layer)
-    showing.show(pairs, "by_layer", follow={"layer": "layer"})
+    pairs = showing.result(recording, "coactivation", layer=layer)
     st.header(f"Layer {layer}")
     matrix, strongest = st.columns([3, 2])
     with matrix:
@@ -22,12 +21,15 @@ with showing.told():
     with showing.folded("Tables of pairs") as is_open:
         for table in pairs.tables if is_open else ():
             showing.table(pairs, table)
+    if len(recording.moe_layers) > 1:  # after what is seen first: it counts every layer
+        st.header("Layer by layer")
+        showing.show(showing.result(recording, "coactivation"), "by_layer", follow={"layer": "layer"}, tag="all-")
 
 follow = {"layer": "layer", "expert": "expert"}
 with showing.part("Flow to the next layer", "layer_flow", recording) as is_open:
     if is_open:
-        flow = showing.result_at(recording, "layer_flow", layer=shared.with_next(recording, layer))
-        showing.every(flow, follow={"layer": "layer"})
+        showing.every(showing.result(recording, "layer_flow", layer=shared.with_next(recording, layer)))
+        showing.show(showing.result(recording, "layer_flow"), "by_layer", follow={"layer": "layer"}, tag="all-")
 parts = {
     "Repetition: the experts of the token before": "repetition",
     "Segments: an expert kept for a stretch of text": "segment_consistency",

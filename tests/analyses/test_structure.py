@@ -98,17 +98,19 @@ def test_coactivation_counts_every_pair(recording):
         assert drawn[name].to_dict() == of_layer[column].to_dict()
 
 
-@pytest.mark.parametrize(("module", "table", "layer"), [(coactivation, "matrix", 2), (layer_flow, "flow", 0)])
-def test_a_layer_shown_later_is_as_if_it_had_been_asked_for(recording, module, table, layer):
-    asked, later = module.run(recording, module.Settings(layer=layer)), module.at(module.run(recording), layer)
-    for name, frame in module.tables(asked).items():
-        pd.testing.assert_frame_equal(module.tables(later)[name], frame)
-    assert {name: (one.caption, one.alt) for name, one in module.figures(asked).items()} == {
-        name: (one.caption, one.alt) for name, one in module.figures(later).items()
-    }
-    assert len(module.tables(later)[table]) == 64
+@pytest.mark.parametrize(("module", "layer"), [(coactivation, 2), (layer_flow, 0)])
+def test_a_layer_counted_alone_is_as_among_all(recording, module, layer):
+    alone, among = module.run(recording, module.Settings(layer=layer)), module.run(recording)
+    for name, frame in module.tables(alone).items():
+        same = module.tables(among)[name]
+        same = same[same["layer"] == layer].reset_index(drop=True) if "layer" in same else same
+        if "layer" in same or among.layer == layer:
+            pd.testing.assert_frame_equal(frame, same)
+        assert len(frame)
+    several = {"by_layer"} if among.layers["layer"].nunique() > 1 else set()
+    assert set(module.figures(among)) - set(module.figures(alone)) == several
     with pytest.raises(AnalysisError, match=r"layer 99 has no .*; set layer to one of \[0"):
-        module.at(asked, 99)
+        module.run(recording, module.Settings(layer=99))
 
 
 def test_coactivation_of_an_expert_that_is_never_chosen(recording):

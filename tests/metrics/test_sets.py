@@ -80,8 +80,9 @@ def test_rows_of_a_document_that_are_apart_are_refused():
 def test_swaps_keep_every_margin(shape):
     n_experts, top_k = shape
     document_T, position_T = places([30, 1, 41])
-    ids_TK = random_sets(np.random.default_rng(0), 72, n_experts=n_experts, top_k=top_k)
-    bits_TLW = np.stack([sets.as_bits(ids_TK, n_experts=n_experts)] * 2, axis=1)
+    rng = np.random.default_rng(0)
+    of_layers = [random_sets(rng, 72, n_experts=n_experts, top_k=top_k) for _ in range(2)]
+    bits_TLW = np.stack([sets.as_bits(ids_TK, n_experts=n_experts) for ids_TK in of_layers], axis=1)
     swapped = sets.swapped_within(bits_TLW, document_T, position_T=position_T, n_steps=40, seed=1)
     for layer in range(2):
         before, after = (
@@ -92,7 +93,8 @@ def test_swaps_keep_every_margin(shape):
             of = document_T == document
             np.testing.assert_array_equal(before[of].sum(axis=0), after[of].sum(axis=0))
         assert (before != after).any()
-    assert (swapped[:, 0] != swapped[:, 1]).any()  # masks of their own
+        alone = sets.swapped_within(bits_TLW[:, layer], document_T, position_T=position_T, n_steps=40, seed=1)
+        np.testing.assert_array_equal(alone, swapped[:, layer])
     np.testing.assert_array_equal(swapped[30], bits_TLW[30])  # a document of one token has nobody to swap with
 
 

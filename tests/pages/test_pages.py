@@ -236,14 +236,24 @@ def test_an_untrained_router_is_chosen_as_a_control(app):
     assert "--set untrained=" in app.code[0].value and not app.exception
 
 
-def test_pairs_are_counted_once_for_all_layers(app, monkeypatch):
+def test_another_layer_is_counted_alone(app, data, monkeypatch):
     from analyses import coactivation
+    from tests import tiny
+    from workbench.capture.record import record
 
-    opened(app, "structure", layer="0")
-    monkeypatch.setattr(coactivation, "run", None)
-    app.selectbox(key="layer").select(2).run()
-    assert not app.exception and app.header[0].value == "Layer 2"
-    assert "coactivation --set layer=2" in app.code[0].value
+    asked, run = [], coactivation.run
+    monkeypatch.setattr(
+        coactivation, "run", lambda recording, settings: asked.append(settings.layer) or run(recording, settings)
+    )
+    record(tiny.moe(), tiny.corpus(n_documents=20), data / "recordings" / "unseen", check=False)
+    try:
+        opened(app, "structure", recording="unseen", layer="0")
+        app.selectbox(key="layer").select(2).run()
+        assert not app.exception and [each.value for each in app.header] == ["Layer 2", "Layer by layer"]
+        assert "coactivation --set layer=2" in app.code[0].value
+        assert asked == [0, None, 2]
+    finally:
+        shutil.rmtree(data / "recordings" / "unseen")
 
 
 def test_one_expert_a_token_has_no_pairs_and_the_other_parts_stay(app, data):
@@ -254,7 +264,7 @@ def test_one_expert_a_token_has_no_pairs_and_the_other_parts_stay(app, data):
     try:
         opened(app, "structure", recording="one")
         assert not app.exception and not app.error
-        assert "every layer chooses one expert a token, or all; there are no pairs to count" in said(app)
+        assert "layer 2 chooses one expert a token, or all; there are no pairs to count" in said(app)
         assert next(each.label for each in app.expander) == "Flow to the next layer"
     finally:
         shutil.rmtree(data / "recordings" / "one")

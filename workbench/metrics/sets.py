@@ -158,7 +158,8 @@ def swapped_within(
     A step pairs the tokens of each document at random. Of a pair, the experts that only one of the two has are
     exchanged where a random mask holds them, if the mask holds as many of the one token as of the other; else the pair
     stays. The mask that made an exchange undoes it, so every arrangement is equally likely in the end. About 20 steps
-    forget the start (K = 8); x (layers) share the pairs and not the masks.
+    forget the start (K = 8). x (layers) share pairs and masks: a layer's draws do not depend on which others are there,
+    and those of two layers are no more independent than the layers.
 
     Range: K bits a token; unit: bits. No NaN.
 
@@ -177,7 +178,8 @@ def swapped_within(
         Strona et al. 2014, Nat. Commun. 5:4114 † (curveball): differs: a mask in place of a drawn number of exchanges.
     """
     bits_TxW = bits_TxW.copy()
-    of_mask_X = np.arange(1, bits_TxW[:1].size + 1, dtype=np.uint64) * GOLDEN
+    n_words = bits_TxW.shape[-1]
+    of_mask_W = np.arange(1, n_words + 1, dtype=np.uint64) * GOLDEN
     starts_T = np.flatnonzero(np.diff(document_T, prepend=document_T[:1] - 1))
     size = np.diff(starts_T, append=len(document_T))
     within_T = np.arange(len(document_T)) - np.repeat(starts_T, size)
@@ -189,8 +191,8 @@ def swapped_within(
         one_PxW, two_PxW = bits_TxW[one_P], bits_TxW[two_P]
         # keyed by the pair's first token, apart from the key that put it there
         key_P = keyed_hash(document_T[one_P], position_T[one_P], seed=seed + 2**32, draw=step)
-        mask_PX = mixed(key_P[:, None] + of_mask_X)
-        moved_PxW = (one_PxW ^ two_PxW) & mask_PX.reshape(one_PxW.shape)
+        mask_PW = mixed(key_P[:, None] + of_mask_W)
+        moved_PxW = (one_PxW ^ two_PxW) & mask_PW.reshape(-1, *[1] * (one_PxW.ndim - 2), n_words)
         as_many_Px = overlap(one_PxW, moved_PxW) == overlap(two_PxW, moved_PxW)
         moved_PxW[~as_many_Px] = 0
         bits_TxW[one_P], bits_TxW[two_P] = one_PxW ^ moved_PxW, two_PxW ^ moved_PxW
