@@ -47,6 +47,9 @@ class Result:
             value of a router whose scores are all equal.
         domains: The same means by domain.
         positions: The same means by position in the document; the first token stands alone.
+        z_loss: One row per layer whose scores are a softmax: the mean squared log-partition `mean` with `low` and
+            `high` (nats²), the mean log-partition `logsumexp`, and `undecided`, the z-loss of a router whose logits are
+            all 0, (ln E)². None where the log-partition was not recorded.
         sample: The sample in words.
         level: Coverage of the intervals.
         note: Why intervals are missing, if they are.
@@ -55,6 +58,7 @@ class Result:
     layers: pd.DataFrame
     domains: pd.DataFrame
     positions: pd.DataFrame
+    z_loss: pd.DataFrame
     sample: str
     level: float
     note: str
@@ -85,6 +89,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         layers=pd.DataFrame(layers),
         domains=pd.concat(domains, ignore_index=True),
         positions=pd.concat(positions, ignore_index=True),
+        z_loss=_z_loss(recording, clusters, row_of, settings.level),
         sample=sample_words(recording),
         level=settings.level,
         note=note,
@@ -122,6 +127,33 @@ def _count(recording: Recording, column: str, row_of: np.ndarray, *, scale: floa
     return _Counted(values, sums.reshape(shape), tokens.reshape(shape))
 
 
+def _z_loss(recording: Recording, clusters: Clusters, row_of: np.ndarray, level: float) -> pd.DataFrame:
+    """The z-loss of each softmax router, a mean over tokens (`metrics.load.z_loss`), with its interval."""
+    rows = []
+    for router in recording.topology.routers if recording.has("logsumexp") else ():
+        if router.scoring != "softmax":
+            continue
+        column, n = f"{prefix(router, recording.topology)}.logsumexp", recording.n_documents
+        squares_D, sums_D, tokens_D = np.zeros((3, n))
+        for chunk in chunks(recording, [column]):
+            row_T, value_T = row_of[chunk["document"]], chunk[column].astype(np.float64)
+            squares_D += np.bincount(row_T, weights=value_T**2, minlength=n)
+            sums_D += np.bincount(row_T, weights=value_T, minlength=n)
+            tokens_D += np.bincount(row_T, minlength=n)
+        found = ratio_interval(squares_D, tokens_D, clusters=clusters, level=level)
+        rows.append(
+            {
+                "layer": router.layer,
+                "mean": float(found.value),
+                "low": float(found.low),
+                "high": float(found.high),
+                "logsumexp": sums_D.sum() / tokens_D.sum(),
+                "undecided": np.log(router.n_experts) ** 2,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 def _by_domain(about: dict, sums: tuple[np.ndarray, np.ndarray], clusters: Clusters, level: float) -> pd.DataFrame:
     interval = domain_ratio_interval(sums[0].sum(1), sums[1].sum(1), clusters=clusters, level=level)
     frame = pd.DataFrame(
@@ -151,8 +183,9 @@ def _by_position(about: dict, sums: tuple[np.ndarray, np.ndarray], clusters: Clu
 
 
 def tables(result: Result) -> dict[str, pd.DataFrame]:
-    """`layers`, `domains` and `positions`."""
-    return {"layers": result.layers, "domains": result.domains, "positions": result.positions}
+    """`layers`, `domains`, `positions`, and `z_loss` where scores are a softmax whose partition was recorded."""
+    found = {"layers": result.layers, "domains": result.domains, "positions": result.positions}
+    return found | ({"z_loss": result.z_loss} if len(result.z_loss) else {})
 
 
 def figures(result: Result) -> dict[str, Figure]:

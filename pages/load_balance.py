@@ -18,3 +18,13 @@ showing.show(balance, "documents", follow={"layer": "layer"})
 with showing.folded("Tables of all layers") as is_open:
     for table in balance.tables if is_open else ():
         showing.table(balance, table)
+
+parts = {
+    "Scope: one document, a batch, the corpus": "balance_scope",
+    "How decided the routers are, and their z-loss": "router_confidence",
+    "Distinct experts that a decoded batch meets": "coverage",
+}
+for title, name in parts.items():
+    with showing.part(title, name, recording) as is_open:
+        if is_open:
+            showing.every(showing.result(recording, name), follow={"layer": "layer"})

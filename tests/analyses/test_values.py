@@ -10,6 +10,7 @@ from tests import tiny
 from workbench.errors import AnalysisError
 from workbench.metrics import load
 from workbench.metrics.clusters import Clusters
+from workbench.recording import Recording
 
 
 def tokens_of(recording, layer):
@@ -85,6 +86,20 @@ def test_router_confidence_is_the_mean_over_tokens(recording):
     first = result.positions[(result.positions["layer"] == layer) & (result.positions["position"] == "0")]
     assert first.iloc[0]["mean"] == pytest.approx(frame[frame["position"] == 0]["entropy"].mean())
     assert first.iloc[0]["tokens"] == recording.n_documents
+
+
+def test_z_loss_is_that_of_all_tokens_and_only_of_softmax_routers(recording):
+    result = router_confidence.run(recording)
+    assert tuple(result.z_loss["layer"]) == recording.moe_layers
+    for row in result.z_loss.itertuples():
+        logsumexp_T = recording.router_statistic("logsumexp", row.layer)
+        assert row.mean == pytest.approx(load.z_loss(logsumexp_T))
+        assert row.logsumexp == pytest.approx(logsumexp_T.mean(dtype=float))
+        assert row.low < row.mean < row.high and row.undecided == pytest.approx(np.log(8) ** 2)
+    stated = recording.topology.to_json()
+    routers = [{**router, "scoring": "sigmoid"} for router in stated["routers"]]
+    sigmoid = Recording(recording.path, {**recording.manifest, "topology": {**stated, "routers": routers}})
+    assert "z_loss" not in router_confidence.tables(router_confidence.run(sigmoid))
 
 
 def test_domain_load_is_the_rate_within_the_domain(recording):

@@ -177,6 +177,8 @@ def test_a_slider_says_how_much_it_hides(app):
 
 
 PARTS = {
+    "load_balance": ("Scope: one document, a batch, the corpus", "How decided the routers are, and their z-loss",
+                     "Distinct experts that a decoded batch meets"),
     "structure": ("Flow to the next layer", "Repetition: the experts of the token before",
                   "Segments: an expert kept for a stretch of text", "Experts that neighbouring tokens need",
                   "Two occurrences of one token"),
