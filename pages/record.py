@@ -24,6 +24,10 @@ with left:
 with right:
     model = st.selectbox("Model", known, index=known.index("tiny-moe"), accept_new_options=True, key="recorded-model")
     fields = st.pills("Fields", FIELDS, selection_mode="multi", default=FIELDS[:2], key="fields")
+    parent = None
+    if "weights" in fields:
+        help_ = "The dense model that the MoE was made from: the recording then holds what is left of its neurons."
+        parent = st.selectbox("Dense parent", known, index=None, accept_new_options=True, key="parent", help=help_)
     cap = st.number_input("Tokens, at most", min_value=1, value=None, placeholder="all", key="cap")
     check = st.toggle("Prove the capture first", value=True, key="check")
 row = st.container(horizontal=True, vertical_alignment="center")
@@ -35,7 +39,7 @@ if pressed:
     with jobs.sentences():
         if kind == "Corpus" and upload is not None:
             what = {"corpus": jobs.uploaded_corpus(upload)}
-        how = {"model": model, "fields": tuple(fields), "max_tokens": cap, "check": check}
+        how = {"model": model, "fields": tuple(fields), "max_tokens": cap, "check": check, "parent": parent}
         jobs.submit("record", partial(jobs.host().record, **what, **how))
 made = jobs.answer("record")
 if made is not None:

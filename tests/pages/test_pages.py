@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from workbench.host import Host
 from workbench.recording import recording_digest
 from workbench.recording_schema import FIELDS
 
@@ -303,6 +304,18 @@ def test_a_prompt_that_cannot_be_recorded_is_a_sentence(app, prompt, sentence):
     app.button[0].click().run()
     assert not app.exception
     assert sentence in said(app)
+
+
+def test_a_dense_parent_is_asked_for_where_weights_are_recorded(app, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Host, "record", lambda self, **what: asked.append(what) or "job")
+    opened(app, "record")
+    assert not [box for box in app.selectbox if box.key == "parent"]
+    app.button_group(key="fields").set_value(["routing", "weights"]).run()
+    app.selectbox(key="parent").select("tiny-dense")
+    app.text_area(key="prompt").set_value("a few words")
+    app.button[0].click().run()
+    assert asked[0]["parent"] == "tiny-dense" and "weights" in asked[0]["fields"]
 
 
 def test_the_list_says_what_each_recording_holds(app):
