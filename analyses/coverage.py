@@ -31,11 +31,13 @@ class Settings:
 
     Attributes:
         largest: Sequences of the largest batch; batches of 1, 2, 4 … up to it are counted.
+        sample_tokens: Tokens of the documents that are dealt, at most (but enough documents for the largest batch).
         level: Coverage of the intervals.
         seed: Of the dealing of documents into batches.
     """
 
     largest: int = 64
+    sample_tokens: int = 2_000_000
     level: float = 0.95
     seed: int = 0
 
@@ -68,13 +70,16 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
             to one cluster.
     """
     require(recording, NEEDS, "coverage", columns=("ids",))
-    if settings.largest < 1:
-        raise AnalysisError(f"coverage: largest is {settings.largest}; 1 or more was wanted.")
+    for name in ("largest", "sample_tokens"):
+        if getattr(settings, name) < 1:
+            raise AnalysisError(f"coverage: {name} is {getattr(settings, name)}; 1 or more was wanted.")
     documents = recording.documents()
     # One document of each cluster, in the order of the corpus, so that batches do not depend on the order on disk.
     ordered = documents.assign(row=np.arange(len(documents))).sort_values("document")
     row_U = ordered.drop_duplicates("cluster")["row"].to_numpy()
     row_U = np.random.default_rng(settings.seed).permutation(row_U)
+    within = np.cumsum(documents["tokens"].to_numpy()[row_U]) <= settings.sample_tokens
+    row_U = row_U[: max(within.sum(), settings.largest)]
     doublings = min(settings.largest.bit_length(), len(row_U).bit_length()) - 1
     tables = [_of_stack(recording, stack, row_U, doublings, settings.level) for stack in router_stacks(recording)]
     return Result(pd.concat(tables, ignore_index=True), sample_words(recording), len(row_U), settings.level)
@@ -85,22 +90,20 @@ def _of_stack(
 ) -> pd.DataFrame:
     order_D = np.full(recording.n_documents, -1)
     order_D[row_U] = np.arange(len(row_U))
-    kept: list[tuple[np.ndarray, list[np.ndarray]]] = []
-    for part in token_parts(recording, stack):
-        dealt_T = order_D[part.row_T]
-        mine_T = dealt_T >= 0
-        kept.append((dealt_T[mine_T], [bits_TW[mine_T] for bits_TW in part.bits_LTW]))
-    dealt_T = np.concatenate([dealt for dealt, _ in kept])
-    by_document = np.argsort(dealt_T, kind="stable")
+    dealt_T = np.concatenate([order_D[part.row_T] for part in token_parts(recording, RouterStack((), 1, 1))])
+    mine_T = dealt_T >= 0
+    by_document = np.argsort(dealt_T[mine_T], kind="stable")
+    dealt_T = dealt_T[mine_T][by_document]
     tokens_B = 2 ** np.arange(doublings + 1)
     counts_LE = stack.stacked(recording, "counts").sum(axis=0)
     rate_LE = counts_LE / (counts_LE.sum(axis=1, keepdims=True) / stack.top_k)
     independent_LB = sequence.rate_activated_experts(rate_LE, tokens_B=tokens_B)
     uniform_B = sequence.uniform_activated_experts(tokens_B=tokens_B, n_experts=stack.n_experts, top_k=stack.top_k)
     frames = []
-    for i in range(len(stack.routers)):
-        bits_TW = np.concatenate([bits[i] for _, bits in kept])[by_document]
-        found = batch_activated_experts(bits_TW, dealt_T[by_document], doublings=doublings)
+    for i, router in enumerate(stack.routers):  # one after another: the sets of all layers at once fill the memory
+        one = RouterStack((router,), stack.n_experts, stack.top_k)
+        bits_TW = np.concatenate([part.bits_LTW[0] for part in token_parts(recording, one)])[mine_T][by_document]
+        found = batch_activated_experts(bits_TW, dealt_T, doublings=doublings)
         for n, tokens in enumerate(tokens_B.tolist()):
             distinct_G, steps_G = found.distinct[n], found.steps[n]
             design = Clusters.of(np.zeros(len(steps_G), dtype=int))

@@ -173,6 +173,17 @@ def test_one_document_of_each_cluster_is_dealt(moe, tmp_path):
     assert result.batches["low"].isna().all()  # six documents are too few for an interval
 
 
+def test_batches_are_of_a_sample_where_there_are_many_tokens(recording):
+    whole = coverage.run(recording)
+    some = coverage.run(recording, coverage.Settings(largest=2, sample_tokens=200))
+    tokens_D = recording.documents()["tokens"].to_numpy()
+    assert 2 <= some.used < whole.used and some.used * tokens_D.min() <= 200
+    all_of_them = coverage.run(recording, coverage.Settings(sample_tokens=int(tokens_D.sum())))
+    pd.testing.assert_frame_equal(all_of_them.batches, whole.batches)
+    fewest = coverage.run(recording, coverage.Settings(largest=2, sample_tokens=1))
+    assert fewest.used == 2 and fewest.batches["batch"].max() == 2
+
+
 @pytest.fixture(scope="module")
 def command():
     if not any(each.name == "costs" or each.callback.__name__ == "costs" for each in app.registered_commands):
