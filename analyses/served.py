@@ -8,6 +8,7 @@ in which requests failed are left out, and counted; what they would have shown n
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -108,7 +109,8 @@ def run(measurement: Measurement, settings: Settings = Settings()) -> Result:
 def _times(whole: pd.DataFrame) -> pd.DataFrame:
     """One row per time: of a request the reading of each word, of ITL each gap; milliseconds."""
     rows: list[tuple[object, ...]] = []
-    for row in whole.itertuples():
+    requests: Any = whole.itertuples()  # pandas-stubs knows no column's type
+    for row in requests:
         arrivals = Arrivals(
             np.asarray(row.chunk_s), np.asarray(row.chunk_chars), row.end_s - row.sent_s, row.due_s - row.sent_s,
             int(row.written_tokens),
@@ -133,7 +135,7 @@ def _runs(whole: pd.DataFrame, times: pd.DataFrame, run_of: Sequence[str]) -> pd
     found[TOTAL], found[FLIGHT] = found["tokens"] / window_s, found["took_s"] / window_s
     medians = times.groupby([*run_of, "word"], sort=False)["ms"].median().unstack("word")
     for measure, word in MEDIANS.items():
-        found[measure] = medians[word] if word in medians else np.nan
+        found[measure] = medians.get(word, np.nan)
     return found.reset_index()[[*run_of, *UNITS, *MEDIANS]]
 
 
@@ -156,9 +158,8 @@ def _ratios(both: pd.DataFrame, level: float) -> pd.DataFrame:
 
 def _latency(times: pd.DataFrame) -> pd.DataFrame:
     by = times.groupby(["model", *SERVED_POINT, "word"], sort=False)["ms"]
-    found = by.agg(
-        values="size", mean="mean", **{name: lambda each, q=q: each.quantile(q) for name, q in QUANTILES.items()}
-    )
+    quantiles = {name: by.quantile(q) for name, q in QUANTILES.items()}
+    found = pd.DataFrame({"values": by.size(), "mean": by.mean(), **quantiles})
     words = {word.name: word for word in WORDS}
     found = found.reset_index()
     found["as_in"] = found["word"].map(lambda name: words[name].as_in)
@@ -261,8 +262,8 @@ def _ratio(result: Result) -> Figure:
         table, "at", "value", group="prompts", panel="what", **ends(table, result.level), null="equal",
         null_label="equal", title=f"{first} over {second}, served", x_label="requests", y_label="ratio",
         shared_y=False, hover=("rounds", "change", "drift_p"),
-        caption=f"{first} over {second} within each round: requests per second of the closed loops, and the median TTFT "
-        f"and TPOT, for {_size(table)} ({result.words}). {interval_words(table, result.level)} "
+        caption=f"{first} over {second} within each round: requests per second of the closed loops, and the median "
+        f"TTFT and TPOT, for {_size(table)} ({result.words}). {interval_words(table, result.level)} "
         f"{drift_words(table, 'ratio')} {_cached(result)}{result.left_out}",
         alt=f"Requests per second of {first} over those of {second}: {said}." if said else f"Times of {first} over "
         f"those of {second}.",

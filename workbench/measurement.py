@@ -7,7 +7,7 @@ is an analysis'. A measurement is a folder:
     samples.parquet  a row per timed run: who ran, with what batch, in which round, when each token was there
     parts.parquet    a row per watched run and part of the model: its seconds
     memory.parquet, coverage.parquet, checks.parquet, energy.parquet
-    requests.parquet a row per request to a served model, where servers were measured: when each chunk of its answer came
+    requests.parquet a row per request to a served model: when each chunk of its answer came, what became of it
 
 A measurement has the tables of what it measured, not all.
 

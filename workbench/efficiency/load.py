@@ -82,7 +82,9 @@ def send(
     """
     from guidellm.benchmark.entrypoints import benchmark_generative_text
 
-    scenario = _scenario(endpoint, texts, load, output_tokens, seed, timeout_s, limit_s)
+    scenario = _scenario(
+        endpoint, texts, load, output_tokens=output_tokens, seed=seed, timeout_s=timeout_s, limit_s=limit_s
+    )
     rows: list[dict[str, Any]] = []
     for _ in range(TRIES):
         began_s = time.monotonic()
@@ -104,14 +106,10 @@ def send(
 
 
 def _scenario(
-    endpoint: Endpoint,
-    texts: Sequence[str],
-    load: Load,
-    output_tokens: int,
-    seed: int,
-    timeout_s: float,
+    endpoint: Endpoint, texts: Sequence[str], load: Load, *, output_tokens: int, seed: int, timeout_s: float,
     limit_s: float,
-) -> Any:
+) -> Any:  # fmt: skip
+    """What guidellm is asked for."""
     from guidellm.schemas.benchmark import BenchmarkArgs, BenchmarkScenario
 
     from workbench.efficiency import chunk_times
@@ -137,7 +135,7 @@ def _scenario(
 
 @contextmanager
 def _settings(n_requests: int, load: Load) -> Iterator[None]:
-    """guidellm's own settings for the time of a run.
+    """What guidellm is told of itself, for the time of a run.
 
     Its processes are forked from one that has imported everything (2 s less a run); all requests are handed to them
     before the first is sent, for guidellm 0.8.1 waits forever where the last answer comes before it has noticed that

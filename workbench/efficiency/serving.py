@@ -171,7 +171,7 @@ class _Bench:
                 for order, i in enumerate(order_of(2, number)):
                     who = self.endpoints[i]
                     prompts = [each[who.label] for each in unique] or [same[point.prompt_tokens][who.label]] * n
-                    self._run(who, point, prompts, number, order, began_s)
+                    self._run(who, point, prompts, {"round": number, "order": order}, began_s)
                 if silent := self._silent(point, number):
                     self.left_out.append(
                         f"{point}, after round {number + 1}: no request of {silent} was answered whole"
@@ -183,8 +183,8 @@ class _Bench:
             counted = ", ".join(f"{n} {what}" for what, n in table["outcome"].value_counts().items())
             first = next((row["error"] for row in self.rows if row["error"]), "")
             raise MeasurementError(
-                f"none of {len(table)} requests was answered whole ({counted}{f'; the first: {first[:200]}' * bool(first)}"
-                "); nothing was written. Look at the servers' logs."
+                f"none of {len(table)} requests was answered whole ({counted}"
+                f"{f'; the first: {first[:200]}' * bool(first)}); nothing was written. Look at the servers' logs."
             )
         facts = machine.facts(torch.device("cpu"))
         manifest = {
@@ -214,11 +214,9 @@ class _Bench:
             timeout_s=self.asked.timeout_s, limit_s=self.asked.limit_s,
         )  # fmt: skip
 
-    def _run(
-        self, who: Endpoint, point: ServedPoint, prompts: list[str], number: int, order: int, began_s: float
-    ) -> None:
-        key = {"model": who.label, **point.key(), "round": number, "order": order}
-        for i, row in enumerate(self._send(who, point, prompts, number)):
+    def _run(self, who: Endpoint, point: ServedPoint, prompts: list[str], at: dict[str, int], began_s: float) -> None:
+        key = {"model": who.label, **point.key(), **at}
+        for i, row in enumerate(self._send(who, point, prompts, at["round"])):
             times = {name: row[name] - began_s for name in ("due_s", "sent_s", "end_s")}
             self.rows.append({**key, "request": i, **row, **times})
 
