@@ -117,7 +117,7 @@ def _times(whole: pd.DataFrame) -> pd.DataFrame:
         )  # fmt: skip
         key = (row.model, row.prompts, row.load, row.level, row.prompt_tokens, row.output_tokens, row.round)
         rows += [(*key, word, 1e3 * each) for word, found in readings_s(arrivals).items() for each in found]
-    return pd.DataFrame(rows, columns=["model", *SERVED_POINT, "round", "word", "ms"])
+    return pd.DataFrame(rows, columns=["model", *SERVED_POINT, "round", "word", "ms"]).astype({"ms": float})
 
 
 def _runs(whole: pd.DataFrame, times: pd.DataFrame, run_of: Sequence[str]) -> pd.DataFrame:
@@ -187,7 +187,9 @@ def _left_out(requests: pd.DataFrame, measurement: Measurement, models: Sequence
             counted = here.loc[here["failed"], "outcome"].value_counts()
             why = ", ".join(f"{n} {outcome}" for outcome, n in counted.items())
             parts.append(f"{len(runs)} runs of {name} (requests: {why})")
-    said = f"Left out: {'; '.join(parts)}." if parts else "Every request was answered whole."
+    failed = int(requests["failed"].sum())
+    whole = f"Every run was kept, {failed} request{'s' * (failed > 1)} failed." if failed else ""
+    said = f"Left out: {'; '.join(parts)}." if parts else whole or "Every request was answered whole."
     given_up = measurement.manifest["left_out"]
     return said + (f" Given up: {'; '.join(given_up)}." if given_up else "")
 
