@@ -42,7 +42,7 @@ def made(path, rows: list[dict], **changed) -> Measurement:
 
 
 def pair(number: int, load: float = 1.0) -> list[dict]:
-    """A round: `a` answers two requests, from 0 to 1 s and from 0.5 to 2 s on an idle machine; `b` takes twice as long."""
+    """A round: `a` answers two requests, from 0 to 1 s and from 0.5 to 2 s on an idle machine; `b` takes twice that."""
     rows = []
     for model, slower in (("a", load), ("b", 2 * load)):
         for sent, chunks in ((0.0, [0.4, 0.6, 0.9]), (0.5, [0.5, 0.9, 1.4])):

@@ -1,36 +1,59 @@
 """guidellm's requests, with the time of every chunk: guidellm itself keeps the first, the last and their number.
 
-A kind of backend of guidellm's own registry, whose answers are read by its own reader; the reader notes when each
-chunk came and how much text it held, and hands that on in the answer. guidellm's processes import this module, and
+Its backend with a reader that notes when each chunk came and how much text it held, and hands that on in the answer,
+among what a server said of itself. guidellm's processes import this module, and
 nothing else here imports guidellm when it is imported: it is an optional extra.
 """
 
+import asyncio
 import time
 from typing import Any, Literal
 
-from guidellm.backends.backend import Backend
 from guidellm.backends.openai.http import OpenAIHTTPBackend
 from guidellm.backends.openai.request_handlers import OpenAIRequestHandlerFactory, TextCompletionsRequestHandler
-from guidellm.schemas import GenerationRequest, GenerationRequestArguments, GenerationResponse
-from guidellm.schemas.backends import BackendArgs, OpenAIHTTPBackendArgs
+from guidellm.scheduler.schemas.conversation_graph import GenerativeConversationGraph, GenerativeConversationNode
+from guidellm.schemas import GenerationRequest, GenerationRequestArguments, GenerationResponse, RequestSettings
+from guidellm.schemas.backends import OpenAIHTTPBackendArgs
 
-KIND = "moe_workbench"
 FORMAT = "moe_workbench/completions"
 PATH = "v1/completions"
-NOTED = "chunks"
+HELD = "\0"
+"""The prompt of a request that is never sent, and so keeps a run from ending by itself."""
 
 
-@BackendArgs.register(KIND)
+def request(prompt: str) -> GenerativeConversationGraph:
+    """A request of its own, as guidellm schedules it."""
+    asked = GenerationRequest(columns={"text_column": [prompt]})
+    node = GenerativeConversationNode(node_id="0", agent_id="0", request=asked, settings=RequestSettings())
+    return GenerativeConversationGraph.from_nodes_with_parents(
+        nodes={"0": node}, parents_by_node={"0": []}, graph_id=asked.request_id
+    )
+
+
+def is_held(asked: GenerationRequest) -> bool:
+    """Whether it is the one that is not sent."""
+    return bool(asked.columns["text_column"] == [HELD])
+
+
 class ChunkTimesArgs(OpenAIHTTPBackendArgs):
-    """guidellm's arguments for an endpoint, of this kind."""
+    """guidellm's arguments for an endpoint, whose answers the reader below reads."""
 
-    kind: Literal["moe_workbench"] = KIND  # type: ignore[assignment]  # guidellm tells its kinds apart by this value
-    request_format: Literal["moe_workbench/completions"] = FORMAT  # type: ignore[assignment]  # and its readers by this
+    request_format: Literal["moe_workbench/completions"] = FORMAT  # type: ignore[assignment]  # finds the reader
 
 
-@Backend.register(KIND)
 class ChunkTimes(OpenAIHTTPBackend):
-    """guidellm's backend, of this kind."""
+    """guidellm's backend, which holds one request."""
+
+    async def resolve(self, request: Any, request_info: Any, history: Any = None) -> Any:
+        """Sends a request and hands on what comes, until it is done; the held one stays until the run is ended."""
+        if is_held(request):
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                request_info.status = "cancelled"  # guidellm would tell of it, over queues that it has closed
+                raise
+        async for each in super().resolve(request, request_info, history):
+            yield each
 
 
 @OpenAIRequestHandlerFactory.register(FORMAT)
@@ -59,5 +82,5 @@ class TimedCompletions(TextCompletionsRequestHandler):
     ) -> GenerationResponse:
         """The whole answer, with the chunks beside what the server said of itself."""
         response = super().compile_streaming(request, arguments)
-        response.response_metrics = {**(response.response_metrics or {}), NOTED: self._chunks}
+        response.response_metrics = {**(response.response_metrics or {}), "chunks": self._chunks}
         return response

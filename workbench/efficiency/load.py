@@ -9,7 +9,6 @@ import math
 import multiprocessing
 import os
 import re
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,9 +26,8 @@ _CLASS = {
     "ConnectError": "no connection", "ConnectTimeout": "no connection", "ReadTimeout": "timed out",
     "WriteTimeout": "timed out", "PoolTimeout": "timed out",
 }  # fmt: skip
-_GRACE_S = 30.0
-TRIES = 3
-"""Of a run of which guidellm does not tell every request: on a busy machine 0.8.1 can lose the last one as it ends."""
+START_S = 120.0
+"""Until the first request of a run is sent: the load generator's first process imports much."""
 
 
 @dataclass(frozen=True)
@@ -80,66 +78,78 @@ def send(
     Returns:
         As many rows as texts, in the order in which they were sent; times in seconds of the wall clock.
     """
-    from guidellm.benchmark.entrypoints import benchmark_generative_text
-
-    scenario = _scenario(
-        endpoint, texts, load, output_tokens=output_tokens, seed=seed, timeout_s=timeout_s, limit_s=limit_s
-    )
-    rows: list[dict[str, Any]] = []
-    for _ in range(TRIES):
-        began_s = time.monotonic()
-        try:
-            with _settings(len(texts), load):
-                report, _ = asyncio.run(
-                    asyncio.wait_for(benchmark_generative_text(scenario, progress=False), limit_s + _GRACE_S)
-                )
-        except (RuntimeError, TimeoutError) as error:  # its processes ended, or it waits for itself
-            return [_nothing(f"load generator: {error or type(error).__name__}") for _ in texts]
-        found = report.benchmarks[0].requests if report.benchmarks else None
-        told = [*found.successful, *found.errored, *found.incomplete] if found else []
-        rows = [_row(each, output_tokens) for each in told]
-        if len(rows) == len(texts) or time.monotonic() - began_s > limit_s:
-            break
+    with _settings(len(texts), load):
+        told, broken = asyncio.run(
+            _answers(
+                endpoint, texts, load, output_tokens=output_tokens, seed=seed, timeout_s=timeout_s, limit_s=limit_s
+            )
+        )
+    rows = [_row(response, info, output_tokens) for response, info in told]
     rows.sort(key=lambda row: row["sent_s"] if not math.isnan(row["sent_s"]) else math.inf)
-    return rows + [_nothing(f"not told of by the load generator, {TRIES} times, or not sent before {limit_s:g} s")
-                   for _ in range(len(texts) - len(rows))]  # fmt: skip
+    why = broken or f"not answered {limit_s:g} s after the first was sent"
+    return rows + [_nothing(why) for _ in range(len(texts) - len(rows))]
 
 
-def _scenario(
+async def _answers(
     endpoint: Endpoint, texts: Sequence[str], load: Load, *, output_tokens: int, seed: int, timeout_s: float,
     limit_s: float,
-) -> Any:  # fmt: skip
-    """What guidellm is asked for."""
-    from guidellm.schemas.benchmark import BenchmarkArgs, BenchmarkScenario
+) -> tuple[list[tuple[Any, Any]], str]:  # fmt: skip
+    """What guidellm tells at the end of each request, and what broke it.
+
+    One request more is handed to it than is sent: `chunk_times` holds it. Else guidellm 0.8.1 ends with the last
+    answer, and on a busy machine loses that answer, or waits forever where it came too soon. Here the run ends when
+    every other request has ended.
+    """
+    from guidellm.scheduler import AsyncPoissonStrategy, ConcurrentStrategy, NonDistributedEnvironment, Scheduler
+    from guidellm.schemas import GenerationRequestArguments
 
     from workbench.efficiency import chunk_times
 
-    for each in (BenchmarkArgs, BenchmarkScenario):
-        each.reload_schema()  # they were built before our kind of backend was known
+    backend: Any = chunk_times.ChunkTimes(
+        chunk_times.ChunkTimesArgs(
+            target=endpoint.url,
+            model=endpoint.model,
+            max_tokens=output_tokens,
+            timeout=timeout_s,
+            http2=False,
+            api_routes={chunk_times.FORMAT: chunk_times.PATH},
+            extras=GenerationRequestArguments(body=endpoint.body),
+            timeout_connect=timeout_s,
+            validate_backend=False,
+        )
+    )
     if load.kind == "concurrency":
-        profile: dict[str, Any] = {"kind": "concurrent", "streams": [int(load.level)]}
+        strategy: Any = ConcurrentStrategy(streams=int(load.level))
     else:
-        profile = {"kind": "poisson", "rate": [load.level], "max_concurrency": len(texts)}
-    backend = {
-        "kind": chunk_times.KIND, "target": endpoint.url, "model": endpoint.model, "max_tokens": output_tokens,
-        "api_routes": {chunk_times.FORMAT: chunk_times.PATH}, "extras": {"body": endpoint.body}, "timeout": timeout_s,
-        "timeout_connect": timeout_s, "http2": False, "validate_backend": False,
-    }  # fmt: skip
-    benchmark = {
-        "backend": backend, "profile": profile, "outputs": [], "seed": {"kind": "static", "value": seed},
-        "data": [{"kind": "in_memory_dict_list", "data": [{"prompt": text} for text in texts]}],
-        "constraints": [{"kind": "max_duration", "seconds": limit_s}],
-    }  # fmt: skip
-    return BenchmarkScenario.model_validate({"benchmarks": [benchmark]})
+        strategy = AsyncPoissonStrategy(rate=load.level, max_concurrency=len(texts) + 1, random_seed=seed)
+    requests: Any = [chunk_times.request(text) for text in (*texts, chunk_times.HELD)]
+    told: dict[str, tuple[Any, Any]] = {}
+    broken = ""
+    updates: Any = Scheduler().run(requests, backend, strategy, NonDistributedEnvironment())
+    try:
+        async with asyncio.timeout(START_S) as limit:
+            async for response, request, info, _ in updates:
+                if info.status == "in_progress" and not told and limit.when() is not None:
+                    limit.reschedule(asyncio.get_running_loop().time() + limit_s)
+                if info.status in ("completed", "errored", "cancelled") and not chunk_times.is_held(request):
+                    told[request.request_id] = (response, info)
+                if len(told) == len(texts):
+                    break
+    except TimeoutError:
+        pass  # what was not answered is counted
+    except RuntimeError as error:  # its processes ended
+        broken = f"load generator: {error}"
+    finally:
+        await updates.aclose()
+    return list(told.values()), broken
 
 
 @contextmanager
 def _settings(n_requests: int, load: Load) -> Iterator[None]:
     """What guidellm is told of itself, for the time of a run.
 
-    Its processes are forked from one that has imported everything (2 s less a run); all requests are handed to them
-    before the first is sent, for guidellm 0.8.1 waits forever where the last answer comes before it has noticed that
-    none is left to send; and it says nothing, for the table does.
+    Its processes are forked from one that has imported everything (2 s less a run), all requests are handed to them
+    before the first is sent, and it says nothing, for the table does.
     """
     from guidellm.logger import configure_logger
     from guidellm.settings import LoggingSettings, settings
@@ -162,24 +172,20 @@ def _settings(n_requests: int, load: Load) -> Iterator[None]:
             setattr(settings, name, value)
 
 
-def _row(request: Any, asked: int) -> dict[str, Any]:
+def _row(response: Any, info: Any, asked: int) -> dict[str, Any]:
     """One request, as guidellm tells of it."""
-    info, noted = request.info, (request.response_metrics or {}).get("chunks", [])
-    sent_s = info.timings.request_start
-    row = _nothing(info.error or "")
-    if sent_s is None:
-        row["outcome"] = _outcome(info.status, row, asked)
-        return row
-    row |= {
-        "due_s": info.timings.targeted_start,
-        "sent_s": sent_s,
-        "end_s": info.timings.request_end or info.timings.resolve_end,
-        "chunk_s": [at - sent_s for at, _ in noted],
-        "chunk_chars": [chars for _, chars in noted],
-        "read_tokens": _number(request.input_metrics.text_tokens),
-        "cached_tokens": _number(request.input_metrics.cached_tokens),
-        "written_tokens": _number(request.output_metrics.text_tokens),
-    }
+    row, times = _nothing(info.error or ""), info.timings
+    if (sent_s := times.request_start) is not None:
+        row |= {"due_s": times.targeted_start, "sent_s": sent_s, "end_s": times.request_end or times.resolve_end}
+    if response is not None and sent_s is not None:
+        noted = (response.response_metrics or {}).get("chunks", [])
+        row |= {
+            "chunk_s": [at - sent_s for at, _ in noted],
+            "chunk_chars": [chars for _, chars in noted],
+            "read_tokens": _number(response.input_metrics.text_tokens),
+            "cached_tokens": _number(response.input_metrics.cached_tokens),
+            "written_tokens": _number(response.output_metrics.text_tokens),
+        }
     row["outcome"] = _outcome(info.status, row, asked)
     return row
 
