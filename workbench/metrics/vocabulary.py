@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, Integer, Num
 
 from workbench.metrics._arithmetic import check_ids, checked_counts
 
+_BLOCK_TOKENS = 1 << 14
 _BLOCK_IDS = 256  # ids at a time: their tables stay in the cache
 
 
@@ -60,10 +61,18 @@ def count_cells(
         ours (a count).
     """
     # one row more, for tokens without a label: cheaper than leaving them out
-    base_T = (label_T.astype(np.int64) + 1) * n_experts
-    cells = np.add(base_T[:, None], ids_TK, dtype=np.int64, casting="unsafe").ravel()
     size = (n_labels + 1) * n_experts
-    return np.bincount(cells, minlength=size).reshape(n_labels + 1, n_experts)[1:]
+    counts = np.zeros(size, dtype=np.int64)
+    # as many tokens at a time as give each cell a few: their cells stay in the cache, and so may the table
+    block = max(_BLOCK_TOKENS, size)
+    cells = np.empty((min(block, len(label_T)), ids_TK.shape[1]), dtype=np.int64)
+    for start in range(0, len(label_T), block):
+        base_T = (label_T[start : start + block].astype(np.int64) + 1) * n_experts
+        here = cells[: len(base_T)]
+        np.add(base_T[:, None], ids_TK[start : start + block], out=here, casting="unsafe")
+        counted = np.bincount(here.ravel())
+        counts[: len(counted)] += counted
+    return counts.reshape(n_labels + 1, n_experts)[1:]
 
 
 def vocabulary_specialization(
