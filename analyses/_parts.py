@@ -7,6 +7,7 @@ import numpy as np
 
 _INFINITY = 0x7C00  # the bits of the largest float16
 
+
 def in_text_order(part: dict[str, np.ndarray], *, by_number: bool = False) -> dict[str, np.ndarray]:
     """Columns with `document` and `position`, each document's rows together and by position.
 
