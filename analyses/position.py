@@ -154,8 +154,8 @@ def _count(
     counts_DPE = np.zeros((*shape, n_experts), dtype=np.int32)
     entropy_DP, tokens_DP = np.zeros(shape), np.zeros(shape)
     drawn_BPE = np.zeros((n_draws, n_bins, n_experts), dtype=np.int64)
-    for here, (ids_TK, *entropies) in places([f"{at}.ids", *([f"{at}.entropy"] if scored else [])]):
-        ids_TK = ids_TK.take(here.row_T, axis=0)
+    for here, (as_read_TK, *entropies) in places([f"{at}.ids", *([f"{at}.entropy"] if scored else [])]):
+        ids_TK = as_read_TK.take(here.row_T, axis=0)
         counted = count_cells(here.cell_T, ids_TK, n_labels=here.tokens_DP.size, n_experts=n_experts)
         counts_DPE[here.inside] += counted.reshape(*here.tokens_DP.shape, n_experts).astype(np.int32)
         tokens_DP[here.inside] += here.tokens_DP

@@ -141,8 +141,15 @@ def labels(
     first_P = np.flatnonzero(np.diff(key_T, prepend=-1))
     label_P, document_P = np.divmod(key_T[first_P], n_documents)
     first_N = np.diff(label_P, prepend=-1) > 0
-    arrays = document_P, np.cumsum(first_N) - 1, np.diff(first_P, append=len(key_T))
-    return Labels(label_P[first_N], order_T, *(array.astype(np.int32) for array in arrays), n_labels, n_documents)
+    return Labels(
+        present_N=label_P[first_N],
+        order_T=order_T,
+        cell_document_P=document_P.astype(np.int32),
+        cell_label_P=(np.cumsum(first_N) - 1).astype(np.int32),
+        cell_tokens_P=np.diff(first_P, append=len(key_T)).astype(np.int32),
+        n_labels=n_labels,
+        n_documents=n_documents,
+    )
 
 
 def label_counts(ids_TK: Integer[np.ndarray, "T K"], of: Labels, *, n_experts: int) -> Int[np.ndarray, "N E"]:
