@@ -7,8 +7,8 @@ Runs what `workbench analyze RECORDING --all` runs, with 1,000 resamples and 20 
 them as are allowed, which leaves the values; `--structure` without specialization. Tables and figure specs are made;
 `--files` has them drawn and written as well, as for a user. `--each` runs one analysis after the other, each in a
 process of its own, for the processor time and the memory of each. Without a recording a synthetic one is made (28
-layers, 64 experts, top-8). Memory is that of all processes together, shared pages counted once, as far as the system tells. The
-floor is one pass that decodes the ids of all layers and counts the pairs of experts of each token.
+layers, 64 experts, top-8). Memory is that of all processes together, shared pages counted once, as far as the system
+tells. The floor is one pass that decodes the ids of all layers and counts the pairs of experts of each token.
 """
 
 import argparse

@@ -104,8 +104,9 @@ def vocabulary_specialization(
         raise ValueError(
             f"min_count is {min_count}, wanted 1 or more: 10 keeps most occurrences and little of the bias"
         )
-    counts_xVE = checked_counts(counts_xVE)
-    most_xV = counts_xVE.max(axis=-1)
+    if counts_xVE.size and counts_xVE.min() < 0:
+        raise ValueError(f"counts hold {counts_xVE.min()}, wanted 0 or more: pass assignments")
+    most_xV = counts_xVE.max(axis=-1).astype(np.float64)
     if (most_xV > occurrences_V).any():
         raise ValueError(
             "counts_xVE counts an expert more often than its id occurs: pass occurrences_V of the same tokens, one per "
