@@ -22,7 +22,7 @@ app: setup  ## open the app on http://localhost:8501
 
 # A test is of one thread; files are dealt to as many processes as there are cores, four at most.
 test: setup browser
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 test-slow: setup  ## what counts over thousands of data sets; minutes
 	$(BIN)/python -m pytest -m slow
