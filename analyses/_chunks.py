@@ -23,20 +23,20 @@ Chunk = dict[str, np.ndarray]
 
 
 def chunks(
-    recording: Recording, columns: list[str], *, tokens: int = CHUNK_TOKENS, in_order: bool = True
+    recording: Recording, columns: list[str], *, tokens: int | None = None, in_order: bool = True
 ) -> Iterator[Chunk]:
     """Columns of the tokens table, several parts at a time: about `tokens` rows, documents whole and in their order.
 
     Args:
         recording: What is read.
         columns: Their names; `document` and `position` are read with them.
-        tokens: Rows after which a chunk ends.
+        tokens: Rows after which a chunk ends; `CHUNK_TOKENS` where it is None.
         in_order: False leaves rows as they stand and `document` and `position` out: for columns that go with some that
             were read so before, as the choices of one layer go with those of another.
     """
     columns = list(dict.fromkeys([*(["document", "position"] if in_order else []), *columns]))
     joined = _joined if in_order else _as_they_stand
-    held: list[Chunk] = []
+    tokens, held = CHUNK_TOKENS if tokens is None else tokens, list[Chunk]()
     for part in recording.parts(columns):
         held.append(part)
         if sum(len(one[columns[0]]) for one in held) >= tokens:
