@@ -68,7 +68,7 @@ def command(port: int) -> list[str]:
     Raises:
         HostError: the pages are not there.
     """
-    serve, entry = ROOT / "pages" / "serve.py", ROOT / "pages" / "app.py"
+    serve, entry = ROOT / "pages" / "serve.py", ROOT / "pages" / "served.py"
     if not entry.is_file():
         raise HostError(f"{entry} is missing: the app runs from a checkout, installed with pip install --editable.")
     return [sys.executable, str(serve), "run", str(entry), *FLAGS, f"--server.port={port}"]
