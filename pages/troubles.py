@@ -9,12 +9,17 @@ from logging.handlers import RotatingFileHandler
 import jobs
 import streamlit as st
 
+from workbench.errors import WorkbenchError
+
 _LOG_BYTES, _LOGS_KEPT = 10 * 2**20, 3
 _OPENING = threading.Lock()
 
 
 def tell(error: Exception) -> bool:
     """Notes an error in the data folder's `logs/app.log`, and shows its number in the place of Streamlit's message."""
+    if isinstance(error, WorkbenchError):  # of a callback or a fragment
+        st.error(jobs.plain(error), icon=":material/error:")
+        return True
     number = secrets.token_hex(4)
     _log().error("error %s\n%s", number, "".join(traceback.format_exception(error)))
     st.error(

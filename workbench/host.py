@@ -132,9 +132,7 @@ class Host(Queue):
 
     def unfinished(self, *, owner: str = "") -> list[Unfinished]:
         """The recordings of a visitor, and of no visitor, that are not finished and that no job here is to finish."""
-        with self._changed:
-            active = {Path(request["out"]).name for request in self._requests.values() if request["kind"] == "record"}
-            active |= {self._recorded} if self._recorded is not None else set()
+        active = {job.name for job in self.jobs() if job.state in ("queued", "running")}
         found = host_kept.unfinished(self.data)
         return [each for each in found if each.owner in ("", owner) and each.name not in active]
 
@@ -157,20 +155,19 @@ class Host(Queue):
             HostError: the visitor uploaded as much as may be within an hour.
         """
         name = Path(name).name[:100]
+        digest = hashlib.sha256(content).hexdigest()[:12]
+        stem = re.sub("[^A-Za-z0-9_-]+", "-", Path(name).stem)[:40] or "corpus"
+        kept = self.data / "uploads" / digest / f"{stem}.jsonl"
+        if kept.is_file():  # the digest names the content, which was checked
+            kept.touch()
+            return str(kept)
         if self.rules.limits is not None and owner and (wait_s := self._uploaded.take(owner, len(content))):
             most = self.rules.limits.upload_bytes_per_hour
             raise HostError(f"{name} was not kept: {most:,} bytes an hour may be uploaded; {again(wait_s)}")
         checked_upload(name, content)
-        digest = hashlib.sha256(content).hexdigest()[:12]
-        kept = (
-            self.data / "uploads" / digest / f"{re.sub('[^A-Za-z0-9_-]+', '-', Path(name).stem)[:40] or 'corpus'}.jsonl"
-        )
         kept.parent.mkdir(parents=True, exist_ok=True)
-        if kept.is_file():
-            kept.touch()
-        else:
-            write_whole(kept, content)
-            host_kept.trim(self.data / "uploads", _UPLOAD_BYTES)
+        write_whole(kept, content)
+        host_kept.trim(self.data / "uploads", _UPLOAD_BYTES)
         return str(kept)
 
     def inspect(self, model: str, *, check: bool = False, owner: str = "") -> str:

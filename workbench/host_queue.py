@@ -36,6 +36,7 @@ class Job:
         kind: `record`, `inspect` or `attention`.
         title: For people; it may hold what a visitor typed.
         owner: The visitor who asked for it; empty in an app that is not shared.
+        name: Of the recording that it makes; empty where it makes none.
         state: `queued`, `running`, `done`, `failed` or `cancelled`.
         phase: Of a running job: empty while the process starts, `loading`, `proving`, `recording` or `looking`.
         place: In the queue, 1 is next; 0 when it runs or has ended.
@@ -54,6 +55,7 @@ class Job:
     kind: str
     title: str
     owner: str = ""
+    name: str = ""
     state: str = "queued"
     phase: str = ""
     place: int = 0
@@ -87,7 +89,6 @@ class Queue:
         self._jobs: dict[str, Job] = {}  # oldest first
         self._requests: dict[str, dict[str, Any]] = {}  # of the queued jobs, next first
         self._running: str | None = None
-        self._recorded: str | None = None  # the name of the recording that the running job makes
         self._killer: threading.Timer | None = None  # of the running job, once it was cancelled
         self._worker: ModelProcess | None = None
         self._loaded: str | None = None
@@ -188,9 +189,10 @@ class Queue:
         with self._changed:
             self._refuse_too_much(owner)
             self.start()
+            name = Path(request["out"]).name if kind == "record" else ""
             if kept is not None:
-                host_kept.keep_request(self.data, Path(request["out"]).name, **kept)
-            job = Job(id=secrets.token_hex(6), kind=kind, title=title, owner=owner, submitted=_now())
+                host_kept.keep_request(self.data, name, **kept)
+            job = Job(secrets.token_hex(6), kind, title, owner=owner, name=name, submitted=_now())
             self._jobs[job.id] = job
             self._requests[job.id] = {"id": job.id, "kind": kind, **request}
             self._unload_when_idle = False  # the model is wanted after all
@@ -221,9 +223,9 @@ class Queue:
                 del self._jobs[old]
 
     def _withdraw(self, job_id: str, message: str) -> None:
-        request = self._requests.pop(job_id)
-        if request["kind"] == "record" and not self._stopped:  # what waited when the app ended can be asked for again
-            host_kept.drop_request(self.data, Path(request["out"]).name, also_begun=False)
+        del self._requests[job_id]
+        if self._jobs[job_id].name and not self._stopped:  # what waited when the app ended can be asked for again
+            host_kept.drop_request(self.data, self._jobs[job_id].name, also_begun=False)
         self._settle(job_id, state="cancelled", message=message)
 
     def _kill(self, job_id: str) -> None:
@@ -245,10 +247,10 @@ class Queue:
                 if self._killer is not None:
                     self._killer.cancel()
                     self._killer = None
-                self._running = self._recorded = None
+                self._running, job = None, self._jobs[job_id]
                 self._settle(job_id, **end)
             with contextlib.suppress(OSError):
-                self._tidy(request, end)
+                self._tidy(job, end["state"])
             self._unload_if_idle()
 
     def _next(self) -> tuple[str, dict[str, Any]] | None:
@@ -257,16 +259,15 @@ class Queue:
             if self._stopped:
                 return None
             job_id = next(iter(self._requests))
-            self._running, request = job_id, self._requests.pop(job_id)
-            self._recorded = Path(request["out"]).name if request["kind"] == "record" else None
+            self._running = job_id
             self._update(job_id, state="running")
-            return job_id, request
+            return job_id, self._requests.pop(job_id)
 
-    def _tidy(self, request: dict[str, Any], end: dict[str, Any]) -> None:
+    def _tidy(self, job: Job, state: str) -> None:
         """After a job: a request that is done is forgotten, and what only makes a second time quicker is bounded."""
-        if request["kind"] == "record" and not self._stopped:
-            host_kept.drop_request(self.data, Path(request["out"]).name, also_begun=end["state"] == "done")
-        if request["kind"] == "attention":
+        if job.name and not self._stopped:
+            host_kept.drop_request(self.data, job.name, also_begun=state == "done")
+        if job.kind == "attention":
             host_kept.trim(self.data / "maps", _MAP_BYTES)
         self._log_file("worker.log")
 
