@@ -78,11 +78,13 @@ class Rules:
             return name
         roots = [root.resolve() for root in (data, *self.models)]
         path = Path(name).expanduser() if name.startswith("~/") else Path(name)
+        there = False
         for place in (path, *(root / name for root in roots)):
             with contextlib.suppress(OSError, RuntimeError, ValueError):  # what no file system can look up is no folder
+                there = there or place.is_dir()
                 if place.is_dir() and _lies_below(place, roots):
                     return str(place.resolve())
-        if name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1 or path.is_dir():
+        if name.startswith(("/", ".", "~")) or "\\" in name or bare.count("/") > 1 or there:
             raise HostError(
                 f"model {name[:200]!r} is no model folder below {', '.join(map(str, roots))}, links followed. Put it "
                 "there, or start the app with its folder's place: workbench app --models DIR."
