@@ -19,6 +19,7 @@ import streamlit as st
 
 from analyses import _batch
 from workbench.errors import WorkbenchError
+from workbench.figures.theme import printable
 from workbench.host import Host, Job
 from workbench.host_rules import Rules
 from workbench.models import bundled
@@ -35,8 +36,9 @@ _PHASES = {
 
 
 def plain(text: object) -> str:
-    """Text that Markdown shows letter by letter."""
-    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", str(text))
+    """Text that Markdown shows letter by letter, with what is invisible, or would turn a line around, made visible."""
+    seen = "\n".join(map(printable, str(text).split("\n")))
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", seen)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 
 from workbench import host_kept
 from workbench.errors import HostError
+from workbench.figures.theme import printable
 from workbench.host_kept import Unfinished
 from workbench.host_queue import ENDED_JOBS_KEPT, Job, Queue
 from workbench.host_rules import Allowance, Rules, again, checked_prompt, checked_upload
@@ -80,7 +81,9 @@ class Host(Queue):
         if parent is not None and "weights" not in fields:
             raise HostError("parent: it is compared in the field weights, which is not asked for; add it to fields.")
         if not fields or set(fields) - set(FIELDS):
-            raise HostError(f"fields are {', '.join(fields) or 'empty'}; some of {', '.join(FIELDS)} were wanted.")
+            raise HostError(
+                f"fields are {', '.join(fields)[:200] or 'empty'}; some of {', '.join(FIELDS)} were wanted."
+            )
         max_tokens = self.rules.checked_tokens(max_tokens, owner)
         file = None
         if prompt is not None and corpus is None:
@@ -126,7 +129,7 @@ class Host(Queue):
         """
         found = [each for each in self.unfinished(owner=owner) if each.name == name and each.arguments]
         if not found:
-            raise HostError(f"there is no unfinished recording {name!r} that was asked for here; record it anew.")
+            raise HostError(f"there is no unfinished recording {name[:200]!r} that was asked for here; record it anew.")
         arguments = found[0].arguments
         return self.record(**{**arguments, "fields": tuple(arguments["fields"])}, name=name, owner=owner)
 
@@ -144,7 +147,9 @@ class Host(Queue):
             RecordingError: there is none of that name, or it is being written.
         """
         if self.rules.limits is not None:
-            raise HostError(f"{name!r} was not deleted: in a shared app recordings are everybody's; ask its operator.")
+            raise HostError(
+                f"{name[:200]!r} was not deleted: in a shared app recordings are everybody's; ask its operator."
+            )
         host_kept.delete_recording(self.data, name)
 
     def keep_upload(self, name: str, content: bytes, *, owner: str = "") -> str:
@@ -220,7 +225,7 @@ def _slug(text: str) -> str:
 
 
 def _excerpt(prompt: str) -> str:
-    text = " ".join(prompt.split())
+    text = printable(" ".join(prompt.split()))
     return f"“{text}”" if len(text) <= 40 else f"“{text[:39]}…”"
 
 

@@ -112,13 +112,14 @@ def delete_recording(data: Path, name: str) -> None:
         RecordingError: there is none of that name, or it is being written.
     """
     folder = data / "recordings" / name
-    drop_request(data, name, also_begun=True)
-    if Path(name).name != name or not (folder / MANIFEST).is_file():
-        raise RecordingError(f"there is no recording {name!r} in {folder.parent} to delete.")
+    is_name = Path(name).name == name and name.isprintable() and len(name.encode()) <= 200
+    if not is_name or not (folder / MANIFEST).is_file():
+        raise RecordingError(f"there is no recording {name[:200]!r} in {folder.parent} to delete.")
     if folder.is_symlink():
         folder.unlink()  # it lies elsewhere, and stays there
         return
     with locked(folder):
+        drop_request(data, name, also_begun=True)
         gone = folder.with_name(f".{name}.{secrets.token_hex(4)}.deleted")  # out of the list at once, and whole
         folder.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)

@@ -119,7 +119,7 @@ class Queue:
         found = [job for job in self.jobs() if job.id == job_id]
         if not found:
             raise HostError(
-                f"no job {job_id!r}: the app was started again since, or {ENDED_JOBS_KEPT} others have ended. "
+                f"no job {job_id[:200]!r}: the app was started again since, or {ENDED_JOBS_KEPT} others have ended. "
                 "What it recorded is in the list of recordings."
             )
         return found[0]
