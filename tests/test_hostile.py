@@ -108,10 +108,10 @@ def result(request, recording):
 
 
 def shown_texts(node: object, key: str = ""):
-    """All that plotly would read as its HTML; customdata and meta are data."""
+    """All that plotly would read as its HTML; customdata and meta are data, and a legend's group is never drawn."""
     if isinstance(node, dict):
         for name, value in node.items():
-            if name not in ("customdata", "meta"):
+            if name not in ("customdata", "meta", "legendgroup"):
                 yield from shown_texts(value, name)
     elif isinstance(node, list | tuple):
         for value in node:
