@@ -26,6 +26,8 @@ from workbench.models import bundled
 from workbench.recording_schema import MANIFEST
 
 _LOOKS_KEPT = 200
+# Markdown makes a link of an address whatever is escaped in it; a joiner that takes no room keeps it text.
+_ADDRESS = re.compile(r"https?:(?=//)|www(?=\.)|@(?=[-\w]+\.)", re.IGNORECASE)
 _PHASES = {
     "": "starting the model's process",
     "looking": "looking",
@@ -38,7 +40,7 @@ _PHASES = {
 def plain(text: object) -> str:
     """Text that Markdown shows letter by letter, with what is invisible, or would turn a line around, made visible."""
     seen = "\n".join(map(printable, str(text).split("\n")))
-    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", seen)
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", _ADDRESS.sub("\\g<0>\u2060", seen))
 
 
 @contextmanager

@@ -36,7 +36,8 @@ def untouched() -> str:
 def refuse_scripts(visitor: Visitor) -> None:
     page = visitor.page
     assert page.evaluate("window.__canary") is None, visitor.address()
-    assert page.locator("img[src=x], a[href^='javascript'], a[href*='evil.example']").count() == 0, visitor.address()
+    links = page.locator("img[src=x], a[href^='javascript'], a[href*='evil.example']")
+    assert links.evaluate_all("all => all.map(each => each.outerHTML)") == [], visitor.address()
     assert page.locator("strong, em, b, i", has_text="bold").count() == 0, visitor.address()
     assert page.locator("[data-testid=stException]").count() == 0, visitor.address()
     assert "that nobody foresaw" not in visitor.heard(), visitor.address()
@@ -74,12 +75,3 @@ def test_hostile_text_passes_through_every_page_as_letters(visitor, corpus):
         visitor.open(f"{path}?{place}={quote(MARKUP)}")
         refuse_scripts(visitor)
     assert untouched() == before
-
-
-def test_every_class_in_the_address_is_a_sentence(visitor):
-    for text in (*BROWSABLE.values(), "x" * 5_000):
-        asked = quote(text.replace("\x00", ""))
-        for path in (f"/tokens?recording={asked}", f"/?model={asked}", f"/utilization?layer={asked}&expert={asked}"):
-            visitor.open(path)
-            refuse_scripts(visitor)
-            assert visitor.page.get_by_test_id("stAlert").count() > 0, visitor.address()
