@@ -15,7 +15,7 @@ from workbench.errors import MeasurementError
 
 PAIR = ("tiny-moe", "tiny-dense")
 SMOKE: dict[str, Any] = {
-    "concurrencies": (1, 4), "rates": (4.0,), "prompt_lengths": (32,), "output_lengths": (16,), "requests": 4,
+    "concurrencies": (1, 4), "rates": (4.0,), "prompt_lengths": (32,), "output_lengths": (8,), "requests": 4,
     "rounds": 6,
 }  # fmt: skip
 """What `--launch` measures unless told otherwise: the whole path in three minutes on two cores."""
