@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from analyses import _parts
-from workbench.errors import AnalysisError
 from workbench.metrics.sets import shuffled_within
 from workbench.models.topology import Router
 from workbench.recording import Recording
@@ -107,38 +106,3 @@ class Shuffles:
             self._kept[key] = made
             self._bytes += made.nbytes
         return self._kept[key]
-
-
-def untrained_recording(recording: Recording, path: str, analysis: str) -> Recording:
-    """The recording of an untrained model of the same shape over the same text.
-
-    Raises:
-        AnalysisError: it holds other text or other routers.
-        RecordingError: there is none.
-    """
-    other = Recording.open(path)
-    if recording.chosen_phase is not None:
-        other = other.of_phase(recording.chosen_phase)
-    for what, one, two in (
-        ("corpus", recording.manifest["corpus"].get("digest"), other.manifest["corpus"].get("digest")),
-        ("number of tokens", recording.n_tokens, other.n_tokens),
-        ("set of phases", recording.phases, other.phases),
-        ("set of routers", _shapes(recording), _shapes(other)),
-    ):
-        if one != two:
-            raise AnalysisError(
-                f"{analysis}: untrained is {path}, whose {what} differs from that of {recording.path}; record the "
-                "untrained model (such as tiny-moe@step-0) over the same corpus."
-            )
-    return other
-
-
-def untrained_words(other: Recording) -> str:
-    """What "untrained" means of that recording, for captions."""
-    model = other.manifest["model"]
-    name = f"{model['name']}@{model['revision']}" if model.get("revision") else model["name"]
-    return f"Untrained router: {name}, before training of its own (of an upcycled model the rest comes trained)."
-
-
-def _shapes(recording: Recording) -> list[tuple[int, str, int, int]]:
-    return [(r.layer, r.site, r.n_experts, r.top_k) for r in recording.topology.routers]

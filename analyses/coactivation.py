@@ -318,7 +318,7 @@ def figures(result: Result) -> dict[str, Figure]:
             title="Experts chosen together",
             x_label="other expert",
             y_label="expert",
-            value_label="P(other | expert) less that of random sets",
+            value_label="P(other | expert) − random sets",
             center=0.0,
             hover=("probability", "matched_probability", "lift_over_matched", "together"),
             caption="Share of an expert's tokens that also choose another expert, less that share in random sets with "

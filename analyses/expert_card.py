@@ -1,8 +1,11 @@
 """What is this one expert used for?
 
 Not shown: what it computes. Domains differ in their words, so an expert of a domain can be an expert of its words, and
-the other way round. The tokens are the foremost of many, picked after looking: their shares lean upwards. Contexts are
-drawn at random from all occurrences; they are examples, not a finding.
+the other way round: a domain's rate stands beside that of its token ids in other documents. A random hash of the token
+id has no expert that would be this one: what such a router shows of all experts is in `domain_load` and
+`specialization`; `--against` a recording of an earlier checkpoint shows the expert as it was. The tokens are the
+foremost of many, picked after looking: their shares lean upwards. Contexts are drawn at random from all occurrences;
+they are examples, not a finding.
 """
 
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ from workbench.errors import AnalysisError
 from workbench.figures.spec import Bars, Figure, TokenStrip
 from workbench.metrics.clusters import MIN_CLUSTERS, Clusters
 from workbench.metrics.uncertainty import domain_ratio_interval, ratio_interval
+from workbench.metrics.vocabulary import rate_elsewhere
 from workbench.recording import Recording
 from workbench.recording_schema import prefix
 
@@ -57,7 +61,9 @@ class Result:
 
     Attributes:
         domains: One row per domain: `rate` (share of its tokens that choose the expert) with `low` and `high`, the
-            corpus' rate, `lift` (their ratio), the balanced rate K/E.
+            corpus' rate, `lift` (their ratio), the balanced rate K/E; `by_token`, the rate if each token id chose the
+            expert as often as it does in other clusters of documents, and `unseen`, the share of tokens whose id no
+            other cluster has, which count with the corpus' rate.
         tokens: One row per token id, the most assignments beyond the corpus' rate first: `chosen` of its `count`
             occurrences, `share` (their ratio) with `low` and `high`, the corpus' rate, `lift`, and `clusters` of
             documents that hold it; fewer than 8, or a share of 1, give no interval.
@@ -104,11 +110,12 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     clusters, documents = design(recording), recording.documents()
     tokens = _read(recording, layer, expert)
     top_k = recording.router(layer).top_k
+    row_T = _rows(documents, tokens.document_T)
     domains, note = _domains(counts_DE, expert, top_k=top_k, clusters=clusters, level=settings.level)
+    domains = domains.merge(_by_token(tokens, row_T, clusters), on="domain")
     contexts, context_tokens = _contexts(tokens, recording.vocabulary, documents, settings)
     if not recording.has("weights"):
         contexts = contexts.drop(columns="weight")
-    row_T = _rows(documents, tokens.document_T)
     beside = partners(tokens.ids_NK, row_T[tokens.chosen_T], counts_DE, expert, clusters=clusters, level=settings.level)
     return Result(
         domains=domains,
@@ -198,6 +205,21 @@ def _domains(
         }
     )
     return frame.sort_values("domain", ignore_index=True), rate.note
+
+
+def _by_token(tokens: _Tokens, row_T: np.ndarray, clusters: Clusters) -> pd.DataFrame:
+    """What the domains' words make of the expert's rate, by domain."""
+    rate_T = rate_elsewhere(tokens.token_T, tokens.chosen_T, cluster_T=clusters.cluster_D[row_T])
+    unseen_T, domain_T, n = np.isnan(rate_T), clusters.domain_D[row_T], len(clusters.domains)
+    rate_T = np.where(unseen_T, tokens.chosen_T.mean(), rate_T)
+    tokens_M = np.maximum(np.bincount(domain_T, minlength=n), 1)
+    return pd.DataFrame(
+        {
+            "domain": clusters.domains,
+            "by_token": np.bincount(domain_T, rate_T, n) / tokens_M,
+            "unseen": np.bincount(domain_T, unseen_T, n) / tokens_M,
+        }
+    )
 
 
 def _foremost(
@@ -303,11 +325,14 @@ def figures(result: Result) -> dict[str, Figure]:
     how = f"{level}: ratio over clusters of documents, t ({result.sample})."
     most = result.domains.nlargest(1, "rate").iloc[0]
     weighted = "weight" in result.contexts
+    of_domain = result.domains.assign(tokens="of the domain")
+    elsewhere = of_domain.assign(rate=of_domain["by_token"], low=np.nan, high=np.nan, tokens="same ids elsewhere")
     drawn: dict[str, Figure] = {
         "by_domain": Bars(
-            result.domains,
+            pd.concat([of_domain, elsewhere], ignore_index=True),
             "domain",
             "rate",
+            group="tokens",
             low="low",
             high="high",
             interval_label=level,
@@ -315,11 +340,14 @@ def figures(result: Result) -> dict[str, Figure]:
             null_label="rate in the corpus",
             title=f"Use of {name} by domain",
             x_label="domain",
-            y_label="share of tokens that choose it",
+            y_label="share of tokens",
             hover=("lift", "balanced"),
-            caption=f"Share of each domain's tokens that choose {name}, beside its share in the corpus. A balanced "
-            f"expert would have {result.domains['balanced'].iloc[0]:.3f}. {how} {result.note}".strip(),
-            alt=f"{most['domain']} uses it most: {most['rate']:.1%} of its tokens.".replace("%", " %"),
+            caption=f"Share of each domain's tokens that choose {name}, beside the share that they would have if each "
+            "token id chose it as often as in other clusters of documents, which is what the domain's words alone make "
+            f"of it, and beside its share in the corpus. A balanced expert would have "
+            f"{result.domains['balanced'].iloc[0]:.3f}. {how} {result.note}".strip(),
+            alt=f"{most['domain']} uses it most: {most['rate']:.1%} of its tokens, {most['by_token']:.1%} by their ids "
+            "alone.".replace("%", " %"),
         )
     }
     if len(result.tokens):
@@ -356,7 +384,7 @@ def figures(result: Result) -> dict[str, Figure]:
             interval_label=level,
             null="matched_probability",
             null_label="random sets, same loads",
-            title=f"Experts that tokens of {name} choose too",
+            title=f"Partners of {name}",
             x_label="other expert",
             y_label="share of its tokens",
             hover=("together", "lift_over_matched"),
@@ -373,7 +401,7 @@ def figures(result: Result) -> dict[str, Figure]:
             value="weight",
             value_label=f"{'routing weight' if weighted else 'choice'} of {name}",
             panel="context",
-            title=f"Some tokens that choose {name}, in their context",
+            title=f"{name.capitalize()} in context",
             hover=("position",),
             caption=f"{len(result.contexts)} of the tokens that choose {name}, drawn at random, with the text around "
             f"them ({result.sample}); grey tokens do not choose it.",

@@ -2,7 +2,9 @@
 
 Not shown: what else the occurrences have in common. The words around a token are often alike too, so a router that
 reads the context can agree on it: agreement by token is what the token id and all that goes with it tell. Pairs are of
-different documents, so a document's own preferences do not enter; domains do.
+different documents, so a document's own preferences do not enter; domains do. Places and domains share words: what a
+random hash of the token id as router shows of them is of the words alone. No agreement can exceed that of the model
+with itself: give a recording of it made again as `ceiling`, and one of the untrained model as `untrained`.
 """
 
 from dataclasses import dataclass
@@ -11,7 +13,9 @@ import numpy as np
 import pandas as pd
 
 from analyses._batch import main
-from analyses._inputs import RouterStack, design, require, router_stacks, sample_words
+from analyses._controls import NAMES, Controls, routed_by_token
+from analyses._inputs import RouterStack, as_lines, design, require, router_stacks, sample_words
+from analyses._pair import side_by_side
 from analyses._tokens import Tokens, token_parts
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Figure, Lines
@@ -33,9 +37,15 @@ class Settings:
     """Settings of the analysis.
 
     Attributes:
+        untrained: Folder of a recording of the untrained model over the same corpus, as a control.
+        ceiling: Folder of a recording of the same model again, in other batches or another dtype.
+        n_seeds: Seeds of the hash router.
         level: Coverage of the intervals.
     """
 
+    untrained: str | None = None
+    ceiling: str | None = None
+    n_seeds: int = 3
     level: float = 0.95
 
 
@@ -47,12 +57,15 @@ class Result:
         agreement: One row per layer, what the two tokens have in common (`same`) and what counts once (`weight`: each
             pair, or each token): mean share of experts in common `value`, that of pairs that do not have it in common
             `others`, their difference `excess` with `low` and `high`, the `load_matched` share Σp²/K, and the `pairs`.
-            Where each token counts once, the others are still all pairs.
+            Where each token counts once, the others are still all pairs. Beside it the excess of controls: `hashed`, a
+            router that is a hash of the token id (mean of seeds), and where they are given the `untrained` router and
+            the model `again`, with `ceiling`, the share of experts that a token keeps when it is recorded again.
         sample: The sample in words.
         unpaired: Tokens whose id no other document has: they are in no pair of the same token.
         tokens: All tokens.
         level: Coverage of the intervals.
         note: Why intervals are missing, if they are.
+        control: The controls that were given, in words.
     """
 
     agreement: pd.DataFrame
@@ -61,35 +74,83 @@ class Result:
     tokens: int
     level: float
     note: str
+    control: str
 
 
 def run(recording: Recording, settings: Settings = Settings()) -> Result:
     """Computes sums over pairs in two passes: counts by label, then each document's part in the pairs.
 
     Raises:
-        AnalysisError: the recording holds no routing of single tokens or no token ids, or no two documents.
+        AnalysisError: the recording holds no routing of single tokens or no token ids, or no two documents;
+            `n_seeds` is under 1, or a control does not fit.
     """
     require(recording, NEEDS, "same_token", columns=("ids", "token"))
     if recording.n_documents < 2:
         raise AnalysisError(
             f"same_token: {recording.path} has one document, and a pair is of two; record a corpus of several."
         )
-    clusters = design(recording)
-    labels = _Labels.of(recording, clusters)
-    frames = []
-    for stack in router_stacks(recording):
-        step = max(1, _CELLS // (sum(labels.sizes) * stack.n_experts))
-        for start in range(0, len(stack.routers), step):
-            some = RouterStack(stack.routers[start : start + step], stack.n_experts, stack.top_k)
-            frames.append(_of_layers(recording, some, clusters, labels, settings.level))
+    if settings.n_seeds < 1:
+        raise AnalysisError(f"same_token: n_seeds is {settings.n_seeds}; 1 or more was wanted.")
+    controls = Controls.of(recording, settings, "same_token")
+    labels = _Labels.of(recording, design(recording))
+    found, note = _found(recording, labels, settings.level)
+    for column, other in controls.items():
+        found = _beside(found, _found(other, labels, settings.level)[0], column)
+    found = pd.concat([_by_hash(recording, stack, found, labels, settings) for stack in router_stacks(recording)])
+    if "again" in controls.recordings:
+        found = found.merge(_ceiling(recording, controls.recordings["again"]), how="left")
     return Result(
-        agreement=pd.concat([frame for frame, _ in frames], ignore_index=True),
+        agreement=found.reset_index(drop=True),
         sample=sample_words(recording),
         unpaired=labels.unpaired,
         tokens=int(labels.tokens[0].sum()),
         level=settings.level,
-        note=frames[0][1],
+        note=note,
+        control=controls.words,
     )
+
+
+def _found(recording: Recording, labels: "_Labels", level: float) -> tuple[pd.DataFrame, str]:
+    """The agreement of every layer, and why intervals are missing."""
+    clusters, frames = design(recording), []
+    for stack in router_stacks(recording):
+        step = max(1, _CELLS // (sum(labels.sizes) * stack.n_experts))
+        for start in range(0, len(stack.routers), step):
+            some = RouterStack(stack.routers[start : start + step], stack.n_experts, stack.top_k)
+            frames.append(_of_layers(recording, some, clusters, labels, level))
+    return pd.concat([frame for frame, _ in frames], ignore_index=True), frames[0][1]
+
+
+def _beside(found: pd.DataFrame, other: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The excess of a control as a column; rows of all layers where it has one layer alone."""
+    keys = [key for key in ("layer", "site", "same", "weight") if key in found and key in other]
+    return found.merge(other[[*keys, "excess"]].rename(columns={"excess": column}), how="left", on=keys)
+
+
+def _by_hash(
+    recording: Recording, stack: RouterStack, found: pd.DataFrame, labels: "_Labels", settings: Settings
+) -> pd.DataFrame:
+    """The rows of the stack's layers, with the excess of a hash of the token id as router."""
+    alone, clusters = RouterStack(stack.routers[:1], stack.n_experts, stack.top_k), design(recording)
+    drawn = [
+        _of_layers(routed_by_token(recording, stack.routers[0], seed=seed), alone, clusters, labels, settings.level)[0]
+        for seed in range(settings.n_seeds)
+    ]
+    mean = pd.concat(drawn).groupby(["same", "weight"], sort=False)["excess"].mean().reset_index()
+    return _beside(found.merge(stack.labels()), mean, "hashed")
+
+
+def _ceiling(recording: Recording, again: Recording) -> pd.DataFrame:
+    """The share of experts that a token keeps when the same text is recorded again, by layer."""
+    frames = []
+    for stack in router_stacks(recording):
+        kept_L, tokens = np.zeros(len(stack.routers)), 0
+        for mine, theirs in side_by_side(recording, again, stack, stack):
+            tokens += len(mine.row_T)
+            for i, (bits_TW, other_TW) in enumerate(zip(mine.bits_LTW, theirs.bits_LTW, strict=True)):
+                kept_L[i] += agreement.saturation(bits_TW, other_TW, top_k=stack.top_k).sum()
+        frames.append(stack.labels().assign(ceiling=kept_L / tokens))
+    return pd.concat(frames, ignore_index=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +232,9 @@ def _of_layers(
         )
         overlap[_DOMAIN, layer], pairs[_DOMAIN, layer] = sums.overlap_Dx, sums.pairs_Dx
     rows, note = [], ""
+    several = len({router.site for router in recording.topology.routers}) > 1
     for layer, router in enumerate(stack.routers):
+        about = {"layer": router.layer} | ({"site": router.site} if several else {})
         counts_DE = counts_DLE[:, layer]
         matched = agreement.load_matched_agreement(counts_DE.sum(0), counts_DE.sum(0), top_k=stack.top_k)
         for i, same in enumerate(SAME):
@@ -185,8 +248,8 @@ def _of_layers(
                 excess = agreement.same_token_agreement(sums, other, top_k=stack.top_k, clusters=clusters, level=level)
                 note = excess.note
                 rows.append(
-                    {
-                        "layer": router.layer,
+                    about
+                    | {
                         "same": same,
                         "weight": weight,
                         "value": float(value),
@@ -207,7 +270,7 @@ def tables(result: Result) -> dict[str, pd.DataFrame]:
 
 
 def figures(result: Result) -> dict[str, Figure]:
-    """`by_layer`, what each thing in common adds, each token counted once."""
+    """`by_layer`, what each thing in common adds beside what it adds for the controls, each token counted once."""
     level = f"{result.level:.0%} interval".replace("%", " %")
     once = result.agreement[result.agreement["weight"] == "tokens"]
     of_token = once[once["same"] == "token"]
@@ -215,25 +278,34 @@ def figures(result: Result) -> dict[str, Figure]:
         raise AnalysisError("same_token: no two documents have a token in common, so there is no pair to compare.")
     first, last = of_token.iloc[0], of_token.iloc[-1]
     missing = f"{result.unpaired:,} of {result.tokens:,} tokens are of ids that one document alone has, and in no pair."
+    kept = ""
+    if "ceiling" in of_token:
+        least, most = of_token["ceiling"].min(), of_token["ceiling"].max()
+        kept = f" Recorded again, a token keeps {least:.1%} to {most:.1%} of its experts.".replace("%", " %")
+    keys = [key for key in ("layer", "site", "same") if key in once]
     return {
         "by_layer": Lines(
-            once[once["excess"].notna()],
+            as_lines(once, {"excess": "model"} | NAMES, by=keys, line="router", value="shown").assign(nothing=0.0),
             "layer",
-            "excess",
-            group="same",
+            "shown",
+            group="router",
+            panel="same",
             low="low",
             high="high",
+            null="nothing",
+            null_label="nothing in common matters",
             interval_label=level,
+            shared_y=False,
             title="Agreement of tokens with something in common",
             x_label="layer",
             y_label="share of experts, over other pairs",
-            hover=("value", "others", "load_matched", "pairs"),
             caption="Share of experts that two tokens of different documents have in common when they have the same "
             f"token id (and domain), position, or domain, less that share for pairs that do not ({result.sample}); "
-            "each token counts once. 0 if it has nothing to do with routing; routing by it alone would give nearly 1. "
-            f"{missing} {level}: U-statistic over pairs of documents, t. {result.note}".strip(),
+            "each token counts once. Beside it a router that is a hash of the token id, which agrees on every token "
+            f"id, and on places and domains by their words alone.{kept} {missing} {level}: U-statistic over pairs of "
+            f"documents, t. {result.control} {result.note}".strip(),
             alt=f"Tokens with the same id agree by {first['excess']:.2f} more than others at layer {first['layer']} "
-            f"and by {last['excess']:.2f} at layer {last['layer']}.",
+            f"and by {last['excess']:.2f} at layer {last['layer']}; with a hash of the id {first['hashed']:.2f}.",
         )
     }
 

@@ -44,7 +44,14 @@ dt { float: left; clear: left; width: 12rem; opacity: 0.7; } dd { margin-left: 1
 """
 
 
-def write_report(page: Path, *, title: str, facts: Mapping[str, str], sections: Sequence[Section]) -> None:
+def write_report(
+    page: Path,
+    *,
+    title: str,
+    facts: Mapping[str, str],
+    sections: Sequence[Section],
+    left_out: Mapping[str, str] | None = None,
+) -> None:
     """Writes the page; figures are taken from the folders beside it.
 
     Args:
@@ -52,9 +59,13 @@ def write_report(page: Path, *, title: str, facts: Mapping[str, str], sections: 
         title: Its heading.
         facts: What the results are of, by name.
         sections: The analyses, in order.
+        left_out: Analyses that were asked and refused, and why.
     """
     listed = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts.items())
-    body = "".join(_section(section, page.parent) for section in sections)
+    body = _contents(sections) + "".join(_section(section, page.parent) for section in sections)
+    if left_out:
+        why = "".join(f"<li><b>{_text(name)}</b>: {_text(reason)}</li>" for name, reason in left_out.items())
+        body += f"<h2 id='left-out'>Left out</h2><ul class='not-shown'>{why}</ul>"
     document = (
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{_text(title)}</title>"
         f"<meta name='viewport' content='width=device-width'><style>{_STYLE}</style></head><body>"
@@ -62,6 +73,11 @@ def write_report(page: Path, *, title: str, facts: Mapping[str, str], sections: 
     )
     page.parent.mkdir(parents=True, exist_ok=True)
     write_whole(page, document.encode())
+
+
+def _contents(sections: Sequence[Section]) -> str:
+    listed = "".join(f"<li><a href='#{_text(each.name)}'>{_text(each.question)}</a></li>" for each in sections)
+    return f"<ul class='contents'>{listed}</ul>" if len(sections) > 1 else ""
 
 
 def _section(section: Section, folder: Path) -> str:
@@ -73,7 +89,8 @@ def _section(section: Section, folder: Path) -> str:
     )
     links = " · ".join(f"<a href='{path}'>{_text(name)}</a>" for name, path in of.items())
     return (
-        f"<h2>{_text(section.question)}</h2><p class='not-shown'>{_text(section.not_shown)}</p>"
+        f"<h2 id='{_text(section.name)}'>{_text(section.question)}</h2>"
+        f"<p class='not-shown'>{_text(section.not_shown)}</p>"
         f"<div class='figures'>{drawn}</div><p class='files'>{links}</p>"
     )
 
