@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RECORDED = {
     "weights": ("similarity.cosine_similarity", "similarity.router_similarity", "similarity.linear_cka",
                 "similarity.best_match", "similarity.matched_similarity", "similarity.similarity_agreement"),
-    "experts": ("contribution.peer_contribution",),
+    "experts": ("contribution.contribution", "contribution.shared_share", "contribution.peer_contribution"),
     "attention": ("attention.query_statistics", "attention.by_bin", "heads.sink_windows", "heads.repeated_scores"),
     "attention-weights": ("attention.weighed_statistics", "heads.head_divergence"),
 }  # fmt: skip
