@@ -120,7 +120,7 @@ def _run(asked: "_several.Asked", names: list[str], *, pass_over: bool = False, 
     write_reproduce(out, commands)
     page = out / "index.html"
     title, facts = _facts(recording, against)
-    left_out = {name: done[name].refused for name in names if done[name].refused}
+    left_out = [done[name].refused for name in names if done[name].refused]
     write_report(page, title=title, facts=facts, sections=sections, left_out=left_out)
     console.print(f"report: {page}", soft_wrap=True)
     return page

@@ -190,7 +190,8 @@ def figures(result: Result) -> dict[str, Figure]:
     shown, every = result.shown, result.information["layer"].nunique()
     most = result.experts.nlargest(1, "lift").iloc[0]
     top = result.information.nlargest(1, "value").iloc[0]
-    given = [NAMES[column] for column in ("untrained", "again") if column in result.information]
+    words = {"untrained": "an untrained router", "again": "the model recorded again"}
+    given = [said for column, said in words.items() if column in result.information]
     more = f"; and beside {' and '.join(given)}, of the sample too" if given else ""
     beside = "a router that is a random hash of the token id (mean of seeds)" if hashed else f"nothing else: {NO_HASH}"
     hash_alt = f"the hash of the token id {top['hashed']:.3f}" if hashed else NO_HASH

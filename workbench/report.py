@@ -38,6 +38,7 @@ body { max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
 h2 { font-size: 1.25rem; margin-top: 3rem; }
 .figures { display: grid; gap: 1.5rem; align-items: start; }
 .figures { grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)); }
+.contents { columns: 2; font-size: 0.875rem; margin: 1.5rem 0; }
 figure { margin: 0; } figure img { background: #fff; width: 100%; }
 figcaption, .files, .not-shown { font-size: 0.875rem; opacity: 0.8; }
 dt { float: left; clear: left; width: 12rem; opacity: 0.7; } dd { margin-left: 12rem; }
@@ -50,7 +51,7 @@ def write_report(
     title: str,
     facts: Mapping[str, str],
     sections: Sequence[Section],
-    left_out: Mapping[str, str] | None = None,
+    left_out: Sequence[str] = (),
 ) -> None:
     """Writes the page; figures are taken from the folders beside it.
 
@@ -59,12 +60,12 @@ def write_report(
         title: Its heading.
         facts: What the results are of, by name.
         sections: The analyses, in order.
-        left_out: Analyses that were asked and refused, and why.
+        left_out: Of each analysis that was asked and refused, why.
     """
     listed = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts.items())
     body = _contents(sections) + "".join(_section(section, page.parent) for section in sections)
     if left_out:
-        why = "".join(f"<li><b>{_text(name)}</b>: {_text(reason)}</li>" for name, reason in left_out.items())
+        why = "".join(f"<li>{_text(reason)}</li>" for reason in left_out)
         body += f"<h2 id='left-out'>Left out</h2><ul class='not-shown'>{why}</ul>"
     document = (
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{_text(title)}</title>"
