@@ -15,15 +15,14 @@ import pandas as pd
 
 from analyses._batch import main
 from analyses._expert_facts import expert_facts
+from analyses._expert_tokens import ExpertTokens, by_token, read_tokens, rows_of
 from analyses._inputs import design, require, sample_words
 from analyses._partners import partners
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Bars, Figure, TokenStrip
 from workbench.metrics.clusters import MIN_CLUSTERS, Clusters
 from workbench.metrics.uncertainty import domain_ratio_interval, ratio_interval
-from workbench.metrics.vocabulary import rate_elsewhere
 from workbench.recording import Recording
-from workbench.recording_schema import prefix
 
 NEEDS = ("routing",)
 TOKENS_DRAWN = 10  # as many names as fit under the bars of a figure of column width
@@ -108,11 +107,11 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     require(recording, NEEDS, "expert_card", columns=("ids", "token"))
     layer, expert, counts_DE = _place(recording, settings)
     clusters, documents = design(recording), recording.documents()
-    tokens = _read(recording, layer, expert)
+    tokens = read_tokens(recording, layer, expert)
     top_k = recording.router(layer).top_k
-    row_T = _rows(documents, tokens.document_T)
+    row_T = rows_of(documents, tokens.document_T)
     domains, note = _domains(counts_DE, expert, top_k=top_k, clusters=clusters, level=settings.level)
-    domains = domains.merge(_by_token(tokens, row_T, clusters), on="domain")
+    domains = domains.merge(by_token(tokens, row_T, clusters), on="domain")
     contexts, context_tokens = _contexts(tokens, recording.vocabulary, documents, settings)
     if not recording.has("weights"):
         contexts = contexts.drop(columns="weight")
@@ -152,41 +151,6 @@ def _place(recording: Recording, settings: Settings) -> tuple[int, int, np.ndarr
     return layer, expert, counts_DE
 
 
-@dataclass(frozen=True, eq=False)
-class _Tokens:
-    """Where the expert was chosen, with what weight (NaN where not; 1 where none were recorded), and beside which."""
-
-    document_T: np.ndarray
-    position_T: np.ndarray
-    token_T: np.ndarray
-    chosen_T: np.ndarray
-    weight_T: np.ndarray
-    ids_NK: np.ndarray
-
-
-def _rows(documents: pd.DataFrame, document_T: np.ndarray) -> np.ndarray:
-    """Each token's document as a row of `documents`."""
-    row_of = np.empty(int(documents["document"].max()) + 1, dtype=np.int64)
-    row_of[documents["document"]] = np.arange(len(documents))
-    return row_of[document_T]
-
-
-def _read(recording: Recording, layer: int, expert: int) -> _Tokens:
-    """Part by part, each opened once, and of ids and weights only this expert's tokens' kept."""
-    at = prefix(recording.router(layer), recording.topology)
-    names = ["document", "position", "token"]
-    weights = [f"{at}.weights"] if recording.has("weights") else []
-    read = []
-    for part in recording.parts([*names, f"{at}.ids", *weights]):
-        mine_TK = part[f"{at}.ids"] == expert
-        chosen_T = mine_TK.any(axis=1)
-        weights_TK = part[weights[0]].astype(np.float32) if weights else np.float32(1)
-        weight_T = np.where(mine_TK, weights_TK, 0).sum(axis=1)
-        read.append([*(part[name] for name in names), chosen_T, np.where(chosen_T, weight_T, np.nan)])
-        read[-1].append(part[f"{at}.ids"][chosen_T])
-    return _Tokens(*(np.concatenate(column) for column in zip(*read, strict=True)))
-
-
 def _domains(
     counts_DE: np.ndarray, expert: int, *, top_k: int, clusters: Clusters, level: float
 ) -> tuple[pd.DataFrame, str]:
@@ -207,23 +171,8 @@ def _domains(
     return frame.sort_values("domain", ignore_index=True), rate.note
 
 
-def _by_token(tokens: _Tokens, row_T: np.ndarray, clusters: Clusters) -> pd.DataFrame:
-    """What the domains' words make of the expert's rate, by domain."""
-    rate_T = rate_elsewhere(tokens.token_T, tokens.chosen_T, cluster_T=clusters.cluster_D[row_T])
-    unseen_T, domain_T, n = np.isnan(rate_T), clusters.domain_D[row_T], len(clusters.domains)
-    rate_T = np.where(unseen_T, tokens.chosen_T.mean(), rate_T)
-    tokens_M = np.maximum(np.bincount(domain_T, minlength=n), 1)
-    return pd.DataFrame(
-        {
-            "domain": clusters.domains,
-            "by_token": np.bincount(domain_T, rate_T, n) / tokens_M,
-            "unseen": np.bincount(domain_T, unseen_T, n) / tokens_M,
-        }
-    )
-
-
 def _foremost(
-    tokens: _Tokens, row_T: np.ndarray, vocabulary: pd.DataFrame, *, clusters: Clusters, settings: Settings
+    tokens: ExpertTokens, row_T: np.ndarray, vocabulary: pd.DataFrame, *, clusters: Clusters, settings: Settings
 ) -> pd.DataFrame:
     """The tokens with the most assignments beyond what the corpus' rate gives."""
     token_T, chosen_T = tokens.token_T, tokens.chosen_T
@@ -263,7 +212,7 @@ def _foremost(
     )
 
 
-def _hidden(tokens: _Tokens, settings: Settings) -> str:
+def _hidden(tokens: ExpertTokens, settings: Settings) -> str:
     """What the list of tokens leaves out, in token ids and in assignments."""
     count_V = np.bincount(tokens.token_T)
     chosen_V = np.bincount(tokens.token_T[tokens.chosen_T], minlength=len(count_V))
@@ -277,7 +226,7 @@ def _hidden(tokens: _Tokens, settings: Settings) -> str:
 
 
 def _contexts(
-    tokens: _Tokens, vocabulary: pd.DataFrame, documents: pd.DataFrame, settings: Settings
+    tokens: ExpertTokens, vocabulary: pd.DataFrame, documents: pd.DataFrame, settings: Settings
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Occurrences drawn at random, whatever the order of rows on disk, with the text around them."""
     document_T, position_T = tokens.document_T, tokens.position_T

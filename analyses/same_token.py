@@ -7,18 +7,16 @@ random hash of the token id as router shows of them is of the words alone. No ag
 with itself: give a recording of it made again as `ceiling`, and one of the untrained model as `untrained`.
 """
 
-import copy
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from analyses._batch import main
-from analyses._chunks import Chunk, PerChunk, chunks
 from analyses._controls import NAMES, Controls, routed_by_token
 from analyses._inputs import RouterStack, as_lines, design, require, router_stacks, sample_words
 from analyses._pair import side_by_side
-from analyses._tokens import document_rows
+from analyses._pair_labels import DOMAIN, PAIRED, PLACE, SAME, TOKEN, TOKEN_AND_DOMAIN, WEIGHTS, PairLabels
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Figure, Lines
 from workbench.metrics import agreement
@@ -27,10 +25,6 @@ from workbench.recording import Recording
 from workbench.recording_schema import prefix
 
 NEEDS = ("routing",)
-SAME = ("token", "token and domain", "position", "domain")
-_TOKEN, _TOKEN_AND_DOMAIN, _PLACE, _DOMAIN = range(len(SAME))
-_PAIRED = (_TOKEN, _TOKEN_AND_DOMAIN, _PLACE)
-WEIGHTS = ("pairs", "tokens")
 _CELLS = 1 << 24  # of the tables of labels and experts held at once: 64 MB
 
 
@@ -94,10 +88,10 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     if settings.n_seeds < 1:
         raise AnalysisError(f"same_token: n_seeds is {settings.n_seeds}; 1 or more was wanted.")
     controls = Controls.of(recording, settings, "same_token")
-    labels = _Labels(recording, design(recording))
+    labels = PairLabels(recording, design(recording))
     found, note = _found(recording, labels, settings.level)
     for column, other in controls.items():
-        theirs, _ = _found(other, _Labels(other, design(other)), settings.level)
+        theirs, _ = _found(other, PairLabels(other, design(other)), settings.level)
         found = _beside(found, theirs, column)
     found = pd.concat([_by_hash(recording, stack, found, labels, settings) for stack in router_stacks(recording)])
     if "again" in controls.recordings:
@@ -113,7 +107,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     )
 
 
-def _found(recording: Recording, labels: "_Labels", level: float) -> tuple[pd.DataFrame, str]:
+def _found(recording: Recording, labels: PairLabels, level: float) -> tuple[pd.DataFrame, str]:
     """The agreement of every layer, and why intervals are missing."""
     clusters, frames = design(recording), []
     for stack in router_stacks(recording):
@@ -131,7 +125,7 @@ def _beside(found: pd.DataFrame, other: pd.DataFrame, column: str) -> pd.DataFra
 
 
 def _by_hash(
-    recording: Recording, stack: RouterStack, found: pd.DataFrame, labels: "_Labels", settings: Settings
+    recording: Recording, stack: RouterStack, found: pd.DataFrame, labels: PairLabels, settings: Settings
 ) -> pd.DataFrame:
     """The rows of the stack's layers, with the excess of a hash of the token id as router."""
     alone, clusters = RouterStack(stack.routers[:1], stack.n_experts, stack.top_k), design(recording)
@@ -154,146 +148,25 @@ def _ceiling(recording: Recording, again: Recording) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-@dataclass(frozen=True, eq=False)
-class _Chunk:
-    """The labels of a chunk's tokens, in `_PAIRED`'s order."""
-
-    order_T: np.ndarray
-    """Rows of the tokens whose id two documents have, by id, then by domain, then by document."""
-    token: agreement.Labels
-    token_and_domain: agreement.Labels
-    """Of the same cells, since a document is of one domain."""
-    place: agreement.Labels
-
-    @property
-    def kinds(self) -> tuple[agreement.Labels, ...]:
-        return self.token, self.token_and_domain, self.place
-
-    def first_of_token(self) -> np.ndarray:
-        """The first label of token and domain of each token that occurs."""
-        label_P = self.token.cell_label_P
-        first_P = np.flatnonzero(np.diff(label_P, prepend=-1))
-        return self.token_and_domain.cell_label_P[first_P]
-
-    @property
-    def nbytes(self) -> int:
-        return self.order_T.nbytes + sum(each.nbytes for each in self.kinds)
-
-
-@dataclass(frozen=True, eq=False)
-class _Numbers:
-    """The numbers of what tokens can have in common: ids that two documents have, these by domain, and places."""
-
-    row_of: np.ndarray
-    rank_D: np.ndarray
-    """Each document's place when those of one domain stand together."""
-    domain_D: np.ndarray
-    id_of: np.ndarray
-    """Of each token id; −1 where one document alone has it."""
-    pair_of: np.ndarray
-    """Of each id and domain, flat."""
-    sizes: tuple[int, int, int, int]
-    """Of each kind of `SAME`."""
-    unpaired: int
-
-    @classmethod
-    def of(cls, recording: Recording, clusters: Clusters) -> "_Numbers":
-        ids = recording.vocabulary["token"].to_numpy()
-        row_of, domain_D, n_domains = document_rows(recording), clusters.domain_D, len(clusters.domains)
-        tokens_VM = np.zeros((int(ids.max()) + 1, n_domains), dtype=np.int64)
-        documents_V, longest = np.zeros(len(tokens_VM), dtype=np.int64), 0
-        for chunk in chunks(recording, ["token"]):
-            token_T, row_T = chunk["token"].astype(np.int64), row_of[chunk["document"]]
-            tokens_VM += np.bincount(token_T * n_domains + domain_D[row_T], minlength=tokens_VM.size).reshape(
-                tokens_VM.shape
-            )
-            in_document = np.unique(token_T * len(domain_D) + row_T) // len(domain_D)
-            documents_V += np.bincount(in_document, minlength=len(documents_V))
-            longest = max(longest, int(chunk["position"].max()) + 1)
-        shared_V = documents_V > 1
-        id_of = np.where(shared_V, np.cumsum(shared_V) - 1, -1)
-        paired = ((tokens_VM > 0) & shared_V[:, None]).ravel()
-        rank_D = np.empty(len(domain_D), dtype=np.int64)
-        rank_D[np.argsort(domain_D, kind="stable")] = np.arange(len(domain_D))
-        sizes = int(shared_V.sum()), int(paired.sum()), longest, n_domains
-        return cls(row_of, rank_D, domain_D, id_of, np.cumsum(paired) - 1, sizes, int(tokens_VM[~shared_V].sum()))
-
-    def chunk(self, chunk: Chunk) -> _Chunk:
-        """The labels of a chunk's tokens."""
-        row_T = self.row_of[chunk["document"]]
-        token_T, n_domains = chunk["token"].astype(np.int64), self.sizes[_DOMAIN]
-        order_T = np.flatnonzero(self.id_of[token_T] >= 0)
-        # documents by rank stand domain by domain, so that both kinds have one order
-        order_T = order_T[np.argsort(token_T[order_T] * len(self.rank_D) + self.rank_D[row_T[order_T]])]
-        token_T, row_of_T = token_T[order_T], row_T[order_T]
-        pair_T = self.pair_of[token_T * n_domains + self.domain_D[row_of_T]]
-        found = [
-            agreement.labels(label_T, self.rank_D[rows_T], n_labels=size, n_documents=len(self.rank_D))
-            for label_T, rows_T, size in (
-                (self.id_of[token_T], row_of_T, self.sizes[_TOKEN]),
-                (pair_T, row_of_T, self.sizes[_TOKEN_AND_DOMAIN]),
-                (chunk["position"].astype(np.int64), row_T, self.sizes[_PLACE]),
-            )
-        ]
-        return _Chunk(order_T.astype(np.int32), *found)
-
-
-class _Labels:
-    """The labels of all tokens, the same for every layer.
-
-    Attributes:
-        chunks: Of each chunk its labels, with the columns that are asked for.
-        n_domains: M.
-        n_rows: Labels whose choices are counted, in all.
-        unpaired: Tokens whose id is in one document only.
-        tokens: Of each kind of `SAME`, tokens of each label, of which two documents have the id.
-        weights: Of the pairs of each label, in the order of `WEIGHTS`.
-    """
-
-    def __init__(self, recording: Recording, clusters: Clusters) -> None:
-        self._numbers = _Numbers.of(recording, clusters)
-        self.chunks = PerChunk(recording, ["document", "position", "token"], self._numbers.chunk)
-        self.n_domains, self.n_rows = len(clusters.domains), sum(self._numbers.sizes)
-        self.unpaired, self.rank_D = self._numbers.unpaired, self._numbers.rank_D
-        self.tokens, squares = ([np.zeros(n, dtype=np.int64) for n in self._numbers.sizes] for _ in range(2))
-        tokens_D = recording.column("tokens", table="documents").astype(np.int64)
-        np.add.at(self.tokens[_DOMAIN], clusters.domain_D, tokens_D)
-        np.add.at(squares[_DOMAIN], clusters.domain_D, tokens_D**2)
-        for chunk, _ in self.chunks([]):
-            for i, found in enumerate(chunk.kinds):
-                self.tokens[i][found.present_N] += found.tokens_N
-                squares[i][found.present_N] += found.squares_N
-        self.weights = [
-            np.stack([np.ones(len(tokens)), agreement.token_weights(tokens, each)], axis=1)
-            for tokens, each in zip(self.tokens, squares, strict=True)
-        ]
-
-    def of_view(self, recording: Recording) -> "_Labels":
-        """The same labels, with the columns of a recording that differs in its choices alone."""
-        view = copy.copy(self)
-        view.chunks = self.chunks.of_view(recording)
-        return view
-
-
 def _of_layers(
-    recording: Recording, stack: RouterStack, clusters: Clusters, labels: _Labels, level: float
+    recording: Recording, stack: RouterStack, clusters: Clusters, labels: PairLabels, level: float
 ) -> tuple[pd.DataFrame, str]:
     n_layers, n_documents, n_experts = len(stack.routers), recording.n_documents, stack.n_experts
     names = [f"{prefix(router, recording.topology)}.ids" for router in stack.routers]
-    counts = [[np.zeros((len(labels.tokens[i]), n_experts), dtype=np.int32) for i in _PAIRED] for _ in names]
+    counts = [[np.zeros((len(labels.tokens[i]), n_experts), dtype=np.int32) for i in PAIRED] for _ in names]
     for chunk, ids_LTK in labels.chunks(names):
         first_N = chunk.first_of_token()
         domains_N = np.diff(first_N, append=len(chunk.token_and_domain.present_N))
         for of_kind, ids_TK in zip(counts, ids_LTK, strict=True):
             by_domain_TK = ids_TK.take(chunk.order_T, axis=0)
             by_domain = agreement.label_counts(by_domain_TK, chunk.token_and_domain, n_experts=n_experts)
-            _add(of_kind[_TOKEN_AND_DOMAIN], chunk.token_and_domain.present_N, by_domain)
+            _add(of_kind[TOKEN_AND_DOMAIN], chunk.token_and_domain.present_N, by_domain)
             # tokens alone are tokens and domains, added up
             for nth in range(labels.n_domains):
                 these = np.flatnonzero(domains_N > nth)
-                _add(of_kind[_TOKEN], chunk.token.present_N[these], by_domain[first_N[these] + nth])
+                _add(of_kind[TOKEN], chunk.token.present_N[these], by_domain[first_N[these] + nth])
             by_place = agreement.label_counts(ids_TK, chunk.place, n_experts=n_experts)
-            _add(of_kind[_PLACE], chunk.place.present_N, by_place)
+            _add(of_kind[PLACE], chunk.place.present_N, by_place)
     overlap, pairs = (np.zeros((len(SAME), n_layers, n_documents, len(WEIGHTS))) for _ in range(2))
     for chunk, ids_LTK in labels.chunks(names):
         pairs_3Dx = [
@@ -305,20 +178,20 @@ def _of_layers(
             within_P = agreement.overlap_within(ordered_TK, chunk.token, n_experts=n_experts)
             for i, found in enumerate(chunk.kinds):
                 sums_Dx = agreement.pair_overlap(
-                    ids_TK if i == _PLACE else ordered_TK,
+                    ids_TK if i == PLACE else ordered_TK,
                     found,
                     counts_VE=counts[layer][i],
                     weight_Vx=labels.weights[i],
-                    within_P=None if i == _PLACE else within_P,
+                    within_P=None if i == PLACE else within_P,
                 )
                 overlap[i, layer] += sums_Dx[labels.rank_D]
                 pairs[i, layer] += pairs_3Dx[i]
     counts_DLE = stack.stacked(recording, "counts")
     for layer in range(n_layers):
         sums = agreement.document_pair_sums(
-            counts_DLE[:, layer], clusters.domain_D, weight_Vx=labels.weights[_DOMAIN], top_k=stack.top_k
+            counts_DLE[:, layer], clusters.domain_D, weight_Vx=labels.weights[DOMAIN], top_k=stack.top_k
         )
-        overlap[_DOMAIN, layer], pairs[_DOMAIN, layer] = sums.overlap_Dx, sums.pairs_Dx
+        overlap[DOMAIN, layer], pairs[DOMAIN, layer] = sums.overlap_Dx, sums.pairs_Dx
     rows, note = [], ""
     several = len({router.site for router in recording.topology.routers}) > 1
     for layer, router in enumerate(stack.routers):

@@ -36,7 +36,7 @@ PLAIN = {
     "load.dead_experts": ("load_balance",), "load.z_loss": ("router_confidence",),
     "specialization.domain_load": ("domain_load",), "vocabulary.label_counts": ("specialization",),
     "structure.pair_counts": ("coactivation",), "structure.flow_counts": ("layer_flow",),
-    "capacity.drop_fraction": ("capacity",),
+    "capacity.drop_fraction": ("capacity",), "agreement.pair_sums": ("same_token",),
 }  # fmt: skip
 """Of all tokens at once: the recording, or the analysis part by part, adds up the same. Tests hold them together."""
 TOOLS = ("sets", "clusters", "bags", "folds", "extremes", "floors", "nulls", "uncertainty", "rounds", "matching")
