@@ -186,7 +186,7 @@ def _left_out(requests: pd.DataFrame, measurement: Measurement, models: Sequence
             runs = here[[*SERVED_POINT, "round"]].drop_duplicates()
             counted = here.loc[here["failed"], "outcome"].value_counts()
             why = ", ".join(f"{n} {outcome}" for outcome, n in counted.items())
-            parts.append(f"{len(runs)} runs of {name} (requests: {why})")
+            parts.append(f"{len(runs)} run{'s' * (len(runs) > 1)} of {name} (requests: {why})")
     failed = int(requests["failed"].sum())
     whole = f"Every run was kept, {failed} request{'s' * (failed > 1)} failed." if failed else ""
     said = f"Left out: {'; '.join(parts)}." if parts else whole or "Every request was answered whole."

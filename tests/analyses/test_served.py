@@ -114,7 +114,7 @@ def test_a_run_with_a_failed_request_is_left_out_of_everything_but_the_count(tmp
     assert set(found.ratios["rounds"]) == {6} and "too few" not in served.figures(found)["ratio"].caption
     b = found.speeds[found.speeds["model"] == "b"]
     assert set(b["rounds"]) == {6} and set(found.speeds.loc[found.speeds["model"] == "a", "rounds"]) == {7}
-    assert found.left_out == "Left out: 1 runs of b (requests: 1 short)."
+    assert found.left_out == "Left out: 1 run of b (requests: 1 short)."
     short = found.outcomes[found.outcomes["outcome"] == "short"].iloc[0]
     assert (short["model"], short["requests"], short["runs"], short["runs_left_out"]) == ("b", 1, 7, 1)
     kept = served.run(made(tmp_path / "n", [*rows, wrong]), served.Settings(failed=0.5))

@@ -91,7 +91,7 @@ def test_an_endpoint_that_fails_on_the_way_is_counted_and_left_out_by_name(tmp_p
         "2 at a time, 8 + 4 tokens, unique prompts, after round 2: no request of b was answered whole"
     ]
     result = analysis.run(found)
-    assert "Left out: 1 runs of b (requests: 4 HTTP 5xx). Given up: 2 at a time" in result.left_out
+    assert "Left out: 1 run of b (requests: 4 HTTP 5xx). Given up: 2 at a time" in result.left_out
     assert set(result.ratios["rounds"]) == {1}
 
 
