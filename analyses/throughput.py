@@ -14,6 +14,7 @@ from analyses._batch import main
 from analyses._measured import (
     POINT,
     WHO,
+    as_compared,
     base,
     batches,
     drift_words,
@@ -81,7 +82,7 @@ def run(measurement: Measurement, settings: Settings = Settings()) -> Result:
     if mine.empty:
         raise AnalysisError(f"throughput: {measurement.path} has no run of the model itself; measure again.")
     others = timed[timed["model"] != next(iter(measurement.models))]
-    memory = measurement.table("memory")
+    memory = as_compared(measurement, measurement.table("memory"))
     compared = [base(measurement, memory), memory[memory["model"] != mine["model"].iloc[0]]]
     return Result(
         speeds=_speeds(pd.concat([mine, others]), settings.level),

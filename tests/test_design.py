@@ -25,6 +25,7 @@ TORCH_FREE_IN_THEM = (
     "workbench/efficiency/energy.py",
     "workbench/efficiency/profile_command.py",
     "workbench/efficiency/utilization.py",
+    "workbench/efficiency/work.py",
 )
 HEAVY = {"torch", "transformers", "nnsight"}
 

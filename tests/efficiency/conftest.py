@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from workbench.efficiency.measure import Asked, profile
+from workbench.efficiency.asked import Asked
+from workbench.efficiency.measure import profile
 from workbench.measurement import Measurement
 from workbench.models.loading import Model
 

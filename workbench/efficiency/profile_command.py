@@ -31,17 +31,26 @@ def profile(
     routing: Annotated[
         str, typer.Option(help="natural, uniform, round-robin, zipf:ALPHA, worst, replay:RECORDING; the first compares")
     ] = "natural,uniform,worst",
+    decode: Annotated[
+        str, typer.Option(help="how a step is launched: eager, compile, graphs; the first compares")
+    ] = "eager",
+    prefill_chunk: Annotated[int, typer.Option(help="most tokens of one pass over the prompts; 0: all")] = 0,
     prompts: Annotated[str, typer.Option(help="random, identical, a corpus; auto: demo, or random")] = "auto",
     rounds: Annotated[int, typer.Option(help="timed runs of each model; 6 or more give an interval")] = 9,
     warm_up: Annotated[int, typer.Option(help="most runs before them")] = 4,
     parts: Annotated[bool, typer.Option(help="also time attention, router, experts …")] = True,
+    checks: Annotated[
+        bool, typer.Option(help="also hold tokens against generate, and kernels against each other")
+    ] = True,
+    recording_rounds: Annotated[int, typer.Option(help="rounds of recording beside the bare forward pass")] = 0,
+    limit: Annotated[float, typer.Option(help="seconds after which nothing new is begun; 0: none")] = 0.0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
     seed: Annotated[int, typer.Option(help="of prompts and forced routing")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print the manifest as JSON")] = False,
 ) -> None:
     """Times models in rounds: throughput, latency, parts, kernels, forced routing, memory. Raw samples are kept."""
-    from workbench.efficiency.measure import Asked
+    from workbench.efficiency.asked import Asked
     from workbench.efficiency.measure import profile as measure
     from workbench.measurement import refuse_occupied
     from workbench.models.loading import load
@@ -53,10 +62,15 @@ def profile(
         output_lengths=_numbers(output_length, "--output-length"),
         routings=_words(routing),
         experts=_words(experts_implementation) if experts_implementation is not None else None,
+        decode=_words(decode),
         prompts=prompts,
+        prefill_chunk=prefill_chunk,
         rounds=rounds,
         warm_up=warm_up,
         parts=parts,
+        checks=checks,
+        recording_rounds=recording_rounds,
+        limit_s=limit,
         seed=seed,
     )
     how = {"device": device, "dtype": dtype, "weights": weights, "attention": attention}
