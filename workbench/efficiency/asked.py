@@ -28,6 +28,7 @@ class Asked:
         parts: Whether the parts of a pass are timed too.
         checks: Whether tokens are held against `generate`'s, and kernels against each other.
         recording_rounds: Rounds of recording the routing beside the bare forward pass, for its overhead; 0 for none.
+        threads: Of a CPU; 0 for whichever of all and one is faster.
         limit_s: Seconds after which nothing new is begun; 0 for no limit.
         seed: Of prompts and forced routing.
     """
@@ -45,6 +46,7 @@ class Asked:
     parts: bool = True
     checks: bool = True
     recording_rounds: int = 0
+    threads: int = 0
     limit_s: float = 0.0
     seed: int = 0
 
@@ -54,7 +56,7 @@ class Asked:
                 raise MeasurementError(f"{name} is empty; one or more was wanted.")
         if self.rounds < 1 or self.warm_up < 1:
             raise MeasurementError(f"rounds is {self.rounds}, warm_up {self.warm_up}; 1 or more of each was wanted.")
-        for name in ("prefill_chunk", "recording_rounds", "limit_s"):
+        for name in ("prefill_chunk", "recording_rounds", "threads", "limit_s"):
             if getattr(self, name) < 0:
                 raise MeasurementError(f"{name} is {getattr(self, name)}; 0 or more was wanted.")
         if unknown := [name for name in self.decode if name not in MODES]:

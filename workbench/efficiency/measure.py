@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from workbench.efficiency import breakdown, energy, forecast, kernels, launch, machine, rows
+from workbench.efficiency import breakdown, energy, forecast, kernels, launch, machine, rows, threads
 from workbench.efficiency.asked import Asked, of_point, words
 from workbench.efficiency.contest import Contestant, Seat, order_of, warm_up
 from workbench.efficiency.decode import Point
@@ -79,14 +79,24 @@ class _Profile:
     warm_ups: list[dict[str, Any]] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     rounds_of: dict[Seat, int] = field(default_factory=dict)
+    is_late: bool = False
     done: int = 0
     total: int = 0
 
     def write(self, out: Path) -> Measurement:
         """Measures, and writes what was found."""
         self.began = machine.now()
+        self._check_dtype()
         contestants = self._contestants()
         self._check_context()
+        smallest = min(self.asked.points, key=lambda point: point.batch * (point.prompt_tokens + point.output_tokens))
+        with threads.chosen(
+            lambda: Seat(contestants[0], smallest, self.asked.prompts, self.asked.seed).run()[0].wall_s,
+            asked=self.asked.threads, device=self.model.device,
+        ) as told:  # fmt: skip
+            return self._write(out, contestants, told)
+
+    def _write(self, out: Path, contestants: Sequence[Contestant], threads_told: dict[str, Any]) -> Measurement:
         device = self.model.device
         load_before, first = machine.load_average(), machine.ceiling(device, self.model.module.dtype)
         base = contestants[0]
@@ -110,7 +120,7 @@ class _Profile:
             "models": {label: _facts(each) for label, each in self._models().items()},
             "settings": {**asdict(self.asked), "prompts": prompts},
             "base": {"routing": str(base.routing), "experts": base.experts, "launch": base.decode},
-            "machine": machine.facts(device),
+            "machine": machine.facts(device) | {"threads_found": threads_told},
             "load_average": {"before": load_before, "after": machine.load_average()},
             "ceiling": {"before": first.__dict__, "after": last.__dict__, "dtype": self.model.dtype},
             "hook_s": breakdown.hook_seconds(device),
@@ -167,10 +177,11 @@ class _Profile:
 
     def _late(self, what: str, *, needs_s: float = 0.0) -> bool:
         """Whether the time is up, or would be; what is then not begun is said."""
-        late = bool(self.asked.limit_s) and machine.now() - self.began + needs_s > self.asked.limit_s
-        if late:
-            self.left_out.append(f"{what}: the limit of {self.asked.limit_s:g} s was reached")
-        return late
+        limit_s = self.asked.limit_s
+        self.is_late = self.is_late or (bool(limit_s) and machine.now() - self.began + needs_s > limit_s)
+        if self.is_late:
+            self.left_out.append(f"{what}: the limit of {limit_s:g} s was reached")
+        return self.is_late
 
     def _models(self) -> dict[str, Model]:
         """By the names that stand in the tables; two of one name are told apart by revision, or by a number."""
@@ -253,6 +264,22 @@ class _Profile:
             else:
                 works.append(name)
         return works
+
+    def _check_dtype(self) -> None:
+        """Runs two tokens through each model: what a device cannot do in a dtype is told before anything is timed."""
+        for label, model in self._models().items():
+            device, dtype = model.device, model.dtype
+            try:
+                if device.type == "cuda" and dtype == "bfloat16" and not torch.cuda.is_bf16_supported(False):
+                    raise RuntimeError("its tensor cores know no bfloat16")
+                with torch.inference_mode():
+                    model.module(input_ids=torch.zeros((1, 2), dtype=torch.long, device=device), use_cache=False)
+            except (RuntimeError, NotImplementedError, ValueError) as error:
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise MeasurementError(
+                    f"{label} does not run as {dtype} on {device.type}: {reason}. Give another --dtype (float32, "
+                    "bfloat16, float16) or another --device."
+                ) from error
 
     def _check_context(self) -> None:
         longest = max(point.prompt_tokens + point.output_tokens for point in self.asked.points)

@@ -43,6 +43,7 @@ def profile(
         bool, typer.Option(help="also hold tokens against generate, and kernels against each other")
     ] = True,
     recording_rounds: Annotated[int, typer.Option(help="rounds of recording beside the bare forward pass")] = 0,
+    threads: Annotated[int, typer.Option(help="of a CPU; 0: whichever of all and one is faster")] = 0,
     limit: Annotated[float, typer.Option(help="seconds after which nothing new is begun; 0: none")] = 0.0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
@@ -70,6 +71,7 @@ def profile(
         parts=parts,
         checks=checks,
         recording_rounds=recording_rounds,
+        threads=threads,
         limit_s=limit,
         seed=seed,
     )
