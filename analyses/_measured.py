@@ -131,7 +131,9 @@ def setting_words(measurement: Measurement) -> str:
     how = f"{first['dtype']}, attention {first['attention']}" + (f", experts {experts}" if experts else "")
     dummy = ", random weights" if any(m["weights"] == "dummy" for m in models.values()) else ""
     threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
-    return f"{where}, {threads}; {how}; prompts: {prompts}{dummy}"
+    turns = [piece["model"] for piece in measurement.manifest.get("pieces", [])]
+    turned = f"; one after the other, not in turns: {', '.join(turns)}" if turns else ""
+    return f"{where}, {threads}; {how}; prompts: {prompts}{dummy}{turned}"
 
 
 def sizes(table: pd.DataFrame) -> pd.Series:

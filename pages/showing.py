@@ -177,7 +177,8 @@ def every(shown: Shown, *, follow: Mapping[str, str] | None = None) -> None:
     """All figures of a result, one beside another where neither has panels, and its tables where they are asked for."""
     row: list[str] = []
     for name, figure in [*shown.figures.items(), ("", None)]:
-        narrow = figure is not None and figure.panel is None and not isinstance(figure, HeatMap)
+        wide = isinstance(figure, HeatMap) or getattr(figure, "base", None) is not None
+        narrow = figure is not None and figure.panel is None and not wide
         row += [name] if narrow else []
         if len(row) == 2 or (row and not narrow):
             for column, each in zip(st.columns(2) if len(row) == 2 else [st], row, strict=True):

@@ -11,7 +11,7 @@ from workbench.models.loading import Model
 
 ASKED = Asked(
     batches=(1, 4), prompt_lengths=(6,), output_lengths=(4,), routings=("natural", "uniform", "zipf:1.5", "worst"),
-    rounds=7, warm_up=1,
+    rounds=7, warm_up=1, recording_rounds=1,
 )  # fmt: skip
 
 

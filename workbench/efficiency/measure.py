@@ -37,6 +37,7 @@ FEWEST_ROUNDS = 6
 def profile(
     model: Model, out: Path, *, against: Model | None = None, asked: Asked | None = None,
     on_progress: Callable[[int, int, str], None] | None = None, should_cancel: Callable[[], bool] | None = None,
+    command: Sequence[str] = (),
 ) -> Measurement:  # fmt: skip
     """Measures a model, and another one beside it.
 
@@ -47,6 +48,7 @@ def profile(
         asked: What is measured; the defaults unless given.
         on_progress: Told steps done, steps in all, and what is being done.
         should_cancel: Asked between the steps.
+        command: What is noted in the manifest as what makes the measurement again.
 
     Raises:
         MeasurementError: the folder is occupied; a routing or an implementation that is unknown or does not run here;
@@ -55,7 +57,9 @@ def profile(
     """
     refuse_occupied(out)
     with _still_heap():
-        return _Profile(model, against, asked or Asked(), on_progress or (lambda *_: None), should_cancel).write(out)
+        return _Profile(
+            model, against, asked or Asked(), on_progress or (lambda *_: None), should_cancel, command
+        ).write(out)
 
 
 @contextmanager
@@ -76,6 +80,7 @@ class _Profile:
     asked: Asked
     on_progress: Callable[[int, int, str], None]
     should_cancel: Callable[[], bool] | None = None
+    command: Sequence[str] = ()
     warm_ups: list[dict[str, Any]] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     rounds_of: dict[Seat, int] = field(default_factory=dict)
@@ -112,7 +117,9 @@ class _Profile:
             raise MeasurementError(f"nothing was measured: {'; '.join(self.left_out)}.")
         if self.asked.recording_rounds and not self._late("recording beside the bare forward pass"):
             self._step("recording beside the bare forward pass")
-            found = recorded_rounds(self.model, rounds=self.asked.recording_rounds, seed=self.asked.seed)
+            longest = max(self.asked.prompt_lengths)
+            how = {"rounds": self.asked.recording_rounds, "seed": self.asked.seed}
+            found = recorded_rounds(self.model, prompt_tokens=longest, **how)
             self.rows.found["recording"] = [{"model": self._first, **row} for row in found]
         last = machine.ceiling(device, self.model.module.dtype)
         prompts = {label: kind_of(each, self.asked.prompts) for label, each in self._models().items()}
@@ -129,6 +136,7 @@ class _Profile:
             "energy": no_energy or ", ".join(counter.name for counter in self.counters),
             "seconds": machine.now() - self.began,
             "versions": software_versions(),
+            "command": list(self.command),
         }  # fmt: skip
         tables = {name: pd.DataFrame(rows) for name, rows in self.rows.found.items()}
         return write_measurement(out, tables, manifest)

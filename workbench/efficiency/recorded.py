@@ -21,20 +21,21 @@ FIELDS = ("routing",)
 
 
 def recorded_rounds(
-    model: Model, *, rounds: int, rows: int = 4, prompt_tokens: int = 1000, batches: int = 4, seed: int = 0
+    model: Model, *, rounds: int, prompt_tokens: int, batch_tokens: int = 4096, batches: int = 2, seed: int = 0
 ) -> list[dict[str, Any]]:
     """A row per round and way, `bare` or `recorded`, with the seconds that all batches took.
 
     Args:
         model: The model, not captured from yet.
         rounds: Of each way, after one that is not kept.
-        rows: Documents of a batch.
         prompt_tokens: Of a document; random tokens.
+        batch_tokens: Of a batch, at most.
         batches: In a round.
         seed: Of the tokens.
     """
     from workbench.capture.record import record
 
+    rows = max(batch_tokens // prompt_tokens, 1)
     ids_DS = np.random.default_rng(seed).integers(0, model.topology.vocabulary, size=(rows * batches, prompt_tokens))
     found = []
 
