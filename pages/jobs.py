@@ -142,11 +142,16 @@ def _progress(job_id: str) -> None:
     right.button("Cancel", key=f"cancel {job_id}", on_click=host().cancel, args=(job_id,))
 
 
+_BEGINS = {"record": "loading the model, proving the capture", "profile": "loading, and trying what works here"}
+
+
 def _words(job: Job) -> str:
     if job.state == "queued":
         return f"{job.title}: waiting, place {job.place} in the queue"
     if not job.total_tokens:
-        return f"{job.title}: {'loading the model, proving the capture' if job.kind == 'record' else 'looking'} …"
+        return f"{job.title}: {_BEGINS.get(job.kind, 'looking')} …"
+    if job.kind == "profile":
+        return f"{job.title}: measuring, step {job.done_tokens + 1:,} of {job.total_tokens:,}"
     left = f", {job.left_s:,.0f} s left" if job.left_s is not None else ""
     done = f"{job.done_tokens:,} of {job.total_tokens:,} tokens"
     return f"{job.title}: {done}, {job.tokens_per_s:,.0f} tokens/s{left}"

@@ -5,8 +5,10 @@ The analyses are walked, so that a new one shows itself: each is asked if the me
 
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+import jobs
 import shared
 import showing
 import streamlit as st
@@ -36,11 +38,34 @@ def part(model: str, against: str) -> None:
     st.subheader("Measured")
     measurement = choose_measurement()
     if measurement is None:
-        st.info("Nothing was measured into this data folder yet. This command measures; what it finds shows here.")
+        st.info("Nothing was measured into this data folder yet. What is measured shows here.")
     else:
         show(measurement)
-        st.caption("Another measurement, of the models chosen above:")
+    _measure(model, against)
+
+
+def _measure(model: str, against: str) -> None:
+    """Measures the models that are chosen, or says the command that does."""
+    other = None if against.startswith("iso-") else against
+    st.caption(
+        "A measurement of the models chosen above, for some minutes and beside what else runs here; or by command:"
+    )
     st.code(command(model, against), language="bash", wrap_lines=True)
+    if st.button("Measure", icon=":material/timer:", key="measure"):
+        weights = "dummy" if _published(model, other) else "checkpoint"
+        with jobs.sentences():
+            ask = partial(jobs.host().profile, model=model, against=other, weights=weights)
+            jobs.submit("profile", ask)
+    made = jobs.answer("profile")
+    if made is not None:
+        jobs.forget("profile")
+        shared.pick(measurement=Path(made["measurement"]).name)
+        st.rerun()
+
+
+def _published(*names: str | None) -> bool:
+    """Whether one of the models is a config without weights."""
+    return any(name in bundled.published_configs() for name in names)
 
 
 def choose_measurement() -> Measurement | None:
@@ -102,9 +127,8 @@ def _title(name: str) -> str:
 def command(model: str, against: str) -> str:
     """What makes a measurement of two models, or of one beside which no named one stands."""
     both = [model, *([against] if not against.startswith("iso-") else [])]
-    published = bundled.published_configs()
     words = ["workbench", "profile", model, *(["--against", against] if len(both) > 1 else [])]
-    words += ["--weights", "dummy", "--dtype", "bfloat16"] if any(name in published for name in both) else []
+    words += ["--weights", "dummy", "--dtype", "bfloat16"] if _published(*both) else []
     return shlex.join([*words, "--out", str(data_folder() / "measurements" / _folder(both))])
 
 

@@ -25,6 +25,7 @@ from workbench.recording import file_digest, json_digest
 from workbench.recording_schema import FIELDS
 
 LONGEST_PROMPT = 20_000  # characters
+LONGEST_PROFILE_S = 600.0
 ENDED_JOBS_KEPT = 200
 _ENDED = ("done", "failed", "cancelled")
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,119}")  # no leading dot: `..` names another folder
@@ -38,11 +39,11 @@ class Job:
 
     Attributes:
         id: Names it.
-        kind: `record` or `inspect`.
+        kind: `record`, `inspect`, `attention` or `profile`.
         title: For people; it may hold what a visitor typed.
         state: `queued`, `running`, `done`, `failed` or `cancelled`.
         place: In the queue, 1 is next; 0 when it runs or has ended.
-        done_tokens: Tokens on disk or on their way there.
+        done_tokens: Tokens on disk or on their way there; of a `profile` its steps.
         total_tokens: Tokens in all; 0 until it is known, and for `inspect`.
         tokens_per_s: Rate of this run.
         left_s: Time left at this rate; None before the first batch and after the last.
@@ -212,6 +213,33 @@ class Host:
             "out": str(self.data / "maps" / f"{digest}.npy"),
         }
         return self._submit("attention", f"{model} · layer {layer}, head {head}", request)
+
+    def profile(self, *, model: str, against: str | None = None, weights: str = "checkpoint") -> str:
+        """Queues a measurement of a model, or of two beside each other, with the settings of `workbench profile`.
+
+        Args:
+            model: A name that `load` knows.
+            against: Another one.
+            weights: `checkpoint` or `dummy`, of both.
+
+        Returns:
+            The job's id. Its result names the `measurement`, a new folder in the data folder's `measurements`.
+
+        Raises:
+            HostError: a name that cannot be meant; the host was stopped.
+        """
+        names = [model, *([] if against is None else [against])]
+        for given in names:
+            _refuse_bad_name_of_model(given)
+        folder = "-".join([*map(_slug, names), datetime.now(UTC).strftime("%Y%m%d-%H%M%S")])
+        request = {
+            "model": model,
+            "against": against,
+            "weights": weights,
+            "limit_s": LONGEST_PROFILE_S,
+            "out": str(self.data / "measurements" / folder),
+        }
+        return self._submit("profile", " beside ".join(names), request)
 
     def job(self, job_id: str) -> Job:
         """A job as it stands.

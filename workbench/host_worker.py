@@ -109,6 +109,7 @@ class Owner:
         """Runs one job; its last event is `ended`, `replace` where it needs another model, or `crashed`."""
         try:
             ways = {"record": self._record, "inspect": self._inspect, "attention": self._attention}
+            ways |= {"profile": self._profile}
             result = ways[request["kind"]](request)
             self._send("ended", state="done", result=result)
         except _OtherModel:
@@ -183,6 +184,31 @@ class Owner:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(file, content.getbuffer())
         return {"file": str(file), "weights_digest": weights_digest(model.module)}
+
+    def _profile(self, request: Request) -> dict[str, Any]:
+        from workbench.efficiency.asked import Asked
+        from workbench.efficiency.measure import profile
+        from workbench.models.loading import inspect_topology, load
+
+        names = [request["model"], *([request["against"]] if request["against"] else [])]
+        if self._asked is not None:
+            for name in names:
+                inspect_topology(name)  # as in `_load`
+            raise _OtherModel  # a model that was captured from is slower, so it is measured in a process of its own
+        self._asked = ("profile", request["id"])
+        words = ["profile", names[0], *(["--against", names[1]] if len(names) > 1 else [])]
+        words += ["--weights", request["weights"]] if request["weights"] != "checkpoint" else []
+        models = [load(name, weights=request["weights"]) for name in names]
+
+        def tell(done: int, total: int, what: str) -> None:
+            self._send("progress", done_tokens=done, total_tokens=total)
+
+        found = profile(
+            models[0], Path(request["out"]), against=models[1] if len(models) > 1 else None,
+            asked=Asked(limit_s=request["limit_s"]), on_progress=tell,
+            should_cancel=lambda: self._is_cancelled(request["id"]), command=words,
+        )  # fmt: skip
+        return {"measurement": str(found.path)}
 
     def _load(self, request: Request) -> "Model":
         from workbench.models.loading import inspect_topology, load
