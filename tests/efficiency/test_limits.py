@@ -51,6 +51,14 @@ def test_a_point_that_will_not_fit_is_left_out_with_the_figures_and_what_to_chan
         profile(dense, tmp_path / "n", asked=small(batches=(8,), **{**BARE, "experts": None}))
 
 
+def test_a_cache_that_stays_is_counted_beside_the_runs_of_the_others():
+    """A graph keeps its cache of 10 while an eager run takes 10 and 5 more; and an eager one alone takes 15."""
+    eager, graph = forecast.Forecast(10, 5), forecast.Forecast(10, 5)
+    assert forecast.together([(eager, False), (eager, False)]).total == 15
+    assert forecast.together([(eager, False), (graph, True)]).total == 25
+    assert forecast.together([(graph, True)]).total == 15
+
+
 def test_what_has_no_formula_has_no_forecast(moe):
     unknown = replace(moe.topology, parts=replace(moe.topology.parts, unknown=("a: B",)))
     assert forecast.of_run(unknown, Point(1, 1, 1), value_bytes=4) is None

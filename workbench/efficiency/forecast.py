@@ -1,5 +1,6 @@
 """The memory that a run will take, before it is tried: the cache of all rows, and what one pass holds at its widest."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workbench.efficiency.costs import cache_bytes, known_parts
@@ -49,6 +50,13 @@ def of_run(topology: Topology, point: Point, *, value_bytes: int) -> Forecast | 
     logits = point.batch * topology.vocabulary * (value_bytes + 4)
     kept = cache_bytes(topology, context=point.prompt_tokens + point.output_tokens, value_bytes=value_bytes)
     return Forecast(int(point.batch * kept), int(tokens * (6 * width + ffn) * value_bytes + logits))
+
+
+def together(runs: Sequence[tuple[Forecast, bool]]) -> Forecast:
+    """What runs take that are made one after the other; a run's cache stays meanwhile where its second is true."""
+    kept = sum(each.cache for each, stays in runs if stays)
+    most = max(runs, key=lambda run: run[0].widest + (0 if run[1] else run[0].cache))
+    return Forecast(kept + (0 if most[1] else most[0].cache), most[0].widest)
 
 
 def refusal(label: str, point_words: str, found: Forecast, free: int) -> str:

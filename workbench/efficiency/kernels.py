@@ -71,5 +71,6 @@ def copied_bytes(topology: Topology, point: Point, *, value_bytes: int) -> int:
 def free_bytes(device: torch.device) -> int:
     """What could be allocated now."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what torch keeps for later is free for what comes
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)

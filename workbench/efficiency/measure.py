@@ -30,6 +30,8 @@ from workbench.models.loading import Model, config_digest
 
 SLOW = 4.0
 """A contestant whose first run takes this many times the first one's is not warmed up further."""
+RUNS_BEFORE = 6
+"""Of a point, before its first round and in it: a point is not begun that has no time for them, were tokens as long."""
 FEWEST_ROUNDS = 6
 """That give a 95 % interval of a median."""
 
@@ -85,6 +87,7 @@ class _Profile:
     left_out: list[str] = field(default_factory=list)
     rounds_of: dict[Seat, int] = field(default_factory=dict)
     is_late: bool = False
+    token_s: float = 0.0
     done: int = 0
     total: int = 0
 
@@ -110,7 +113,8 @@ class _Profile:
         self.idle_watts = energy.idle_watts(self.counters, window_s=rows.ENERGY_WINDOW_S) if self.counters else []
         self.total = len(self.asked.points) * (self.asked.rounds + 3)
         for point in self._points(contestants):
-            if self._late(f"{words(point)}, and what comes after it"):
+            tokens = point.batch * (point.prompt_tokens + point.output_tokens)
+            if self._late(f"{words(point)}, and what comes after it", needs_s=RUNS_BEFORE * self.token_s * tokens):
                 break
             self._measure(contestants, point)
         if not self.rows.found.get("samples"):
@@ -161,24 +165,27 @@ class _Profile:
             for order, i in enumerate(order_of(len(here), number)):
                 self.rows.sample(here[i], number, order)
             longest_s = max(longest_s, machine.now() - began)
+        self.token_s = longest_s / (point.batch * (point.prompt_tokens + point.output_tokens))
         self._step(f"checks, {words(point)}")
         if self.asked.checks and not self._late(f"checks and energy of {words(point)}"):
             self.rows.checks(plain)
         if not self._late(f"energy of {words(point)}"):
             self.rows.energy(plain, self.counters, self.idle_watts)
+        self.rounds_of.clear()  # a seat may hold a cache
 
     def _points(self, contestants: Sequence[Contestant]) -> list[Point]:
         """The points whose runs fit into memory; the others are left out by name."""
-        found = []
+        found, who = [], " and ".join(self._models())
         for point in self.asked.points:
-            reasons = []
-            for label, model in self._models().items():
-                needed = forecast.of_run(model.topology, point, value_bytes=model.module.dtype.itemsize)
-                if needed is not None:
-                    free = kernels.free_bytes(model.device)
-                    reasons.append(forecast.refusal(label, words(point), needed, free))
-            self.left_out += [reason for reason in reasons if reason]
-            found += [] if any(reasons) else [point]
+            runs = []
+            for each in contestants:
+                size = each.model.module.dtype.itemsize
+                needed = forecast.of_run(each.model.topology, point, value_bytes=size)
+                runs += [(needed, each.decode == "graphs")] if needed is not None else []
+            free = kernels.free_bytes(self.model.device)
+            reason = forecast.refusal(who, words(point), forecast.together(runs), free) if runs else ""
+            self.left_out += [reason] if reason else []
+            found += [] if reason else [point]
         if not found:
             raise MeasurementError(f"no point fits into memory: {'; '.join(self.left_out)}.")
         return found
