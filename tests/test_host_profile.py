@@ -39,7 +39,7 @@ def test_it_measures_tells_its_steps_and_names_the_command(model, tmp_path, monk
     found = Measurement.open(last["result"]["measurement"])
     assert found.manifest["command"] == ["profile", model, "--against", model, "--weights", "dummy"]
     assert list(found.models) == ["model", "model again"] and found.manifest["settings"]["limit_s"] == 60
-    assert {step["event"] for step in steps} == {"progress"} and steps[-1]["total_tokens"] == 4
+    assert steps[0] == {"event": "phase", "phase": "loading"} and steps[-1]["total_tokens"] == 4
     owner.answer(request(model, tmp_path / "n"))
     assert events[-1] == {"event": "replace"}  # a process measures once: what ran before must not be in its memory
 
@@ -54,10 +54,10 @@ def test_a_cancelled_one_writes_nothing(model, tmp_path, monkeypatch):
 
 def test_a_job_is_asked_for_by_names_and_has_a_folder_of_its_own(tmp_path, monkeypatch):
     sent: list[tuple] = []
-    monkeypatch.setattr(Host, "_submit", lambda self, *job, **more: sent.append(job) or "id")
-    Host(tmp_path).profile(model="tiny-moe", against="owner/name", weights="dummy")
-    ((kind, title, asked_for),) = sent
-    assert (kind, title) == ("profile", "tiny-moe beside owner/name")
+    monkeypatch.setattr(Host, "_submit", lambda self, *job, owner: sent.append((*job, owner)) or "id")
+    Host(tmp_path).profile(model="tiny-moe", against="owner/name", weights="dummy", owner="ada")
+    ((kind, title, asked_for, owner),) = sent
+    assert (kind, title, owner) == ("profile", "tiny-moe beside owner/name", "ada")
     assert asked_for["limit_s"] == LONGEST_PROFILE_S and asked_for["weights"] == "dummy"
     out = Path(asked_for["out"])
     assert out.parent == tmp_path / "measurements" and out.name.startswith("tiny-moe-name-20")

@@ -7,6 +7,7 @@ import ast
 import inspect
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,13 +20,27 @@ from streamlit.testing.v1 import AppTest
 
 from analyses import _batch
 from tests.efficiency.conftest import measurement  # noqa: F401  the fixture
+from tests.hostile import HOSTILE
 from workbench.host import Host
 from workbench.recording import recording_digest
 from workbench.recording_schema import FIELDS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = ROOT / "pages"
-HELPERS = ("app", "experts", "jobs", "mapping", "measuring", "serve", "shared", "showing")
+HELPERS = (
+    "access",
+    "app",
+    "experts",
+    "jobs",
+    "kept",
+    "mapping",
+    "measuring",
+    "serve",
+    "served",
+    "shared",
+    "showing",
+    "troubles",
+)
 NAMES = sorted(file.stem for file in PAGES.glob("*.py") if file.stem not in HELPERS)
 EXPLORING = ("attention", "tokens", "utilization", "load_balance", "specialization", "structure")
 
@@ -112,6 +127,36 @@ def test_an_address_that_names_nothing_is_a_sentence(app, page, address, sentenc
     assert not app.exception
     assert sentence in said(app)
     assert app.title and app.selectbox(key="recording").options == ["truncated", "second", "shared"]
+
+
+# An address cannot hold half a letter.
+ADDRESSED = {kind: text for kind, text in HOSTILE.items() if kind != "malformed"}
+
+
+@pytest.mark.parametrize("text", ADDRESSED.values(), ids=ADDRESSED)
+def test_hostile_text_in_the_address_is_a_sentence(app, text):
+    """Every class of hostile text in every choice; `test_hostile_browser` sees to what a browser makes of it."""
+    app.query_params["recording"] = text
+    app.run()
+    for page in ("tokens", "utilization", "attention", "compare", "structure", "specialization"):
+        app.switch_page(f"{page}.py").run()
+        assert "there is no recording" in said(app) and not app.exception
+    app = AppTest.from_file(str(PAGES / "app.py"), default_timeout=60)
+    for choice in ("layer", "expert", "document", "token", "from", "head", "against", "pin", "untrained", "phase"):
+        app.query_params[choice] = text
+    app.run()
+    for page in ("tokens", "utilization", "attention", "compare"):
+        app.switch_page(f"{page}.py").run()
+        assert "There is no" in said(app) and not app.exception
+        assert all(len(each.value) < 2_000 for kind in (app.error, app.warning, app.info) for each in kind)
+
+
+@pytest.mark.parametrize("text", ADDRESSED.values(), ids=ADDRESSED)
+def test_a_hostile_name_of_a_model_is_a_sentence(app, text):
+    app.query_params["model"] = text
+    app.run()
+    assert not app.exception and len(app.error[0].value) < 2_000
+    assert re.search("is no model folder below|is no hub id|printable and no longer", said(app))
 
 
 def test_a_choice_is_taken_from_the_address_and_written_to_it(app):
@@ -449,6 +494,10 @@ def test_text_is_shown_letter_by_letter(app):
     plain = sys.modules["jobs"].plain
     assert plain("<b> *a* $x$ :red[y] `c` \\") == r"\<b\> \*a\* \$x\$ \:red\[y\] \`c\` \\"
     assert plain("l’été 中文 12") == "l’été 中文 12"
+    assert plain("a\u202eb\x00\nc") == "a⟨202E⟩b⟨0000⟩\nc"
+    assert [plain(t).replace("\\", "") for t in ("https://a.b", "WWW.a.b", "a@b.c")] == [
+        "https:\u2060//a.b", "WWW\u2060.a.b", "a@\u2060b.c",
+    ]  # fmt: skip
 
 
 def test_the_command_on_the_page_makes_what_is_shown(app, data):
