@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from analyses import _batch, _work, efficiency_waterfall, host_overhead, throughput, utilization
-from analyses._measured import POINT
+from analyses._measured import POINT, interval_words
 from analyses.throughput import WHOLE
 from tests.analyses.test_measured import made, sample
 from tests.efficiency.conftest import measurement  # noqa: F401  the fixture
@@ -104,6 +104,12 @@ def test_a_ceiling_that_moved_is_said(measurement, tmp_path):  # noqa: F811
     assert found.ceiling == (
         "The machine's ceiling moved between start and end: copies by -50 %; the better one counts."
     )
+
+
+def test_a_wide_interval_is_said_and_a_narrow_one_is_not():
+    table = pd.DataFrame({"value": [10.0, 10.0], "low": [9.9, 8.0], "high": [10.1, 13.0], "rounds": [9, 9]})
+    assert interval_words(table, 0.95).endswith("spans 50 % of its value: the machine was not steady.")
+    assert interval_words(table[:1], 0.95).endswith("at least 95 %).")
 
 
 def test_what_is_missing_for_shares_is_said(measurement, tmp_path):  # noqa: F811
