@@ -8,6 +8,7 @@ after is ended, and nothing of it is kept.
 
 import ctypes
 import json
+import math
 import shlex
 import shutil
 import signal
@@ -131,8 +132,10 @@ def run_programme(programme: Programme, out: Path, *, say: Callable[[str], None]
                     f"{where} was not begun: the {programme.total_s:g} s of this go are used up. Run the same command "
                     "again: it goes on with this piece."
                 )
-            say(f"{where}: {shlex.join(('workbench', *piece.words))}, {min(piece.limit_s, left_s):.0f} s at most")
-            found = _make(piece, folder, limit_s=min(piece.limit_s, left_s))
+            limit_s = min(piece.limit_s, left_s)
+            most = f", {limit_s:.0f} s at most" if math.isfinite(limit_s) else ""
+            say(f"{where}: {shlex.join(('workbench', *piece.words))}{most}")
+            found = _make(piece, folder, limit_s=limit_s)
             say(f"{where}: {found.manifest['seconds']:.0f} s, digest {found.digest[:16]}")
         for line in found.manifest["left_out"]:
             say(f"{where}: left out: {line}")
@@ -181,7 +184,8 @@ def _done(folder: Path, words: Sequence[str]) -> Measurement | None:
 
 
 def _make(piece: Piece, folder: Path, *, limit_s: float) -> Measurement:
-    words = [*piece.words, "--out", str(folder), "--limit", f"{limit_s:.0f}"]
+    limited = math.isfinite(limit_s)
+    words = [*piece.words, "--out", str(folder), *(["--limit", f"{limit_s:.0f}"] if limited else [])]
     with tempfile.TemporaryFile("w+") as said:
         command = [sys.executable, "-m", "workbench.cli", *words]
         process = subprocess.Popen(
@@ -189,7 +193,7 @@ def _make(piece: Piece, folder: Path, *, limit_s: float) -> Measurement:
             preexec_fn=_end_with_the_parent,  # noqa: PLW1509  this process has one thread
         )  # fmt: skip
         try:
-            status = process.wait(timeout=limit_s + GRACE_S)
+            status = process.wait(timeout=limit_s + GRACE_S if limited else None)
         except subprocess.TimeoutExpired as error:
             raise MeasurementError(
                 f"piece {piece.name} did not end within {limit_s + GRACE_S:.0f} s and was ended; nothing of it is kept."
