@@ -21,6 +21,7 @@ from workbench.errors import AnalysisError
 from workbench.figures.screen import screen
 from workbench.figures.spec import Figure, HeatMap, Points, TokenStrip
 from workbench.figures.theme import DARK, LIGHT
+from workbench.measurement import Measurement
 from workbench.recording import Recording
 
 _MODEBAR = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d", "toImage"]}
@@ -33,7 +34,7 @@ class Shown:
 
     Attributes:
         name: Of the analysis.
-        recording: What it was asked of; None where it was asked of costs.
+        recording: What it was asked of, a recording or a measurement; None where it was asked of costs.
         settings: As `key=value`, those that are not defaults.
         result: As the analysis gave it.
         tables: By name.
@@ -48,7 +49,7 @@ class Shown:
     """
 
     name: str
-    recording: Recording | None
+    recording: Recording | Measurement | None
     settings: tuple[str, ...]
     result: Any
     tables: Mapping[str, Any]
@@ -95,6 +96,23 @@ def of_costs(subject: Costed, name: str, **settings: Any) -> Shown:
     said = _costs.ask(subject, name, settings=pairs)
     key = (subject.digest, name, pairs)
     return Shown(name, None, pairs, said.result, said.tables, said.figures, "", key, subject=subject)
+
+
+def of_measurement(measurement: Measurement, name: str) -> Shown:
+    """Runs an analysis of a measurement, or finds its result."""
+    source = hashlib.sha256(inspect.getsource(_batch.get(name)).encode()).hexdigest()
+    with st.spinner(f"Computing {name.replace('_', ' ')} …"):
+        found = _of_measurement(measurement.digest, str(measurement.path), source, name, measurement)
+    if found.missing:
+        st.info(plain(f"This measurement holds too little for the figures, so only tables are shown. {found.missing}"))
+    return found
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _of_measurement(digest: str, path: str, source: str, name: str, _measurement: Measurement) -> Shown:
+    said = _batch.ask(_measurement, name)
+    key = (digest, source, name, ())
+    return Shown(name, _measurement, (), said.result, said.tables, said.figures, said.missing, key)
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
@@ -159,7 +177,8 @@ def every(shown: Shown, *, follow: Mapping[str, str] | None = None) -> None:
     """All figures of a result, one beside another where neither has panels, and its tables where they are asked for."""
     row: list[str] = []
     for name, figure in [*shown.figures.items(), ("", None)]:
-        narrow = figure is not None and figure.panel is None and not isinstance(figure, HeatMap)
+        wide = isinstance(figure, HeatMap) or getattr(figure, "base", None) is not None
+        narrow = figure is not None and figure.panel is None and not wide
         row += [name] if narrow else []
         if len(row) == 2 or (row and not narrow):
             for column, each in zip(st.columns(2) if len(row) == 2 else [st], row, strict=True):
