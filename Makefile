@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: setup browser demo app test test-slow check format benchmarks clean
+.PHONY: setup browser latex demo app test test-slow check format benchmarks clean
 
 setup: $(STAMP)
 
@@ -20,7 +20,7 @@ demo: setup  ## record the bundled corpus with the bundled model and write a rep
 app: setup  ## open the app on http://localhost:8501
 	$(BIN)/workbench app
 
-test: setup browser
+test: setup browser latex
 	$(BIN)/python -m pytest
 
 test-slow: setup  ## what counts over thousands of data sets; minutes
@@ -32,6 +32,13 @@ browser:
 	    [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 	    && { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-liberation; } \
 	    || echo "The tests of the app in a browser need chromium (apt-get install chromium); without it they are left out."; }
+
+# The LaTeX of a bundle is compiled in the tests; as for chromium.
+latex:
+	@command -v pdflatex >/dev/null || { \
+	    [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	    && { apt-get update -qq && apt-get install -y -qq --no-install-recommends texlive-latex-recommended; } \
+	    || echo "Tests that compile LaTeX need pdflatex (apt-get install texlive-latex-recommended); without it they are left out."; }
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -46,12 +46,12 @@ def costs(
         _show(found, on, **how)
     if out is not None:
         from analyses import _costs
-        from workbench.export import write_reproduce
+        from workbench.bundle import finish
 
         held = with_published(subject if against else costed(model, **how))
         for name in _costs.names():
             console.print(f"{name}: {len(_costs.write(held, name, out))} files")
-        write_reproduce(out, [_costs.command(held, name) for name in _costs.names()])
+        finish(out)
 
 
 def _facts(topology: "Topology", on: Any, *, batch: int, context: int, dtype: str) -> dict[str, Any]:
