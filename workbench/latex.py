@@ -122,12 +122,15 @@ def table(rows: pd.DataFrame, *, provenance: Mapping[str, Any], caption: str, la
     """A table as LaTeX: booktabs, over 60 rows a longtable; long texts are folded, many columns get a small font."""
     columns = [cells(rows[column]) for column in rows.columns]
     head = " & ".join(escape(str(column)) for column in rows.columns) + r" \\"
-    body = [" & ".join(row) + r" \\" for row in zip(*columns, strict=True)]
     wide = [_letters(rows[name], written) for name, written in zip(rows.columns, columns, strict=True)]
     align = "".join(
         "r" if _is_number(rows[name]) else "l" if letters <= _WIDEST_TEXT else _FOLDED
         for name, letters in zip(rows.columns, wide, strict=True)
     )
+    for index, letters in enumerate(wide):
+        if letters > _WIDEST_TEXT and not _is_number(rows.iloc[:, index]):
+            columns[index] = [_foldable(value) for value in rows.iloc[:, index].tolist()]
+    body = [" & ".join(row) + r" \\" for row in zip(*columns, strict=True)]
     extent = Extent(len(rows), sum(min(letters, _WIDEST_TEXT) + 2 for letters in wide))
     title = rf"\caption{{{escape(caption)}}}\label{{{_label('tab', label)}}}"
     small = [rf"\{extent.size}"] if extent.size != "normalsize" else []
@@ -149,6 +152,18 @@ def table(rows: pd.DataFrame, *, provenance: Mapping[str, Any], caption: str, la
 
 
 _FOLDED = r">{\raggedright\arraybackslash}p{13em}"
+
+
+def _foldable(value: object) -> str:
+    """A text that may break between words, and within what is longer than a word."""
+    if _is_missing(value):
+        return "--"
+    words = _word(value).split(" ")
+    pieces = ([word[i : i + _LONGEST_WORD] for i in range(0, len(word), _LONGEST_WORD)] for word in words)
+    return " ".join(r"\allowbreak{}".join(map(escape, each)) for each in pieces)
+
+
+_LONGEST_WORD = 16
 
 
 def _letters(column: pd.Series, written: Sequence[str]) -> int:
