@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import aside
 import jobs
 import streamlit as st
 from jobs import plain
@@ -206,17 +207,26 @@ def choose_recording() -> Recording:
     )
 
 
-def choose_other(recording: Recording) -> Recording | None:
+def read_aside() -> list[aside.Asked]:
+    """What is put aside for the paper, as the address says it."""
+    _keep(aside.NAME, _asked(aside.NAME))
+    return aside.told()
+
+
+def choose_other(recording: Recording, *, optional: bool = False) -> Recording | None:
     """The recording to compare with, chosen in the sidebar; None where there is no second one.
 
-    At first the oldest of the same corpus, if there is any.
+    At first the oldest of the same corpus, if there is any; where it is optional, none.
     """
     names = {name: found for name, found in finished_recordings().items() if name != st.session_state["recording"]}
     if not names:
         return None
     corpus = recording.manifest["corpus"].get("digest")
     alike = [name for name, found in names.items() if found["corpus"].get("digest") == corpus]
-    return open_recording(choose("Against", "against", list(names), default=(alike or list(names))[-1]))
+    first = None if optional else (alike or list(names))[-1]
+    how = {"placeholder": "none", "quiet": True} if optional else {}
+    chosen = choose("Against", "against", list(names), default=first, **how)
+    return None if chosen is None else open_recording(chosen)
 
 
 def choose_ceiling(recording: Recording) -> str | None:

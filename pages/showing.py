@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import aside
 import streamlit as st
 from jobs import plain
 from shared import pick
@@ -24,7 +25,7 @@ from workbench.figures.theme import DARK, LIGHT
 from workbench.recording import Recording
 
 _MODEBAR = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d", "toImage"]}
-_DRAWING = threading.Lock()  # matplotlib's settings are one for the whole process
+DRAWING = threading.Lock()  # matplotlib's settings are one for the whole process
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,12 +65,27 @@ class Shown:
     @property
     def command(self) -> str:
         """What makes it again."""
+        return self._command()
+
+    def _command(self, **narrowed: Any) -> str:
         if self.subject is not None:
-            return _costs.command(self.subject, self.name, settings=self.settings)
+            return _costs.command(self.subject, self.name, settings=self.settings, **narrowed)
+        how = {"against": self.against, "experts": self.experts, "settings": self.settings}
+        return self.made_by or _batch.command(self.recording, self.name, **how, **narrowed)
+
+    def provenance(self, **narrowed: Any) -> Any:
+        """Where it comes from; `narrowed` says what of it is written: `only`, `label`, `width`."""
+        from workbench.export import Provenance
+
+        if self.subject is not None:
+            return _costs.provenance(self.subject, self.name, settings=self.settings, **narrowed)
+        said = {"analysis": self.name, "command": self._command(**narrowed)}
         if self.made_by:
-            return self.made_by
-        how = {"against": self.against, "experts": self.experts}
-        return _batch.command(self.recording, self.name, settings=self.settings, **how)
+            return Provenance(**said, sources=_batch.sources(self.recording), settings=self.asked)
+        settings = _batch.parse_settings(_batch.get(self.name), self.settings)
+        return Provenance(
+            **said, sources=_batch.sources(self.recording, self.against, settings), settings=asdict(settings)
+        )
 
 
 def result(
@@ -120,11 +136,16 @@ def ask(title: str, name: str) -> None:
 
 def question(name: str) -> None:
     """An analysis' question, and what its numbers do not show."""
-    asked, _, rest = (inspect.getdoc(_batch.get(name)) or "").partition("\n\n")
+    _, _, rest = (inspect.getdoc(_batch.get(name)) or "").partition("\n\n")
     left, right = st.columns([5, 1], vertical_alignment="center")
-    left.markdown(f"**{plain(asked)}**")
+    left.markdown(f"**{plain(question_of(name))}**")
     with right.popover("Not shown", icon=":material/help:", type="tertiary", key=f"{name}-not-shown"):
         st.markdown(plain(rest.removeprefix("Not shown:").strip()))
+
+
+def question_of(name: str) -> str:
+    """What an analysis asks."""
+    return (inspect.getdoc(_batch.get(name)) or "").partition("\n\n")[0]
 
 
 @contextmanager
@@ -198,9 +219,11 @@ def show(shown: Shown, name: str, *, follow: Mapping[str, str] | None = None, ta
     draw(figure, key, drawn=type(drawn)(drawn), follow=follow)  # a copy: choices are outlined in it
     below = st.container(gap=None)
     below.caption(plain(figure.caption))
-    with below.popover("Save", icon=":material/download:", type="tertiary", key=f"{key}-save"):
-        _downloads(key, ("pdf", "svg", "png"), partial(_figure_bytes, shown, name))
-        st.code(shown.command, language="bash", wrap_lines=True)
+    with below.container(horizontal=True, gap="small"):
+        with st.popover("Save", icon=":material/download:", type="tertiary", key=f"{key}-save"):
+            _downloads(key, ("pdf", "svg", "png"), partial(_figure_bytes, shown, name))
+            st.code(shown.command, language="bash", wrap_lines=True)
+        aside.button(shown, name, key)
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
@@ -274,9 +297,11 @@ def table(shown: Shown, name: str, rows: Any = None, *, tag: str = "") -> None:
     """Shows a table, or the given rows of it, with downloads of the whole; `tag` as of `show`."""
     key = f"{tag}{shown.name}-{name}-table"
     st.dataframe(shown.tables[name] if rows is None else rows, hide_index=True, key=key)
-    with st.popover("Save", icon=":material/download:", type="tertiary", key=f"{key}-save"):
-        _downloads(f"{tag}{shown.name}-{name}", ("csv", "tex"), partial(_table_bytes, shown, name))
-        st.code(shown.command, language="bash", wrap_lines=True)
+    with st.container(horizontal=True, gap="small"):
+        with st.popover("Save", icon=":material/download:", type="tertiary", key=f"{key}-save"):
+            _downloads(f"{tag}{shown.name}-{name}", ("csv", "tex"), partial(_table_bytes, shown, name))
+            st.code(shown.command, language="bash", wrap_lines=True)
+        aside.button(shown, name, key)
 
 
 def facts(named: Mapping[str, str]) -> None:
@@ -311,11 +336,10 @@ def _downloads(stem: str, kinds: Sequence[str], make: Callable[[str], bytes]) ->
 
 
 def _figure_bytes(shown: Shown, name: str, kind: str) -> bytes:
-    from workbench.export import write_figure
+    from workbench.export import figure_bytes
 
-    with tempfile.TemporaryDirectory() as folder, _DRAWING:
-        files = write_figure(shown.figures[name], Path(folder) / name, provenance=_provenance(shown))
-        return next(file for file in files if file.suffix == f".{kind}").read_bytes()
+    with DRAWING:
+        return figure_bytes(shown.figures[name], kind, provenance=shown.provenance())
 
 
 def _table_bytes(shown: Shown, name: str, kind: str) -> bytes:
@@ -324,21 +348,9 @@ def _table_bytes(shown: Shown, name: str, kind: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         label = f"{shown.name}-{name}"
         files = write_table(
-            shown.tables[name], Path(folder) / name, provenance=_provenance(shown), caption=label, label=label
+            shown.tables[name], Path(folder) / name, provenance=shown.provenance(), caption=label, label=label
         )
         return next(file for file in files if file.suffix == f".{kind}").read_bytes()
-
-
-def _provenance(shown: Shown) -> Any:
-    from workbench.export import Provenance
-
-    if shown.subject is not None:
-        return _costs.provenance(shown.subject, shown.name, settings=shown.settings)
-    if shown.made_by:
-        return Provenance(shown.name, shown.command, _batch.sources(shown.recording), shown.asked)
-    settings = _batch.parse_settings(_batch.get(shown.name), shown.settings)
-    sources = _batch.sources(shown.recording, shown.against, settings)
-    return Provenance(analysis=shown.name, command=shown.command, sources=sources, settings=asdict(settings))
 
 
 def is_dark() -> bool:

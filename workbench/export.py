@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -240,6 +240,21 @@ def write_figure(figure: Figure, stem: Path, *, provenance: Provenance, width: W
     Returns:
         The three files.
     """
+    files = []
+    for kind, content in _drawn(figure, ("pdf", "svg", "png"), provenance=provenance, width=width):
+        files.append(stem.with_name(f"{stem.name}.{kind}"))
+        _write(files[-1], content)
+    return files
+
+
+def figure_bytes(figure: Figure, kind: str, *, provenance: Provenance, width: Width = "column") -> bytes:
+    """What `write_figure` writes as pdf, svg or png."""
+    return next(content for _, content in _drawn(figure, (kind,), provenance=provenance, width=width))
+
+
+def _drawn(
+    figure: Figure, kinds: Sequence[str], *, provenance: Provenance, width: Width
+) -> Iterator[tuple[str, bytes]]:
     maker = f"moe-workbench {provenance.versions.get('moe-workbench', '')}".strip()
     words = {
         "pdf": {"Title": figure.title, "Subject": figure.caption, "Keywords": str(provenance), "Creator": maker},
@@ -247,13 +262,10 @@ def write_figure(figure: Figure, stem: Path, *, provenance: Provenance, width: W
         "png": {"Title": figure.title, "Description": figure.caption, "Provenance": str(provenance)},
     }
     page = paper(figure, width=width)
-    files = []
-    for kind, metadata in words.items():
+    for kind in kinds:
         drawn = io.BytesIO()
-        save(page, drawn, kind=kind, metadata={key: printable(text) for key, text in metadata.items()})
-        files.append(stem.with_name(f"{stem.name}.{kind}"))
-        _write(files[-1], drawn.getvalue())
-    return files
+        save(page, drawn, kind=kind, metadata={key: printable(text) for key, text in words[kind].items()})
+        yield kind, drawn.getvalue()
 
 
 # Tables

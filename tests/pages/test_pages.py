@@ -23,7 +23,7 @@ from workbench.recording_schema import FIELDS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = ROOT / "pages"
-HELPERS = ("app", "experts", "jobs", "mapping", "serve", "shared", "showing")
+HELPERS = ("app", "aside", "experts", "jobs", "mapping", "printing", "serve", "shared", "showing")
 NAMES = sorted(file.stem for file in PAGES.glob("*.py") if file.stem not in HELPERS)
 EXPLORING = ("attention", "tokens", "utilization", "load_balance", "specialization", "structure")
 
