@@ -19,6 +19,7 @@ from workbench.recording import Recording, read_manifest
 from workbench.recording_schema import MANIFEST
 
 TOKENS_SHOWN = 160
+KEPT_BYTES = 64 << 20  # of decoded columns of each open recording: what a redraw reads again
 
 
 def enter(page: Any) -> None:
@@ -309,7 +310,7 @@ def open_recording(name: str) -> Recording:
 def _recording(path: str, changed_ns: int) -> Recording:
     recording = Recording.open(path)
     recording.verify()
-    return recording
+    return recording.keeping(KEPT_BYTES)
 
 
 def _refuse_recording(name: str) -> None:

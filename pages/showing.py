@@ -5,7 +5,7 @@ import inspect
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import aside
 import streamlit as st
 from jobs import plain
-from shared import pick
+from shared import TOKENS_SHOWN, pick
 
 from analyses import _batch, _compare, _costs
 from workbench.efficiency.subject import Costed
@@ -93,16 +93,26 @@ def result(
 ) -> Shown:
     """Runs an analysis, or finds its result, which is kept by the recordings' content, the source and the settings."""
     pairs = tuple(f"{key}={value}" for key, value in settings.items() if value is not None)
-    code = [_batch.get(name), *([] if against is None else [_compare])]
-    source = hashlib.sha256("".join(map(inspect.getsource, code)).encode()).hexdigest()
-    digest, path = f"{recording.digest} {recording.chosen_phase}", str(recording.path)
-    if against is not None:
-        digest, path = f"{digest} against {against.digest} experts {experts}", f"{path} {against.path}"
     with st.spinner(f"Computing {name.replace('_', ' ')} over {recording.n_tokens:,} tokens …"):
-        found = _result(digest, path, source, name, pairs, recording, against, experts)
+        found = _found(recording, name, against, experts, pairs)
     if found.missing:
         st.info(plain(f"This recording holds too little for the figures, so only tables are shown. {found.missing}"))
     return found
+
+
+def ready(recording: Recording) -> None:
+    """Asks beforehand, when the app starts, what the pages first show of a recording, and draws it."""
+    layers, documents = recording.moe_layers, recording.documents().nsmallest(1, "document")["id"].tolist()
+    if not layers:
+        return
+    middle, document = {"layer": layers[len(layers) // 2]}, {"document": documents[0], "first": 0, "last": TOKENS_SHOWN}
+    first = [("token_routing", {**middle, **document}), ("token_routing", document), ("expert_load", {})]
+    first += [("expert_card", {**middle, "min_count": 5}), ("load_balance", {}), ("domain_load", middle)]
+    for name, settings in [*first, ("coactivation", middle)]:
+        with suppress(AnalysisError):
+            shown = _found(recording, name, None, "auto", tuple(f"{key}={value}" for key, value in settings.items()))
+            for figure in shown.figures:
+                _drawn(shown.key, figure, False, shown.figures[figure])
 
 
 def of_costs(subject: Costed, name: str, **settings: Any) -> Shown:
@@ -113,13 +123,27 @@ def of_costs(subject: Costed, name: str, **settings: Any) -> Shown:
     return Shown(name, None, pairs, said.result, said.tables, said.figures, "", key, subject=subject)
 
 
+def _found(recording: Recording, name: str, against: Recording | None, experts: str, pairs: tuple[str, ...]) -> Shown:
+    code = [_batch.get(name), *([] if against is None else [_compare])]
+    source = hashlib.sha256("".join(map(inspect.getsource, code)).encode()).hexdigest()
+    digest, path = f"{recording.digest} {recording.chosen_phase}", str(recording.path)
+    if against is not None:
+        digest, path = f"{digest} against {against.digest} experts {experts}", f"{path} {against.path}"
+    return _result(digest, path, source, name, pairs, recording, against, experts)
+
+
 @st.cache_resource(max_entries=64, show_spinner=False)
 def _result(
     digest: str, path: str, source: str, name: str, pairs: tuple[str, ...],
     _recording: Recording, _against: Recording | None, _experts: str,
 ) -> Shown:  # fmt: skip
+    key, module = (digest, source, name, pairs), _batch.get(name)
+    if _against is None and hasattr(module, "viewed") and any(pair.startswith("layer=") for pair in pairs):
+        rest = tuple(pair for pair in pairs if not pair.startswith("layer="))  # it says only what is drawn
+        kept = _result(digest, path, source, name, rest, _recording, None, _experts)
+        seen = module.viewed(kept.result, _batch.parse_settings(module, pairs))
+        return Shown(name, _recording, pairs, seen, module.tables(seen), module.figures(seen), kept.missing, key)
     said = _batch.ask(_recording, name, settings=pairs, against=_against, experts=_experts)
-    key = (digest, source, name, pairs)
     return Shown(name, _recording, pairs, said.result, said.tables, said.figures, said.missing, key, _against, _experts)
 
 
@@ -257,25 +281,28 @@ def draw(
         drawn,
         key=key,
         theme=None,
-        on_select=partial(_follow, key, follow) if follow else "ignore",
+        on_select=partial(_follow, key, figure.columns(), follow) if follow else "ignore",
         selection_mode="points",
         config=_MODEBAR,
         alt=figure.alt,
     )
 
 
-def _follow(key: str, follow: Mapping[str, str]) -> None:
+def _follow(key: str, columns: Sequence[str], follow: Mapping[str, str]) -> None:
     points = st.session_state[key]["selection"]["points"]
     if points:
-        pick(**{choice: points[0]["customdata"][column] for column, choice in follow.items()})
+        row = points[0]["customdata"]
+        row = [row[str(index)] for index in range(len(columns))] if isinstance(row, dict) else row
+        pick(**{choice: row[columns.index(column)] for column, choice in follow.items()})
 
 
 def _outline(drawn: Any, chosen: Mapping[str, Any]) -> None:
     """Outlines the marks of what is chosen."""
-    ink = DARK if is_dark() else LIGHT
+    ink, columns = (DARK if is_dark() else LIGHT), list(drawn.layout.meta["columns"])
+    wanted = [(columns.index(column), text) for column, text in chosen.items()]
     for trace in drawn.data:
         rows = trace.customdata if trace.customdata is not None else ()
-        at = [i for i, row in enumerate(rows) if all(str(row[column]) == text for column, text in chosen.items())]
+        at = [i for i, row in enumerate(rows) if all(str(row[place]) == text for place, text in wanted)]
         if not at:
             continue
         if trace.type == "bar":  # a token: plotly gives selected bars no border of their own

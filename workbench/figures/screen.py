@@ -1,8 +1,8 @@
 """Figures for the browser: plotly, with hover and with marks that can be clicked.
 
-Each mark carries its row as `customdata`, so that a page can link selections; each figure carries its caption and its
-text alternative in `layout.meta`. Nothing is computed here but places. Plotly reads a little HTML in every text: all
-text passes through `as_text`, because tokens and names are what other people wrote.
+Each mark carries its row as `customdata`, so that a page can link selections; each figure carries the names of the
+columns, its caption and its text alternative in `layout.meta`. Nothing is computed here but places. Plotly reads a
+little HTML in every text: all text passes through `as_text`, because tokens and names are what other people wrote.
 """
 
 import math
