@@ -30,7 +30,9 @@ def enter(page: Any) -> None:
     """
     new = st.session_state.get("written") != page.url_path
     st.session_state.update(page=page.url_path, new_page=new, bare=not st.query_params, on_page=set())
-    st.session_state.setdefault("chosen", {})
+    chosen = st.session_state.setdefault("chosen", {})
+    if new:
+        chosen.pop("open", None)  # what was opened there belongs to that page
 
 
 def write_address() -> None:
@@ -47,8 +49,9 @@ def _chosen_here() -> dict[str, str]:
 
 
 def choose(
-    label: str, name: str, options: Sequence[Any], *, default: Any, quiet: bool = False, place: Any = None, **how: Any
-) -> Any:
+    label: str, name: str, options: Sequence[Any], *, default: Any, quiet: bool = False, place: Any = None,
+    kind: str = "selectbox", **how: Any,
+) -> Any:  # fmt: skip
     """A choice that stands in the address as `name`, and holds on every page that has it.
 
     Streamlit's own binding of widgets to the address loses what came with an address when the page changes, and drops
@@ -61,7 +64,8 @@ def choose(
         default: What is chosen at first; None for nothing.
         quiet: Whether a choice made on another page, and not there here, is dropped without a word.
         place: Where it is shown; the sidebar unless given.
-        how: As of `st.selectbox`.
+        kind: The widget: `selectbox`, `segmented_control` or `select_slider`.
+        how: As of the widget.
     """
     by_text = {str(option): option for option in options}
     asked = _asked(name)
@@ -70,9 +74,34 @@ def choose(
     if asked is not None and asked not in by_text:
         _tell_unknown(label, name, list(by_text), quiet=quiet)
     st.session_state[name] = by_text.get(asked or "", default)
-    index = {"index": None} if default is None else {}
-    chosen = (place or st.sidebar).selectbox(label, options, key=name, on_change=_note, args=(name,), **index, **how)
+    index = {"index": None} if default is None and kind == "selectbox" else {}
+    widget = getattr(place or st.sidebar, kind)
+    chosen = widget(label, options, key=name, on_change=_note, args=(name,), **index, **how)
     return _keep(name, chosen)
+
+
+def choose_number(label: str, name: str, *, least: int, most: int, default: int, place: Any) -> int:
+    """A whole number that stands in the address as `name`; what is out of reach is the nearest in reach."""
+    asked = _asked(name)
+    wanted = int(asked) if asked is not None and asked.isdecimal() else default
+    st.session_state[name] = min(max(wanted, least), most)
+    return int(_keep(name, place.number_input(label, least, most, key=name, on_change=_note, args=(name,))))
+
+
+def opened(part: str) -> str:
+    """The key of a part that can be opened, with what the address says of it as its state."""
+    key = f"open {part}"
+    st.session_state[key] = part in (_asked("open") or "").split(",")
+    return key
+
+
+def note_opened(part: str) -> None:
+    """Takes over that a visitor opened a part, or closed it."""
+    others = [each for each in (_asked("open") or "").split(",") if each not in ("", part)]
+    names = [*others, part] if st.session_state[f"open {part}"] else others
+    st.session_state["chosen"].pop("open", None)
+    pick(open=",".join(names) or None)
+    _keep("open", ",".join(names) or None)
 
 
 def _asked(name: str) -> str | None:
@@ -172,6 +201,21 @@ def _note_token() -> None:
     """Takes over the token that a visitor typed, and shows the piece of the document that holds it."""
     token = st.session_state["token"]
     pick(token=token, **({} if token is None else {"from": token - token % TOKENS_SHOWN}))
+
+
+def place() -> tuple[str, int | None]:
+    """The document and the token that were chosen last, on whatever page."""
+    chosen = st.session_state["chosen"]
+    token = chosen.get("token", "")
+    return chosen.get("document", ""), int(token) if token.isdecimal() else None
+
+
+def go_to_token(document: str, token: int) -> None:
+    """Chooses a token of a document, here or for the page Tokens; as `pick`."""
+    there = {"document": document, "token": str(token), "from": str(token - token % TOKENS_SHOWN)}
+    st.session_state["chosen"].update(there)
+    if st.session_state["page"] == "tokens":
+        pick(**there)
 
 
 @st.cache_data(max_entries=8, show_spinner=False)

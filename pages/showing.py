@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,9 +15,10 @@ from typing import Any
 import aside
 import streamlit as st
 from jobs import plain
-from shared import TOKENS_SHOWN, pick
+from shared import TOKENS_SHOWN, note_opened, opened, pick
 
 from analyses import _batch, _compare, _costs
+from analyses._definitions import definitions
 from workbench.efficiency.subject import Costed
 from workbench.errors import AnalysisError
 from workbench.figures.screen import screen
@@ -161,10 +163,18 @@ def ask(title: str, name: str) -> None:
 def question(name: str) -> None:
     """An analysis' question, and what its numbers do not show."""
     _, _, rest = (inspect.getdoc(_batch.get(name)) or "").partition("\n\n")
-    left, right = st.columns([5, 1], vertical_alignment="center")
-    left.markdown(f"**{plain(question_of(name))}**")
-    with right.popover("Not shown", icon=":material/help:", type="tertiary", key=f"{name}-not-shown"):
+    st.markdown(f"**{plain(question_of(name))}**")
+    row = st.container(horizontal=True, gap="small")
+    with row.popover("Not shown", icon=":material/help:", type="tertiary", key=f"{name}-not-shown"):
         st.markdown(plain(rest.removeprefix("Not shown:").strip()))
+    defined = row.popover(
+        "Definitions", icon=":material/function:", type="tertiary", key=f"{name}-definitions", on_change="rerun"
+    )
+    with defined:
+        for metric, (said, source) in definitions(name).items() if defined.open else ():
+            st.markdown(f"**{plain(metric)}**")
+            st.text(said)
+            st.caption(f"Source: {plain(source)}")
 
 
 def question_of(name: str) -> str:
@@ -213,7 +223,8 @@ def every(shown: Shown, *, follow: Mapping[str, str] | None = None) -> None:
             row = []
         if figure is not None and not narrow:
             show(shown, name, follow=_known(shown, name, follow))
-    if st.toggle("Tables", key=f"{shown.name}-tables"):
+    part = f"{shown.name}-tables"
+    if st.toggle("Tables", key=opened(part), on_change=note_opened, args=(part,)):
         for name in shown.tables:
             table(shown, name)
 
@@ -350,7 +361,8 @@ def show_token(at_layer: Any, at_all: Any) -> None:
 @contextmanager
 def folded(title: str) -> Iterator[bool]:
     """A part of the page that is folded away at first; whether it is open, for what is folded is not made."""
-    box = st.expander(title, key=title, on_change="rerun")
+    part = re.sub("[^a-z0-9]+", "-", title.lower()).strip("-")[:24]
+    box = st.expander(title, key=opened(part), on_change=note_opened, args=(part,))
     with box:
         yield bool(box.open)
 

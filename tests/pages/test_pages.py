@@ -23,7 +23,7 @@ from workbench.recording_schema import FIELDS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = ROOT / "pages"
-HELPERS = ("app", "aside", "experts", "jobs", "mapping", "printing", "serve", "shared", "showing")
+HELPERS = ("app", "aside", "experts", "jobs", "jumping", "mapping", "printing", "serve", "shared", "showing")
 NAMES = sorted(file.stem for file in PAGES.glob("*.py") if file.stem not in HELPERS)
 EXPLORING = ("attention", "tokens", "utilization", "load_balance", "specialization", "structure")
 
@@ -153,7 +153,7 @@ def test_an_expert_is_jumped_to_by_its_name(app):
         assert app.header[0].value == f"Expert {expert} of layer {layer}"
         assert app.text_input(key="jump").value == ""
     app.text_input(key="jump").set_value("the *fox*").run()
-    assert "“the *fox*” names no expert; write a layer and an expert, such as L17 E42" in said(app)
+    assert "“the *fox*” is neither an expert, such as L17 E42, nor a token of this recording." in said(app)
     app.text_input(key="jump").set_value("L99 E5").run()
     assert "There is no layer “99” here; there are 0, 2" in said(app)
 
