@@ -25,7 +25,8 @@ WIDTHS = {"column": "column, 3.25 in", "text": "text, 6.75 in"}
 def names_for(recording: Recording, against: Recording | None) -> list[str]:
     """The analyses that the fields of a recording, or of two, allow."""
     names = [name for name in _batch.names() if against is not None or not _batch.takes_two(_batch.get(name))]
-    held = set(recording.fields) & set(recording.fields if against is None else against.fields)
+    both = [recording] if against is None else [recording, against]
+    held = set.intersection(*(set(each.fields) - ({"routing"} if not each.moe_layers else set()) for each in both))
     return [name for name in names if held.issuperset(_batch.get(name).NEEDS)]
 
 
@@ -48,9 +49,9 @@ def put_aside() -> list[tuple[Shown, tuple[str, ...]]]:
     found = []
     for asked in shared.read_aside():
         try:
-            recording = shared.open_recording(asked.recording)
+            recording = shared.open_named(asked.recording)
             recording = recording.of_phase(asked.phase) if asked.phase else recording
-            against = shared.open_recording(asked.against) if asked.against else None
+            against = shared.open_named(asked.against) if asked.against else None
             settings = aside.settings_of(asked)
             shown = showing.result(recording, asked.analysis, against=against, experts=asked.experts, **settings)
         except WorkbenchError as error:
@@ -77,7 +78,9 @@ def preview(shown: Shown, name: str, width: str) -> None:
         st.image(drawn, width=round(96 * WIDTHS_IN[width]), alt=figure.alt)
         st.caption(plain(f"{figure.title}. {figure.caption}"))
     if name in shown.tables:
-        st.dataframe(shown.tables[name], hide_index=True, key=f"{shown.key} {name} preview", height=200)
+        st.dataframe(
+            shown.tables[name], hide_index=True, key=f"{shown.key} {name} preview", height=200, placeholder="–"
+        )
     rest = [each for each in aside.names_of(shown) if each != name]
     how = {"type": "tertiary", "icon": ":material/bookmark_remove:", "on_click": aside.put, "args": (shown, rest)}
     st.button(f"Take {name.replace('_', ' ')} out", key=f"{shown.key} {name} out", **how)
@@ -96,7 +99,7 @@ def download_bundle(results: Sequence[tuple[Shown, Sequence[str]]], width: str) 
     count = sum(len(names) for _, names in results)
     make = partial(_pack, results, width)
     st.download_button(
-        f"Download the bundle of {count}", make, "bundle.zip", type="primary", key="bundle", on_click="ignore",
+        f"Download the bundle ({count} put aside)", make, "bundle.zip", type="primary", key="bundle", on_click="ignore",
         icon=":material/folder_zip:",
     )  # fmt: skip
 

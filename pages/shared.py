@@ -227,10 +227,11 @@ def _lengths(digest: str, _recording: Recording) -> dict[str, int]:
 # Recordings
 
 
-def choose_recording() -> Recording:
+def choose_recording(*, routed: bool = False) -> Recording:
     """The recording chosen in the sidebar, checked and open.
 
-    Stops the page where there is none yet, and shows how the first one comes along.
+    Stops the page where there is none yet, and shows how the first one comes along; where the page is about routing
+    (`routed`), also at a recording of a model without routers.
 
     Raises:
         RecordingError: the address names a recording that is not there, is damaged, unfinished, or of a newer schema.
@@ -245,7 +246,9 @@ def choose_recording() -> Recording:
         _refuse_recording(asked)
     # Newest on top; the oldest unless the address says otherwise, for it is the one that stays the same.
     recording = open_recording(choose("Recording", "recording", names, default=names[-1]))
-    if len(recording.phases) == 1:
+    if routed and not recording.moe_layers:
+        _stop_without_routers(recording)
+    if len(recording.phases) <= 1:  # of some imported traces none is known
         return recording
     return recording.of_phase(
         choose("Phase", "phase", recording.phases, default="prefill", help="Given text, or text that the model wrote.")
@@ -256,6 +259,14 @@ def read_aside() -> list[aside.Asked]:
     """What is put aside for the paper, as the address says it."""
     _keep(aside.NAME, _asked(aside.NAME))
     return aside.told()
+
+
+def _stop_without_routers(recording: Recording) -> None:
+    model = plain(recording.manifest["identity"]["model"])
+    st.info(f"{model} is dense: no layer has a router, so there is no routing to show. Choose another recording.")
+    if "attention" in recording.fields:
+        st.page_link("attention.py", label="Its attention heads")
+    st.stop()
 
 
 def choose_other(recording: Recording, *, optional: bool = False) -> Recording | None:
@@ -342,6 +353,17 @@ def offer_second(recording: Recording) -> None:
             st.rerun()
     else:
         row.page_link("record.py", label="Record another model over the same corpus")
+
+
+def open_named(name: str) -> Recording:
+    """A recording that an address names.
+
+    Raises:
+        RecordingError: there is none of that name, or it is not finished.
+    """
+    if name not in finished_recordings():
+        _refuse_recording(name)
+    return open_recording(name)
 
 
 def open_recording(name: str) -> Recording:

@@ -26,6 +26,7 @@ from workbench.figures.spec import Figure, HeatMap, Points, TokenStrip
 from workbench.figures.theme import DARK, LIGHT
 from workbench.recording import Recording
 
+_TITLE_PX = 36
 _MODEBAR = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d", "toImage"]}
 DRAWING = threading.Lock()  # matplotlib's settings are one for the whole process
 
@@ -280,6 +281,8 @@ def draw(
     """
     ink = DARK if is_dark() else LIGHT
     drawn = screen(figure, dark=is_dark()) if drawn is None else drawn
+    st.markdown(f"**{plain(figure.title)}**")  # above the chart it folds; in it, a narrow page would cut it
+    drawn.update_layout(title=None, height=drawn.layout.height - _TITLE_PX, margin_t=drawn.layout.margin.t - _TITLE_PX)
     drawn.update_layout(modebar={"bgcolor": "rgba(0,0,0,0)", "color": ink.faint, "activecolor": ink.text})
     if isinstance(figure, TokenStrip):
         drawn.update_layout(margin={"l": 0})  # it has no axis to leave room for, and its letters want the width
@@ -334,7 +337,7 @@ def _outline(drawn: Any, chosen: Mapping[str, Any]) -> None:
 def table(shown: Shown, name: str, rows: Any = None, *, tag: str = "") -> None:
     """Shows a table, or the given rows of it, with downloads of the whole; `tag` as of `show`."""
     key = f"{tag}{shown.name}-{name}-table"
-    st.dataframe(shown.tables[name] if rows is None else rows, hide_index=True, key=key)
+    st.dataframe(shown.tables[name] if rows is None else rows, hide_index=True, key=key, placeholder="–")
     with st.container(horizontal=True, gap="small"):
         with st.popover("Save", icon=":material/download:", type="tertiary", key=f"{key}-save"):
             _downloads(f"{tag}{shown.name}-{name}", ("csv", "tex"), partial(_table_bytes, shown, name))
@@ -351,7 +354,7 @@ def facts(named: Mapping[str, str]) -> None:
 
 def show_token(at_layer: Any, at_all: Any) -> None:
     """The chosen token: its row at the layer, and its first expert at every layer, to be opened."""
-    st.dataframe(at_layer, hide_index=True, key="token-row")
+    st.dataframe(at_layer, hide_index=True, key="token-row", placeholder="–")
     row = st.container(horizontal=True)
     for layer, expert in zip(at_all["layer"].tolist(), at_all["top1"].tolist(), strict=True):
         there = {"layer": str(layer), "expert": str(expert), "recording": st.session_state["recording"]}
@@ -361,7 +364,7 @@ def show_token(at_layer: Any, at_all: Any) -> None:
 @contextmanager
 def folded(title: str) -> Iterator[bool]:
     """A part of the page that is folded away at first; whether it is open, for what is folded is not made."""
-    part = re.sub("[^a-z0-9]+", "-", title.lower()).strip("-")[:24]
+    part = re.sub("[^a-z0-9]+", "-", title.lower()).strip("-")
     box = st.expander(title, key=opened(part), on_change=note_opened, args=(part,))
     with box:
         yield bool(box.open)

@@ -6,7 +6,7 @@ import showing
 import streamlit as st
 
 showing.ask("Structure", "coactivation")
-recording = shared.choose_recording()
+recording = shared.choose_recording(routed=True)
 layer, expert = experts.choose(recording)
 with showing.told():
     pairs = showing.result(recording, "coactivation", layer=layer)

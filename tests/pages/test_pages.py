@@ -5,12 +5,14 @@ The harness draws no figure and writes no address: `test_browser` sees to both.
 
 import ast
 import inspect
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -175,6 +177,158 @@ def test_a_slider_says_how_much_it_hides(app):
     for least in (1, 20):
         app.select_slider(key="least").set_value(least).run()
         assert any(f"occur fewer than {least} times and are hidden" in each.value for each in app.caption)
+
+
+def test_a_choice_of_any_widget_is_taken_from_the_address(app):
+    opened(app, "tokens", colour="loss")
+    assert app.button_group(key="colour").value == "loss"
+    opened(app, "utilization", least="20", open="tables")
+    assert app.select_slider(key="least").value == 20
+    assert len(app.dataframe) > 2  # the tables of the part that is open
+    assert not app.exception and not app.error
+
+
+def test_what_was_opened_stays_with_its_page(app):
+    opened(app, "utilization", open="tables")
+    del app.query_params["open"]
+    app.switch_page("load_balance.py").run()
+    assert "open" not in app.query_params and "open" not in app.session_state["chosen"]
+
+
+def test_a_token_is_jumped_to_by_its_text(app):
+    opened(app, "tokens", document="d7", token="3")
+    text = app.dataframe[0].value["text"].iloc[0].strip()
+    app.text_input(key="jump").set_value(text.upper()).run()
+    assert not app.exception and app.toast[0].value.replace("\\", "").endswith(f"tokens that read “{text.upper()}”")
+    row = app.dataframe[0].value
+    assert row["text"].iloc[0].strip() == text
+    assert (app.query_params["document"], app.query_params["token"]) != ("d7", "3")
+    app.switch_page("utilization.py").run()
+    app.text_input(key="jump").set_value(text).run()
+    assert app.title[0].value == "Tokens" and not app.exception
+
+
+@pytest.mark.parametrize("page", ["tokens", "utilization", "load_balance", "specialization", "structure"])
+def test_a_dense_model_has_no_routing_and_the_page_says_so(app, data, dense, page):
+    from tests import tiny
+    from workbench.capture.record import record
+
+    folder = data / "recordings" / "dense"
+    record(dense, tiny.corpus(n_documents=10), folder, check=False)
+    try:
+        opened(app, page, recording="dense")
+        assert not app.exception and not app.error
+        assert "tiny-random-dense is dense: no layer has a router" in said(app)
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_definitions_are_those_of_the_analysis():
+    from analyses._definitions import definitions
+
+    said, source = definitions("load_balance")["load.coefficient_of_variation"]
+    assert said.startswith("Spread of the load over its mean, std(c) / mean(c)") and "Args" not in said
+    assert source
+    assert "attention.query_statistics" in definitions("attention_heads")
+    assert "load.coefficient_of_variation" not in definitions("attention_heads")
+
+
+# Export
+
+ASIDE = "of=shared&analysis=expert_load&names=load_map%2Clayers"
+
+
+def test_nothing_put_aside_is_said(app):
+    opened(app, "export")
+    assert "Nothing is put aside yet" in said(app) and not app.exception
+
+
+def test_what_an_address_puts_aside_is_shown(app):
+    opened(app, "export", aside=ASIDE, width="text")
+    assert not app.exception and not app.error
+    assert [each.value for each in app.subheader] == ["expert load\\: shared"]
+    assert [button.label for button in app.button] == ["Take load map out", "Take layers out"]
+    app.button[0].click().run()
+    assert app.query_params["aside"] == "of=shared&analysis=expert_load&names=layers"
+    app.button[0].click().run()
+    assert "aside" not in app.query_params and "Nothing is put aside yet" in said(app)
+
+
+@pytest.mark.parametrize(
+    ("aside", "sentence"),
+    [
+        ("of=nowhere&analysis=expert_load&names=load_map", "expert_load of nowhere is left out"),
+        ("of=../shared&analysis=expert_load&names=load_map", "is left out"),
+        ("of=shared&analysis=vibes&names=load_map", "unknown analysis 'vibes'"),
+        ("of=shared&analysis=expert_load&names=load_map&set=size%3D3", "unknown setting 'size'"),
+        ("of=shared&analysis=expert_load&names=nothing", "Nothing is put aside yet"),
+        ("|||=&of=shared", "Nothing is put aside yet"),
+    ],
+)
+def test_an_address_that_puts_aside_what_is_not_there_is_a_sentence(app, aside, sentence):
+    opened(app, "export", aside=aside)
+    assert not app.exception and not app.error
+    assert sentence in said(app)
+
+
+def test_a_figure_of_any_page_is_put_aside_and_its_settings_with_it(app):
+    opened(app, "utilization", layer="2", expert="4")
+    next(button for button in app.button if button.key == "expert_card-by_domain-aside").click().run()
+    assert app.session_state["chosen"]["aside"] == (
+        "of=shared&analysis=expert_card&names=by_domain&set=layer%3D2&set=expert%3D4&set=min_count%3D5"
+    )
+    assert next(b.label for b in app.button if b.key == "expert_card-by_domain-aside") == "In the export"
+    app.selectbox(key="expert").select(1).run()
+    assert next(b.label for b in app.button if b.key == "expert_card-by_domain-aside") == "Add to export"
+    app.switch_page("export.py").run()
+    assert [each.value.replace("\\", "") for each in app.subheader] == [
+        "expert card: shared, layer=2, expert=4, min_count=5"
+    ]
+    assert "aside" in app.query_params
+
+
+def test_what_no_address_can_say_is_kept_for_the_visit(app):
+    opened(app, "efficiency", model="tiny-moe", beside="tiny-dense")
+    for _ in range(60):  # the model host looks at the configs
+        if found := [button for button in app.button if button.key == "roofline-throughput-aside"]:
+            break
+        time.sleep(0.5)
+        app.run()
+    found[0].click().run()
+    app.switch_page("export.py").run()
+    assert not app.exception and len(app.subheader) == 1 and "roofline" in app.subheader[0].value
+
+
+def test_the_bundle_is_what_the_command_writes(app, data, tmp_path):
+    """Its files are byte by byte those that its own reproduce.sh makes."""
+    both = f"{ASIDE}|of=shared&analysis=expert_load&against=second&names=layers"
+    opened(app, "export", aside=both)
+    printing = sys.modules["printing"]
+    with zipfile.ZipFile(io.BytesIO(printing._pack(list(results_of(both)), "text"))) as archive:
+        archive.extractall(tmp_path)
+    bundle = tmp_path / "bundle"
+    assert {path.name for path in bundle.iterdir()} == {"expert_load", "expert_load-2", "paper.tex", "reproduce.sh"}
+    assert {path.name for path in (bundle / "expert_load").iterdir()} == {
+        "load_map.pdf", "load_map.svg", "load_map.png", "layers.csv", "layers.tex", "provenance.json",
+    }  # fmt: skip
+    commands = (bundle / "reproduce.sh").read_text().splitlines()[3:]
+    assert len(commands) == 2 and "--only load_map --only layers --width text" in commands[0]
+    done = subprocess.run(
+        " && ".join(command.replace("workbench ", f"{sys.executable} -m workbench.cli ", 1) for command in commands),
+        shell=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for file in (path for path in bundle.rglob("*") if path.is_file()):
+        assert file.read_bytes() == (tmp_path / "out" / file.relative_to(bundle)).read_bytes(), file.name
+
+
+def results_of(text):
+    showing, shared, aside = (sys.modules[name] for name in ("showing", "shared", "aside"))
+    for asked in aside.read(text):
+        recording, against = (
+            shared.open_recording(name) if name else None for name in (asked.recording, asked.against)
+        )
+        yield showing._found(recording, asked.analysis, against, asked.experts, asked.settings), asked.names
 
 
 PARTS = {
