@@ -20,8 +20,9 @@ demo: setup  ## record the bundled corpus with the bundled model and write a rep
 app: setup  ## open the app on http://localhost:8501
 	$(BIN)/workbench app
 
+# A test is of one thread; files are dealt to as many processes as there are cores, four at most.
 test: setup browser latex
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 test-slow: setup  ## what counts over thousands of data sets; minutes
 	$(BIN)/python -m pytest -m slow

@@ -5,6 +5,7 @@ Axes: T tokens of a chunk, K chosen per token.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,27 +22,73 @@ KEPT_BYTES = 1 << 27  # of shuffles, kept for the next layer; those of a larger 
 Chunk = dict[str, np.ndarray]
 
 
-def chunks(recording: Recording, columns: list[str], *, tokens: int = CHUNK_TOKENS) -> Iterator[Chunk]:
+def chunks(
+    recording: Recording, columns: list[str], *, tokens: int | None = None, in_order: bool = True
+) -> Iterator[Chunk]:
     """Columns of the tokens table, several parts at a time: about `tokens` rows, documents whole and in their order.
 
     Args:
         recording: What is read.
         columns: Their names; `document` and `position` are read with them.
-        tokens: Rows after which a chunk ends.
+        tokens: Rows after which a chunk ends; `CHUNK_TOKENS` where it is None.
+        in_order: False leaves rows as they stand and `document` and `position` out: for columns that go with some that
+            were read so before, as the choices of one layer go with those of another.
     """
-    columns = list(dict.fromkeys(["document", "position", *columns]))
-    held: list[Chunk] = []
+    columns = list(dict.fromkeys([*(["document", "position"] if in_order else []), *columns]))
+    joined = _joined if in_order else _as_they_stand
+    tokens, held = CHUNK_TOKENS if tokens is None else tokens, list[Chunk]()
     for part in recording.parts(columns):
         held.append(part)
-        if sum(len(one["document"]) for one in held) >= tokens:
-            yield _joined(held)
+        if sum(len(one[columns[0]]) for one in held) >= tokens:
+            yield joined(held)
             held = []
     if held:
-        yield _joined(held)
+        yield joined(held)
 
 
 def _joined(parts: list[Chunk]) -> Chunk:
-    return _parts.in_text_order({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+    return _parts.in_text_order(_as_they_stand(parts))
+
+
+def _as_they_stand(parts: list[Chunk]) -> Chunk:
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+class Held(Protocol):
+    """What knows how much memory it takes."""
+
+    @property
+    def nbytes(self) -> int:
+        """Its bytes."""
+
+
+Of = TypeVar("Of", bound=Held)
+
+
+class PerChunk(Generic[Of]):
+    """What is the same for every layer, of each chunk: kept while it is little, and else found again.
+
+    Args:
+        recording: What is read.
+        columns: What it is found from.
+        of: Finds it.
+    """
+
+    def __init__(self, recording: Recording, columns: list[str], of: Callable[[Chunk], Of]) -> None:
+        self._recording, self._columns, self._of = recording, columns, of
+        self._kept: dict[int, Of] = {}
+        self._left = KEPT_BYTES
+
+    def __call__(self, names: list[str]) -> Iterator[tuple[Of, list[np.ndarray]]]:
+        """Chunk by chunk, with further columns of its rows as they stand."""
+        columns = list(dict.fromkeys([*self._columns, *names]))
+        for index, chunk in enumerate(chunks(self._recording, columns, in_order=False)):
+            found = self._kept[index] if index in self._kept else self._of(chunk)
+            if index not in self._kept and found.nbytes <= self._left:
+                self._kept[index], self._left = found, self._left - found.nbytes
+            yield found, [chunk[name] for name in names]
 
 
 def knows_first_choice(recording: Recording) -> bool:

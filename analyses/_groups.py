@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analyses._chunks import Chunk, chunks
+from analyses._chunks import Chunk, PerChunk
 from analyses._inputs import RouterStack
+from analyses._parts import in_text_order
 from analyses._tokens import document_rows
 from workbench.metrics.sets import keyed_hash
 from workbench.metrics.vocabulary import count_cells
@@ -47,20 +48,41 @@ class Batches:
         tokens = min(tokens, total)
         return cls(tokens, total // tokens, total % tokens, document_rows(recording), start_D)
 
-    def place(self, chunk: Chunk) -> np.ndarray:
-        """Each token's place in the whole row of documents; its batch is place // n."""
-        document_T = chunk["document"]
+    def placed(self, chunk: Chunk) -> "Placed":
+        """Where the tokens of a chunk of whole documents stand."""
+        rows = {"row": np.arange(len(chunk["document"]))}
+        text = in_text_order({name: chunk[name] for name in ("document", "position")} | rows)
+        document_T = text["document"]
         starts_T = np.flatnonzero(np.diff(document_T, prepend=document_T[:1] - 1))
         within_T = np.arange(len(document_T)) - np.repeat(starts_T, np.diff(starts_T, append=len(document_T)))
-        return self._start_D[self._row_of[document_T]] + within_T
+        place_T = np.empty(len(document_T), dtype=np.int64)
+        place_T[text["row"]] = self._start_D[self._row_of[document_T]] + within_T
+        batch_T = place_T // self.tokens
+        return Placed(place_T, np.where(batch_T < self.n_batches, batch_T, -1).astype(np.int32))
 
     def counts(self, recording: Recording, stack: RouterStack) -> Iterator[np.ndarray]:
         """Assignments of each batch, router by router: [G, E]."""
+        placed = PerChunk(recording, ["document", "position"], self.placed)
         for router in stack.routers:
-            name = f"{prefix(router, recording.topology)}.ids"
             counts_GE = np.zeros((self.n_batches, stack.n_experts), dtype=np.int64)
-            for chunk in chunks(recording, [name]):
-                batch_T = self.place(chunk) // self.tokens
-                batch_T = np.where(batch_T < self.n_batches, batch_T, -1)
-                counts_GE += count_cells(batch_T, chunk[name], n_labels=self.n_batches, n_experts=stack.n_experts)
+            for at, (ids_TK,) in placed([f"{prefix(router, recording.topology)}.ids"]):
+                counts_GE += count_cells(at.batch_T, ids_TK, n_labels=self.n_batches, n_experts=stack.n_experts)
             yield counts_GE
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """Where the tokens of a chunk stand.
+
+    Attributes:
+        place_T: In the whole row of documents.
+        batch_T: Their batch, place // n; −1 in the last, incomplete one.
+    """
+
+    place_T: np.ndarray
+    batch_T: np.ndarray
+
+    @property
+    def nbytes(self) -> int:
+        """What it holds in memory."""
+        return self.place_T.nbytes + self.batch_T.nbytes

@@ -24,13 +24,17 @@ from workbench.recording import Recording
 KEPT_BYTES = 256 << 20  # of decoded ids in each process: those of a million tokens of 28 layers, K = 8
 MOST_PROCESSES = 2  # each takes up to a gigabyte
 _WORTH_A_PROCESS = 200_000  # tokens; a process takes two seconds to start
-_LONGEST = (
+_LONGEST = (  # begun first, to end together
     "specialization",
-    "same_token",
-    "position",
-    "segment_consistency",
     "context",
-)  # begun first, to end together
+    "position",
+    "coactivation",
+    "same_token",
+    "repetition",
+    "segment_consistency",
+    "layer_flow",
+    "capacity",
+)
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 

@@ -27,6 +27,7 @@ from workbench.recording import Recording
 
 INPUT, PREDICTED, NEXT = "input token", "predicted next token", "true next token"
 FIRST, ALL = "first", "all"
+_DRAWN_BYTES = 1 << 26  # of the tables of permutations held at once
 N_FOLDS = 8  # the fewest that give an interval, so the smallest tables
 
 
@@ -161,20 +162,54 @@ class Measured:
 
 def of_router(recording: Recording, plan: Plan, router: Router, *, draws: int) -> Measured:
     """The numbers of a router, with permutations within documents."""
-    columns = routing_columns(recording, router)
-    tables = _Tables(plan, router.n_experts, with_first=knows_first_choice(recording), draws=draws)
-    for chunk in chunks(recording, [*_small_columns(recording), *columns]):
-        tables.add(chunk, chunk[columns[0]], first_choice(chunk, columns) if tables.with_first else None)
-    return tables.measured(router.top_k)
+    read = _Read(recording, router)
+    tables = _Tables(plan, router.n_experts, with_first=knows_first_choice(recording))
+    for routed in read:
+        tables.add(*routed)
+    bytes_each = sum(label.n_often for label in plan.labels) * router.n_experts * 4 * (1 + tables.with_first)
+    step = max(1, _DRAWN_BYTES // max(bytes_each, 1))
+    drawn: dict[tuple[str, str], list[float]] = {}
+    for start in range(0, draws, step):
+        some = _Drawn(plan, router.n_experts, range(start, min(start + step, draws)))
+        for routed in read:
+            some.add(*routed)
+        for key, values in some.sharpness().items():
+            drawn.setdefault(key, []).extend(values)
+    return tables.measured(router.top_k, drawn)
+
+
+class _Read:
+    """The small columns, the choices and the first choices of a router, chunk by chunk, as often as is asked.
+
+    What is read of a recording of one chunk stays: its weights are read once.
+    """
+
+    def __init__(self, recording: Recording, router: Router) -> None:
+        self._recording, self._columns = recording, routing_columns(recording, router)
+        self._with_first = knows_first_choice(recording)
+        self._only: tuple[Chunk, np.ndarray, np.ndarray | None] | None = None
+
+    def __iter__(self) -> Iterator[tuple[Chunk, np.ndarray, np.ndarray | None]]:
+        if self._only is not None:
+            yield self._only
+            return
+        n = 0
+        for chunk in chunks(self._recording, [*_small_columns(self._recording), *self._columns]):
+            first_T1 = first_choice(chunk, self._columns) if self._with_first else None
+            small = {name: chunk[name] for name in _small_columns(self._recording)}
+            routed, n = (small, chunk[self._columns[0]], first_T1), n + 1
+            yield routed
+        if n == 1:
+            self._only = routed
 
 
 def of_hash(recording: Recording, plan: Plan, *, n_experts: int, top_k: int, seed: int) -> Measured:
     """A router that sees the input id alone: K experts from a hash of it, the first choice from another hash."""
     sets_VK, first_VK = (_hashed_sets(plan.n_ids, n_experts, k, seed) for k in (top_k, 1))
-    tables = _Tables(plan, n_experts, with_first=knows_first_choice(recording), draws=0)
+    tables = _Tables(plan, n_experts, with_first=knows_first_choice(recording))
     for chunk in _small(recording):
         tables.add(chunk, sets_VK[chunk["token"]], first_VK[chunk["token"]] if tables.with_first else None)
-    return tables.measured(top_k)
+    return tables.measured(top_k, {})
 
 
 def _hashed_sets(n_ids: int, n_experts: int, top_k: int, seed: int) -> np.ndarray:
@@ -188,10 +223,9 @@ def _hashed_sets(n_ids: int, n_experts: int, top_k: int, seed: int) -> np.ndarra
 class _Tables:
     """Counts of one router by label, added up over chunks."""
 
-    def __init__(self, plan: Plan, n_experts: int, *, with_first: bool, draws: int) -> None:
-        self.plan, self.n_experts, self.with_first, self.draws = plan, n_experts, with_first, draws
+    def __init__(self, plan: Plan, n_experts: int, *, with_first: bool) -> None:
+        self.plan, self.n_experts, self.with_first = plan, n_experts, with_first
         self.counts: dict[tuple[str, str], np.ndarray] = {}
-        self.drawn: dict[tuple[str, str, int], np.ndarray] = {}
 
     def add(self, chunk: Chunk, ids_TK: np.ndarray, first_T1: np.ndarray | None) -> None:
         row_T = self.plan.row_of[chunk["document"]]
@@ -205,13 +239,6 @@ class _Tables:
             self._count((label.name, "rows"), _within(fold_T, label.n_rows + 1, in_T), ids_TK, label.n_rows + 1)
             if first_T1 is not None:
                 self._count((label.name, FIRST), _within(fold_T, label.n_often, often_T), first_T1, label.n_often)
-        for draw in range(self.draws):
-            order_T = self.plan.shuffles.order(chunk, draw)
-            for label in self.plan.labels:
-                often_T = label.often_of_V[of_labels[label.name]][order_T]
-                self._draw((label.name, ALL, draw), often_T, ids_TK, label.n_often)
-                if first_T1 is not None:
-                    self._draw((label.name, FIRST, draw), often_T, first_T1, label.n_often)
         n_domains = len(self.plan.clusters.domains)
         cell_T = fold_T * n_domains + self.plan.clusters.domain_D[row_T]
         shared_T = self.plan.shared_of_V[chunk["token"]]
@@ -225,11 +252,7 @@ class _Tables:
         counts = counts.reshape(blocks, rows, self.n_experts)
         self.counts[key] = self.counts[key] + counts if key in self.counts else counts
 
-    def _draw(self, key: tuple[str, str, int], label_T: np.ndarray, ids_TK: np.ndarray, rows: int) -> None:
-        counts = vocabulary.count_cells(label_T, ids_TK, n_labels=rows, n_experts=self.n_experts).astype(np.int32)
-        self.drawn[key] = self.drawn[key] + counts if key in self.drawn else counts
-
-    def measured(self, top_k: int) -> Measured:
+    def measured(self, top_k: int, drawn: dict[tuple[str, str], list[float]]) -> Measured:
         sharpness, held_out = {}, {}
         for label in self.plan.labels:
             rows_FVE = self.counts[label.name, "rows"]
@@ -237,9 +260,8 @@ class _Tables:
             often = label.row_of_V[np.flatnonzero(label.often_of_V[:-1] >= 0)]
             for choices in (FIRST, ALL) if self.with_first else (ALL,):
                 of_FVE = self.counts[label.name, FIRST] if choices == FIRST else rows_FVE[:, often]
-                sharpness[label.name, choices] = _sharpness(
-                    of_FVE, label, [self.drawn[label.name, choices, draw] for draw in range(self.draws)]
-                )
+                values = _sharpness(of_FVE, label)
+                sharpness[label.name, choices] = np.array([*values, *drawn.get((label.name, choices), [])])
         shape = (self.plan.n_shared, N_FOLDS, len(self.plan.clusters.domains), self.n_experts)
         return Measured(
             sharpness=sharpness,
@@ -250,18 +272,48 @@ class _Tables:
         )
 
 
+class _Drawn:
+    """Counts of one router by label when the sets are permuted within documents, for some of the permutations."""
+
+    def __init__(self, plan: Plan, n_experts: int, draws: range) -> None:
+        self.plan, self.n_experts, self.draws = plan, n_experts, draws
+        self.counts: dict[tuple[str, str, int], np.ndarray] = {}
+
+    def add(self, chunk: Chunk, ids_TK: np.ndarray, first_T1: np.ndarray | None) -> None:
+        of_labels = _label_ids(chunk)
+        often = {label.name: label.often_of_V[of_labels[label.name]] for label in self.plan.labels}
+        for draw in self.draws:
+            order_T = self.plan.shuffles.order(chunk, draw)
+            for label in self.plan.labels:
+                often_T = often[label.name].take(order_T)
+                for choices, chosen in ((ALL, ids_TK), (FIRST, first_T1)):
+                    if chosen is not None:
+                        self._count((label.name, choices, draw), often_T, chosen, label.n_often)
+
+    def _count(self, key: tuple[str, str, int], label_T: np.ndarray, ids_TK: np.ndarray, rows: int) -> None:
+        counts = vocabulary.count_cells(label_T, ids_TK, n_labels=rows, n_experts=self.n_experts)
+        self.counts[key] = self.counts[key] + counts if key in self.counts else counts
+
+    def sharpness(self) -> dict[tuple[str, str], list[float]]:
+        """By label and choices, of each permutation."""
+        found: dict[tuple[str, str], list[float]] = {}
+        occurrences = {label.name: label.occurrences_FV.sum(axis=0) for label in self.plan.labels}
+        for (name, choices, _), counts_VE in self.counts.items():
+            value = vocabulary.vocabulary_specialization(counts_VE, occurrences[name], min_count=1)
+            found.setdefault((name, choices), []).append(float(value))
+        return found
+
+
 def _within(block_T: np.ndarray, rows: int, row_T: np.ndarray) -> np.ndarray:
     return np.where((block_T < 0) | (row_T < 0), -1, block_T * rows + row_T)
 
 
-def _sharpness(counts_FVE: np.ndarray, label: Label, drawn: list[np.ndarray]) -> np.ndarray:
-    """The value, without each fold, and permuted. The ids are the same in all."""
+def _sharpness(counts_FVE: np.ndarray, label: Label) -> list[float]:
+    """The value, and without each fold. The ids are the same in all."""
     total_VE, total_V = counts_FVE.sum(axis=0), label.occurrences_FV.sum(axis=0)
-
-    def of(counts_VE: np.ndarray, occurrences_V: np.ndarray) -> float:
-        return float(vocabulary.vocabulary_specialization(counts_VE, occurrences_V, min_count=1))
-
-    without = [
-        of(total_VE - one_VE, total_V - one_V) for one_VE, one_V in zip(counts_FVE, label.occurrences_FV, strict=True)
+    folds_of = zip(counts_FVE, label.occurrences_FV, strict=True)
+    without = ((total_VE - one_VE, total_V - one_V) for one_VE, one_V in folds_of)
+    return [
+        float(vocabulary.vocabulary_specialization(counts_VE, tokens_V, min_count=1))
+        for counts_VE, tokens_V in ((total_VE, total_V), *without)
     ]
-    return np.array([of(total_VE, total_V), *without, *(of(drawn_VE, total_V) for drawn_VE in drawn)])

@@ -6,7 +6,7 @@ training step or a server is mixed otherwise. Drops of the routing skip to other
 lost.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analyses._batch import main
-from analyses._chunks import chunks, knows_first_choice, ranked, routing_columns
+from analyses._chunks import knows_first_choice, ranked, routing_columns
 from analyses._groups import Batches
 from analyses._inputs import RouterStack, design, require, router_stacks, sample_words
 from workbench.errors import AnalysisError
@@ -91,13 +91,14 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     for stack in router_stacks(recording):
         counts_DLE = stack.stacked(recording, "counts")
         labels = stack.labels()
+        sample = _sampled(recording, stack.routers, batches, settings.sample_tokens)
         for i, counts_GE in enumerate(batches.counts(recording, stack)):
             about = labels.iloc[i].to_dict()
             one = _shares(
                 stack, counts_DLE[:, i], counts_GE, clusters=clusters, name=_batch_name(batches), level=settings.level
             )
             shares += [about | row for row in one]
-            places += [about | row for row in _places(recording, stack.routers[i], batches, settings)]
+            places += [about | row for row in _places(recording, stack.routers[i], batches, sample, i)]
     left = f", {batches.left_out:,} tokens left out" if batches.left_out else ""
     return Result(
         shares=pd.DataFrame(shares),
@@ -167,20 +168,34 @@ def _expected(rates_2E: np.ndarray, tokens_G: np.ndarray, *, top_k: int, factor:
     return np.asarray(weight_N @ found_N2 / weight_N.sum())
 
 
-def _places(recording: Recording, router: Router, batches: Batches, settings: Settings) -> Iterator[dict]:
-    """Who is dropped, over the first batches of the drawn order and the documents that lie in them whole."""
-    columns = routing_columns(recording, router)
-    n_sampled = min(max(settings.sample_tokens // batches.tokens, 1), batches.n_batches) * batches.tokens
-    read = []
-    for chunk in chunks(recording, columns):
-        place_T = batches.place(chunk)
-        inside_T = place_T < n_sampled
-        kept = {name: values[inside_T] for name, values in chunk.items()}
-        read.append((place_T[inside_T], kept["document"], ranked(kept, columns)))
-    place_T, document_T, ids_TK = (np.concatenate(column) for column in zip(*read, strict=True))
-    order_T = np.argsort(place_T)
-    document_T, ids_TK = document_T[order_T], ids_TK[order_T]
+def _sampled(recording: Recording, routers: Sequence[Router], batches: Batches, n_tokens: int) -> "_Sample":
+    """Reads the first batches of the drawn order."""
+    columns = [routing_columns(recording, router) for router in routers]
+    n_sampled = min(max(n_tokens // batches.tokens, 1), batches.n_batches) * batches.tokens
+    places, documents, ids = [], [], []
+    for part in recording.parts(["document", "position", *(name for names in columns for name in names)]):
+        place_T = batches.placed(part).place_T
+        inside = np.flatnonzero(place_T < n_sampled)
+        places.append(place_T[inside])
+        documents.append(part["document"][inside])
+        ids.append([ranked({name: part[name][inside] for name in names}, names) for names in columns])
+    order_T = np.argsort(np.concatenate(places))
+    document_T = np.concatenate(documents)[order_T]
     document_T = np.cumsum(np.diff(document_T, prepend=document_T[:1]) != 0)
+    return _Sample(document_T, [np.concatenate(each)[order_T] for each in zip(*ids, strict=True)])
+
+
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """Tokens of whole batches, in their order: the number of each one's document, and its choices of each router."""
+
+    document_T: np.ndarray
+    ids_LTK: list[np.ndarray]
+
+
+def _places(recording: Recording, router: Router, batches: Batches, sample: _Sample, layer: int) -> Iterator[dict]:
+    """Who is dropped, over the sampled batches and the documents that lie in them whole."""
+    document_T, ids_TK = sample.document_T, sample.ids_LTK[layer]
     size_G = np.bincount(document_T)
     whole_T = document_T < (len(size_G) - 1 if len(size_G) > 1 else 1)  # the last document may be cut
     kinds = (
@@ -205,7 +220,10 @@ def _tenths(
     tokens_S = np.bincount(bin_T, minlength=BINS)
     for factor in FACTORS:
         room_G = capacity.capacity(size_G, n_experts=router.n_experts, top_k=router.top_k, capacity_factor=factor)
-        dropped_T = (place_TK >= room_G[group_T][:, None]).sum(axis=1)
+        room_T = room_G[group_T]
+        dropped_T = np.zeros(len(room_T), dtype=np.int64)
+        for place_T in place_TK.T:
+            dropped_T += place_T >= room_T
         dropped_S = np.bincount(bin_T, weights=dropped_T, minlength=BINS)
         for tenth in np.flatnonzero(tokens_S).tolist():
             yield about | {

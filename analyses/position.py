@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from analyses._batch import main
-from analyses._chunks import Shuffles, chunks
+from analyses._chunks import Chunk, PerChunk, Shuffles
 from analyses._inputs import design, require, sample_words
+from analyses._parts import in_text_order
 from analyses._tokens import check_draws, document_rows, p_value
 from workbench.figures.spec import Figure, HeatMap, Lines
 from workbench.metrics import load
@@ -82,8 +83,9 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     clusters, row_of, shuffles = design(recording), document_rows(recording), Shuffles(settings.seed)
     several = len({router.site for router in recording.topology.routers}) > 1
     drift, positions = [], []
+    places = PerChunk(recording, ["document", "position"], partial(_Places.of, row_of))
     for router in recording.topology.routers:
-        counted = _count(recording, router, row_of, shuffles, n_draws=settings.n_draws)
+        counted = _count(recording, router, places, shuffles, n_draws=settings.n_draws)
         about = {"layer": router.layer} | ({"site": router.site} if several else {})
         drift.append(about | _drift(counted))
         positions += [about | row for row in _positions(counted, router, clusters, settings.level)]
@@ -107,39 +109,72 @@ class _Counted:
     tokens_DP: np.ndarray
 
 
-def _count(recording: Recording, router: Router, row_of: np.ndarray, shuffles: Shuffles, *, n_draws: int) -> _Counted:
+@dataclass(frozen=True, eq=False)
+class _Places:
+    """Where the tokens of a chunk stand: in the order of the text, the same for every router."""
+
+    row_T: np.ndarray
+    """Rows of the chunk in the order of the text."""
+    small: Chunk
+    later: Chunk
+    """`document` and `position` of all tokens, and of those after the first."""
+    later_T: np.ndarray
+    bin_T: np.ndarray
+    cell_T: np.ndarray
+    """Of the tokens after the first the rows; of all the range, and the pair of document and range."""
+    inside: np.ndarray
+    """Rows of the documents that are here: their table is small."""
+    tokens_DP: np.ndarray
+
+    @classmethod
+    def of(cls, row_of: np.ndarray, chunk: Chunk) -> "_Places":
+        columns = {name: chunk[name] for name in ("document", "position")}
+        text = in_text_order(columns | {"row": np.arange(len(chunk["document"]), dtype=np.int32)})
+        bin_T = (np.searchsorted(np.array(STARTS), text["position"], side="right") - 1).astype(np.int8)
+        inside, local_T = np.unique(row_of[text["document"]], return_inverse=True)
+        cell_T = (local_T * len(STARTS) + bin_T).astype(np.int32)
+        tokens_DP = np.bincount(cell_T, minlength=len(inside) * len(STARTS)).reshape(len(inside), len(STARTS))
+        small = {name: text[name] for name in columns}
+        later_T = np.flatnonzero(bin_T > 0).astype(np.int32)
+        later = {name: values[later_T] for name, values in small.items()}
+        return cls(text["row"], small, later, later_T, bin_T, cell_T, inside, tokens_DP)
+
+    @property
+    def nbytes(self) -> int:
+        arrays = [self.row_T, *self.small.values(), *self.later.values(), self.later_T, self.bin_T, self.cell_T]
+        return sum(array.nbytes for array in arrays) + self.tokens_DP.nbytes
+
+
+def _count(
+    recording: Recording, router: Router, places: PerChunk[_Places], shuffles: Shuffles, *, n_draws: int
+) -> _Counted:
     at, n_experts, n_bins = prefix(router, recording.topology), router.n_experts, len(STARTS)
     shape = (recording.n_documents, n_bins)
     scored = recording.has("entropy")
     counts_DPE = np.zeros((*shape, n_experts), dtype=np.int32)
     entropy_DP, tokens_DP = np.zeros(shape), np.zeros(shape)
     drawn_BPE = np.zeros((n_draws, n_bins, n_experts), dtype=np.int64)
-    for chunk in chunks(recording, [f"{at}.ids", *([f"{at}.entropy"] if scored else [])]):
-        ids_TK = chunk[f"{at}.ids"]
-        bin_T = np.searchsorted(np.array(STARTS), chunk["position"], side="right") - 1
-        row_T = row_of[chunk["document"]]
-        inside, local_T = np.unique(row_T, return_inverse=True)  # the chunk's documents: its table is small
-        cell_T = local_T * n_bins + bin_T
-        size = len(inside) * n_bins
-        counted = count_cells(cell_T, ids_TK, n_labels=size, n_experts=n_experts)
-        counts_DPE[inside] += counted.reshape(len(inside), n_bins, n_experts).astype(np.int32)
-        tokens_DP[inside] += np.bincount(cell_T, minlength=size).reshape(len(inside), n_bins)
-        if scored:
-            entropy_T = chunk[f"{at}.entropy"].astype(np.float64)
-            entropy_DP[inside] += np.bincount(cell_T, weights=entropy_T, minlength=size).reshape(len(inside), n_bins)
-        later_T = bin_T > 0
-        later = {name: chunk[name][later_T] for name in ("document", "position")}
-        later_bin_T, later_ids_TK = bin_T[later_T].astype(np.int8), ids_TK[later_T]
+    for here, (as_read_TK, *entropies) in places([f"{at}.ids", *([f"{at}.entropy"] if scored else [])]):
+        ids_TK = as_read_TK.take(here.row_T, axis=0)
+        counted = count_cells(here.cell_T, ids_TK, n_labels=here.tokens_DP.size, n_experts=n_experts)
+        counts_DPE[here.inside] += counted.reshape(*here.tokens_DP.shape, n_experts).astype(np.int32)
+        tokens_DP[here.inside] += here.tokens_DP
+        for entropy_T in entropies:
+            summed = np.bincount(here.cell_T, entropy_T[here.row_T].astype(np.float64), here.tokens_DP.size)
+            entropy_DP[here.inside] += summed.reshape(here.tokens_DP.shape)
+        later_bin_T, later_ids_TK = here.bin_T[here.later_T], ids_TK.take(here.later_T, axis=0)
         # the counts of the widest range are what the others leave of all
-        all_E = np.bincount(later_ids_TK.ravel(), minlength=n_experts)
-        widest = int(np.bincount(later_bin_T, minlength=n_bins).argmax())
+        all_E = counted.reshape(-1, n_bins, n_experts)[:, 1:].sum(axis=(0, 1))
+        widest = int(here.tokens_DP[:, 1:].sum(axis=0).argmax()) + 1
         for draw in range(n_draws):
             # one token of each document at random stands for the first; the others are permuted without it
-            any_T = shuffles.kept("first", chunk, draw, partial(np.compress, ~later_T))
+            any_T = shuffles.kept("first", here.small, draw, partial(np.compress, here.bin_T == 0))
             drawn_BPE[draw, 0] += np.bincount(ids_TK[any_T].ravel(), minlength=n_experts)
-            moved_T = shuffles.kept("later", later, draw, partial(np.take, later_bin_T))
+            moved_T = shuffles.kept("later", here.later, draw, partial(np.take, later_bin_T))
             rest_T = np.flatnonzero(moved_T != widest)
-            rest_PE = count_cells(moved_T[rest_T], later_ids_TK[rest_T], n_labels=n_bins, n_experts=n_experts)
+            rest_PE = count_cells(
+                moved_T[rest_T], later_ids_TK.take(rest_T, axis=0), n_labels=n_bins, n_experts=n_experts
+            )
             rest_PE[widest] += all_E - rest_PE.sum(axis=0)
             drawn_BPE[draw] += rest_PE
     return _Counted(counts_DPE, drawn_BPE, entropy_DP if scored else None, tokens_DP)

@@ -5,13 +5,13 @@ normalized first. Tokens with massive activations other than the first are not t
 that the family's top-k compares (probability, for softmax) and is undefined where groups of experts are chosen first.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from analyses._batch import main
-from analyses._chunks import chunks
 from analyses._halves import HalfCounts
 from analyses._inputs import design, require, sample_words
 from analyses._tokens import document_rows
@@ -24,6 +24,7 @@ from workbench.recording_schema import prefix
 
 NEEDS = ("routing",)
 POSITIONS = (0, 1, 4, 16, 64, 256, 1024)
+_HELD_BYTES = 1 << 26  # of sums by document held at once
 ENTROPY, MARGIN, MASS = "entropy / ln E", "margin", "top-k mass"
 
 
@@ -71,25 +72,26 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         AnalysisError: the recording holds no routing.
     """
     require(recording, NEEDS, "router_confidence", columns=("entropy", "margin", "topk_mass"))
-    clusters, row_of = design(recording), document_rows(recording)
-    layers, domains, positions, note = [], [], [], ""
-    for router in recording.topology.routers:
+    clusters = design(recording)
+    layers, domains, positions, z_loss, note = [], [], [], [], ""
+    for router, counted in _counted(recording):
         for statistic, (name, scale, undecided) in _statistics(router).items():
             about = {"layer": router.layer, "statistic": statistic}
-            counted = _count(recording, f"{prefix(router, recording.topology)}.{name}", row_of, scale=scale)
-            sums = counted.sums_DP, counted.tokens_DP
+            sums = counted.sums_DP[name] * scale, counted.tokens_DP
             whole = ratio_interval(sums[0].sum(1), sums[1].sum(1), clusters=clusters, level=settings.level)
             ends = {"mean": float(whole.value), "low": float(whole.low), "high": float(whole.high)}
-            quantiles = {quantile: value * scale for quantile, value in counted.values.quantiles().items()}
+            quantiles = {quantile: value * scale for quantile, value in counted.values[name].quantiles().items()}
             layers.append({**about, **ends, **quantiles, "undecided": undecided})
             domains.append(_by_domain(about, sums, clusters, settings.level))
             positions.append(_by_position(about, sums, clusters, settings.level))
             note = whole.note
+        if counted.squares_D is not None:
+            z_loss.append(_z_loss(router, counted, clusters, settings.level))
     return Result(
         layers=pd.DataFrame(layers),
         domains=pd.concat(domains, ignore_index=True),
         positions=pd.concat(positions, ignore_index=True),
-        z_loss=_z_loss(recording, clusters, row_of, settings.level),
+        z_loss=pd.DataFrame(z_loss),
         sample=sample_words(recording),
         level=settings.level,
         note=note,
@@ -105,53 +107,79 @@ def _statistics(router: Router) -> dict[str, tuple[str, float, float]]:
     }
 
 
-@dataclass(frozen=True, eq=False)
 class _Counted:
-    """A column's values, and by document and range of positions (P) their sums and numbers."""
+    """Of each column of a router its values, and by document and range of positions (P) their sums and numbers."""
 
-    values: HalfCounts
-    sums_DP: np.ndarray
-    tokens_DP: np.ndarray
-
-
-def _count(recording: Recording, column: str, row_of: np.ndarray, *, scale: float) -> _Counted:
-    shape, values = (recording.n_documents, len(POSITIONS)), HalfCounts()
-    size = shape[0] * shape[1]
-    sums, tokens = np.zeros(size), np.zeros(size)
-    for chunk in chunks(recording, [column]):
-        values.add(chunk[column])
-        bin_T = np.searchsorted(np.array(POSITIONS), chunk["position"], side="right") - 1
-        cell_T = row_of[chunk["document"]] * len(POSITIONS) + bin_T
-        sums += np.bincount(cell_T, weights=chunk[column].astype(np.float64) * scale, minlength=size)
-        tokens += np.bincount(cell_T, minlength=size)
-    return _Counted(values, sums.reshape(shape), tokens.reshape(shape))
+    def __init__(self, names: Iterable[str], tokens_DP: np.ndarray, *, partition: bool) -> None:
+        self.values = {name: HalfCounts() for name in names}
+        self.sums_DP = {name: np.zeros(tokens_DP.shape) for name in names}
+        self.tokens_DP = tokens_DP
+        self.squares_D = np.zeros(len(tokens_DP)) if partition else None
+        self.logsumexp_D = np.zeros(len(tokens_DP)) if partition else None
 
 
-def _z_loss(recording: Recording, clusters: Clusters, row_of: np.ndarray, level: float) -> pd.DataFrame:
-    """The z-loss of each softmax router, a mean over tokens (`metrics.load.z_loss`), with its interval."""
-    rows = []
-    for router in recording.topology.routers if recording.has("logsumexp") else ():
-        if router.scoring != "softmax":
-            continue
-        column, n = f"{prefix(router, recording.topology)}.logsumexp", recording.n_documents
-        squares_D, sums_D, tokens_D = np.zeros((3, n))
-        for chunk in chunks(recording, [column]):
-            row_T, value_T = row_of[chunk["document"]], chunk[column].astype(np.float64)
-            squares_D += np.bincount(row_T, weights=value_T**2, minlength=n)
-            sums_D += np.bincount(row_T, weights=value_T, minlength=n)
-            tokens_D += np.bincount(row_T, minlength=n)
-        found = ratio_interval(squares_D, tokens_D, clusters=clusters, level=level)
-        rows.append(
-            {
-                "layer": router.layer,
-                "mean": float(found.value),
-                "low": float(found.low),
-                "high": float(found.high),
-                "logsumexp": sums_D.sum() / tokens_D.sum(),
-                "undecided": np.log(router.n_experts) ** 2,
-            }
-        )
-    return pd.DataFrame(rows)
+def _counted(recording: Recording) -> Iterator[tuple[Router, _Counted]]:
+    """Reads the columns of some routers at a time, as many as the sums by document leave room for."""
+    routers, bytes_each = recording.topology.routers, 3 * recording.n_documents * len(POSITIONS) * 8
+    step = max(1, _HELD_BYTES // bytes_each)
+    for start in range(0, len(routers), step):
+        yield from _of_routers(recording, routers[start : start + step])
+
+
+def _of_routers(recording: Recording, routers: tuple[Router, ...]) -> Iterator[tuple[Router, _Counted]]:
+    row_of, shape = document_rows(recording), (recording.n_documents, len(POSITIONS))
+    tokens_DP = np.zeros(shape)
+    partition = [router.scoring == "softmax" and recording.has("logsumexp") for router in routers]
+    at = [prefix(router, recording.topology) for router in routers]
+    names = [[name for name, *_ in _statistics(router).values()] for router in routers]
+    counted = [_Counted(each, tokens_DP, partition=known) for each, known in zip(names, partition, strict=True)]
+    columns = [
+        f"{where}.{name}"
+        for where, each, known in zip(at, names, partition, strict=True)
+        for name in [*each, *(["logsumexp"] if known else [])]
+    ]
+    for part in recording.parts(["document", "position", *columns]):
+        # the part's documents are few, and so are the cells that its sums go to
+        inside, local_T = np.unique(row_of[part["document"]], return_inverse=True)
+        cell_T = local_T * shape[1] + np.searchsorted(np.array(POSITIONS), part["position"], side="right") - 1
+        by_bin, by_document = _Sum(cell_T, (len(inside), shape[1])), _Sum(local_T, (len(inside),))
+        tokens_DP[inside] += by_bin(None)
+        for where, one in zip(at, counted, strict=True):
+            for name, values in one.values.items():
+                value_T = part[f"{where}.{name}"]
+                values.add(value_T)
+                one.sums_DP[name][inside] += by_bin(value_T)
+            if one.squares_D is not None and one.logsumexp_D is not None:
+                value_T = part[f"{where}.logsumexp"].astype(np.float64)
+                one.squares_D[inside] += by_document(value_T**2)
+                one.logsumexp_D[inside] += by_document(value_T)
+    yield from zip(routers, counted, strict=True)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sum:
+    """Sums of values, or numbers of tokens, by cell."""
+
+    cell_T: np.ndarray
+    shape: tuple[int, ...]
+
+    def __call__(self, value_T: np.ndarray | None) -> np.ndarray:
+        return np.bincount(self.cell_T, weights=value_T, minlength=int(np.prod(self.shape))).reshape(self.shape)
+
+
+def _z_loss(router: Router, counted: _Counted, clusters: Clusters, level: float) -> dict:
+    """The z-loss of a softmax router, a mean over tokens (`metrics.load.z_loss`), with its interval."""
+    tokens_D = counted.tokens_DP.sum(axis=1)
+    assert counted.squares_D is not None and counted.logsumexp_D is not None
+    found = ratio_interval(counted.squares_D, tokens_D, clusters=clusters, level=level)
+    return {
+        "layer": router.layer,
+        "mean": float(found.value),
+        "low": float(found.low),
+        "high": float(found.high),
+        "logsumexp": counted.logsumexp_D.sum() / tokens_D.sum(),
+        "undecided": np.log(router.n_experts) ** 2,
+    }
 
 
 def _by_domain(about: dict, sums: tuple[np.ndarray, np.ndarray], clusters: Clusters, level: float) -> pd.DataFrame:

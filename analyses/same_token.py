@@ -11,21 +11,22 @@ import numpy as np
 import pandas as pd
 
 from analyses._batch import main
+from analyses._chunks import Chunk, PerChunk, chunks
 from analyses._inputs import RouterStack, design, require, router_stacks, sample_words
-from analyses._tokens import Tokens, token_parts
+from analyses._tokens import document_rows
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Figure, Lines
 from workbench.metrics import agreement
 from workbench.metrics.clusters import Clusters
 from workbench.recording import Recording
+from workbench.recording_schema import prefix
 
 NEEDS = ("routing",)
 SAME = ("token", "token and domain", "position", "domain")
 _TOKEN, _TOKEN_AND_DOMAIN, _PLACE, _DOMAIN = range(len(SAME))
-_COUNTED = (_TOKEN_AND_DOMAIN, _PLACE)  # the others follow: from these, or from the documents' counts
 _PAIRED = (_TOKEN, _TOKEN_AND_DOMAIN, _PLACE)
 WEIGHTS = ("pairs", "tokens")
-_CELLS = 1 << 26  # of the tables of labels and experts held at once: 256 MB
+_CELLS = 1 << 24  # of the tables of labels and experts held at once: 64 MB
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,10 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
             f"same_token: {recording.path} has one document, and a pair is of two; record a corpus of several."
         )
     clusters = design(recording)
-    labels = _Labels.of(recording, clusters)
+    labels = _Labels(recording, clusters)
     frames = []
     for stack in router_stacks(recording):
-        step = max(1, _CELLS // (sum(labels.sizes) * stack.n_experts))
+        step = max(1, _CELLS // (labels.n_rows * stack.n_experts))
         for start in range(0, len(stack.routers), step):
             some = RouterStack(stack.routers[start : start + step], stack.n_experts, stack.top_k)
             frames.append(_of_layers(recording, some, clusters, labels, settings.level))
@@ -86,88 +87,169 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         agreement=pd.concat([frame for frame, _ in frames], ignore_index=True),
         sample=sample_words(recording),
         unpaired=labels.unpaired,
-        tokens=int(labels.tokens[0].sum()),
+        tokens=recording.n_tokens,
         level=settings.level,
         note=frames[0][1],
     )
 
 
 @dataclass(frozen=True, eq=False)
-class _Labels:
-    """What pairs can have in common: for each kind its number of labels, tokens of each, and Σ_d n² of each."""
+class _Chunk:
+    """The labels of a chunk's tokens, in `_PAIRED`'s order."""
 
-    token_of: np.ndarray
-    n_tokens: int
-    n_domains: int
-    sizes: tuple[int, ...]
-    tokens: list[np.ndarray]
-    squares: list[np.ndarray]
-
-    @classmethod
-    def of(cls, recording: Recording, clusters: Clusters) -> "_Labels":
-        """Reads tokens and positions once, without any routing."""
-        ids, longest = recording.vocabulary["token"].to_numpy(), 0
-        token_of = np.zeros(int(ids.max()) + 1, dtype=np.int64)
-        token_of[ids] = np.arange(len(ids))
-        for positions in recording.parts(["position"]):
-            longest = max(longest, int(positions["position"].max()) + 1)
-        n_domains = len(clusters.domains)
-        sizes = (len(ids), len(ids) * n_domains, longest, n_domains)
-        empty = cls(token_of, len(ids), n_domains, sizes, [], [])
-        tokens = [np.zeros(n, dtype=np.int64) for n in sizes]
-        squares = [np.zeros(n, dtype=np.int64) for n in sizes]
-        for part in token_parts(recording, RouterStack((), 1, 1), token=True):
-            for i, found in enumerate(empty.in_part(part, clusters)):
-                tokens[i][found.present_N] += found.tokens_N
-                squares[i][found.present_N] += found.squares_N
-        return cls(token_of, len(ids), n_domains, sizes, tokens, squares)
-
-    def in_part(
-        self, part: Tokens, clusters: Clusters, *, kinds: tuple[int, ...] = tuple(range(len(SAME)))
-    ) -> list[agreement.Labels]:
-        domain_T = clusters.domain_D[part.row_T]
-        token_T = self.token_of[part.token_T]
-        of_kind = (token_T, token_T * self.n_domains + domain_T, part.position_T, domain_T)
-        return [
-            agreement.labels(of_kind[i], part.row_T, n_labels=self.sizes[i], n_documents=len(clusters.domain_D))
-            for i in kinds
-        ]
+    order_T: np.ndarray
+    """Rows of the tokens whose id two documents have, by id, then by domain, then by document."""
+    token: agreement.Labels
+    token_and_domain: agreement.Labels
+    """Of the same cells, since a document is of one domain."""
+    place: agreement.Labels
 
     @property
-    def unpaired(self) -> int:
-        """Tokens whose id is in one document only."""
-        alone_V = self.tokens[0] ** 2 == self.squares[0]
-        return int(self.tokens[0][alone_V].sum())
+    def kinds(self) -> tuple[agreement.Labels, ...]:
+        return self.token, self.token_and_domain, self.place
+
+    def first_of_token(self) -> np.ndarray:
+        """The first label of token and domain of each token that occurs."""
+        label_P = self.token.cell_label_P
+        first_P = np.flatnonzero(np.diff(label_P, prepend=-1))
+        return self.token_and_domain.cell_label_P[first_P]
+
+    @property
+    def nbytes(self) -> int:
+        return self.order_T.nbytes + sum(each.nbytes for each in self.kinds)
+
+
+@dataclass(frozen=True, eq=False)
+class _Numbers:
+    """The numbers of what tokens can have in common: ids that two documents have, these by domain, and places."""
+
+    row_of: np.ndarray
+    rank_D: np.ndarray
+    """Each document's place when those of one domain stand together."""
+    domain_D: np.ndarray
+    id_of: np.ndarray
+    """Of each token id; −1 where one document alone has it."""
+    pair_of: np.ndarray
+    """Of each id and domain, flat."""
+    sizes: tuple[int, int, int, int]
+    """Of each kind of `SAME`."""
+    unpaired: int
+
+    @classmethod
+    def of(cls, recording: Recording, clusters: Clusters) -> "_Numbers":
+        ids = recording.vocabulary["token"].to_numpy()
+        row_of, domain_D, n_domains = document_rows(recording), clusters.domain_D, len(clusters.domains)
+        tokens_VM = np.zeros((int(ids.max()) + 1, n_domains), dtype=np.int64)
+        documents_V, longest = np.zeros(len(tokens_VM), dtype=np.int64), 0
+        for chunk in chunks(recording, ["token"]):
+            token_T, row_T = chunk["token"].astype(np.int64), row_of[chunk["document"]]
+            tokens_VM += np.bincount(token_T * n_domains + domain_D[row_T], minlength=tokens_VM.size).reshape(
+                tokens_VM.shape
+            )
+            in_document = np.unique(token_T * len(domain_D) + row_T) // len(domain_D)
+            documents_V += np.bincount(in_document, minlength=len(documents_V))
+            longest = max(longest, int(chunk["position"].max()) + 1)
+        shared_V = documents_V > 1
+        id_of = np.where(shared_V, np.cumsum(shared_V) - 1, -1)
+        paired = ((tokens_VM > 0) & shared_V[:, None]).ravel()
+        rank_D = np.empty(len(domain_D), dtype=np.int64)
+        rank_D[np.argsort(domain_D, kind="stable")] = np.arange(len(domain_D))
+        sizes = int(shared_V.sum()), int(paired.sum()), longest, n_domains
+        return cls(row_of, rank_D, domain_D, id_of, np.cumsum(paired) - 1, sizes, int(tokens_VM[~shared_V].sum()))
+
+    def chunk(self, chunk: Chunk) -> _Chunk:
+        """The labels of a chunk's tokens."""
+        row_T = self.row_of[chunk["document"]]
+        token_T, n_domains = chunk["token"].astype(np.int64), self.sizes[_DOMAIN]
+        order_T = np.flatnonzero(self.id_of[token_T] >= 0)
+        # documents by rank stand domain by domain, so that both kinds have one order
+        order_T = order_T[np.argsort(token_T[order_T] * len(self.rank_D) + self.rank_D[row_T[order_T]])]
+        token_T, row_of_T = token_T[order_T], row_T[order_T]
+        pair_T = self.pair_of[token_T * n_domains + self.domain_D[row_of_T]]
+        found = [
+            agreement.labels(label_T, self.rank_D[rows_T], n_labels=size, n_documents=len(self.rank_D))
+            for label_T, rows_T, size in (
+                (self.id_of[token_T], row_of_T, self.sizes[_TOKEN]),
+                (pair_T, row_of_T, self.sizes[_TOKEN_AND_DOMAIN]),
+                (chunk["position"].astype(np.int64), row_T, self.sizes[_PLACE]),
+            )
+        ]
+        return _Chunk(order_T.astype(np.int32), *found)
+
+
+class _Labels:
+    """The labels of all tokens, the same for every layer.
+
+    Attributes:
+        chunks: Of each chunk its labels, with the columns that are asked for.
+        n_domains: M.
+        n_rows: Labels whose choices are counted, in all.
+        unpaired: Tokens whose id is in one document only.
+        tokens: Of each kind of `SAME`, tokens of each label, of which two documents have the id.
+        weights: Of the pairs of each label, in the order of `WEIGHTS`.
+    """
+
+    def __init__(self, recording: Recording, clusters: Clusters) -> None:
+        self._numbers = _Numbers.of(recording, clusters)
+        self.chunks = PerChunk(recording, ["document", "position", "token"], self._numbers.chunk)
+        self.n_domains, self.n_rows = len(clusters.domains), sum(self._numbers.sizes)
+        self.unpaired, self.rank_D = self._numbers.unpaired, self._numbers.rank_D
+        self.tokens, squares = ([np.zeros(n, dtype=np.int64) for n in self._numbers.sizes] for _ in range(2))
+        tokens_D = recording.column("tokens", table="documents").astype(np.int64)
+        np.add.at(self.tokens[_DOMAIN], clusters.domain_D, tokens_D)
+        np.add.at(squares[_DOMAIN], clusters.domain_D, tokens_D**2)
+        for chunk, _ in self.chunks([]):
+            for i, found in enumerate(chunk.kinds):
+                self.tokens[i][found.present_N] += found.tokens_N
+                squares[i][found.present_N] += found.squares_N
+        self.weights = [
+            np.stack([np.ones(len(tokens)), agreement.token_weights(tokens, each)], axis=1)
+            for tokens, each in zip(self.tokens, squares, strict=True)
+        ]
 
 
 def _of_layers(
     recording: Recording, stack: RouterStack, clusters: Clusters, labels: _Labels, level: float
 ) -> tuple[pd.DataFrame, str]:
-    n_layers, n_documents = len(stack.routers), recording.n_documents
-    n_domains = labels.n_domains
-    by_domain, by_place = (np.zeros((n_layers, labels.sizes[i], stack.n_experts), dtype=np.int32) for i in _COUNTED)
-    for part in token_parts(recording, stack, token=True):
-        for of_kind, found in zip((by_domain, by_place), labels.in_part(part, clusters, kinds=_COUNTED), strict=True):
-            for layer, ids_TK in enumerate(part.ids_LTK):
-                of_kind[layer][found.present_N] += agreement.label_counts(ids_TK, found, n_experts=stack.n_experts)
-    # tokens alone are tokens and domains, added up
-    by_token = by_domain.reshape(n_layers, -1, n_domains, stack.n_experts).sum(axis=2, dtype=np.int32)
-    counts = (by_token, by_domain, by_place)
-    weights = [
-        np.stack([np.ones(len(tokens)), agreement.token_weights(tokens, squares)], axis=1)
-        for tokens, squares in zip(labels.tokens, labels.squares, strict=True)
-    ]
+    n_layers, n_documents, n_experts = len(stack.routers), recording.n_documents, stack.n_experts
+    names = [f"{prefix(router, recording.topology)}.ids" for router in stack.routers]
+    counts = [[np.zeros((len(labels.tokens[i]), n_experts), dtype=np.int32) for i in _PAIRED] for _ in names]
+    for chunk, ids_LTK in labels.chunks(names):
+        first_N = chunk.first_of_token()
+        domains_N = np.diff(first_N, append=len(chunk.token_and_domain.present_N))
+        for of_kind, ids_TK in zip(counts, ids_LTK, strict=True):
+            by_domain_TK = ids_TK.take(chunk.order_T, axis=0)
+            by_domain = agreement.label_counts(by_domain_TK, chunk.token_and_domain, n_experts=n_experts)
+            _add(of_kind[_TOKEN_AND_DOMAIN], chunk.token_and_domain.present_N, by_domain)
+            # tokens alone are tokens and domains, added up
+            for nth in range(labels.n_domains):
+                these = np.flatnonzero(domains_N > nth)
+                _add(of_kind[_TOKEN], chunk.token.present_N[these], by_domain[first_N[these] + nth])
+            by_place = agreement.label_counts(ids_TK, chunk.place, n_experts=n_experts)
+            _add(of_kind[_PLACE], chunk.place.present_N, by_place)
     overlap, pairs = (np.zeros((len(SAME), n_layers, n_documents, len(WEIGHTS))) for _ in range(2))
-    for part in token_parts(recording, stack, token=True):
-        for i, found in enumerate(labels.in_part(part, clusters, kinds=_PAIRED)):
-            for layer, ids_TK in enumerate(part.ids_LTK):
-                sums = agreement.pair_sums(ids_TK, found, counts_VE=counts[i][layer], weight_Vx=weights[i])
-                overlap[i, layer] += sums.overlap_Dx
-                pairs[i, layer] += sums.pairs_Dx
+    for chunk, ids_LTK in labels.chunks(names):
+        pairs_3Dx = [
+            agreement.pair_numbers(found, labels.tokens[i], weight_Vx=labels.weights[i])[labels.rank_D]
+            for i, found in enumerate(chunk.kinds)
+        ]
+        for layer, ids_TK in enumerate(ids_LTK):
+            ordered_TK = ids_TK.take(chunk.order_T, axis=0)
+            within_P = agreement.overlap_within(ordered_TK, chunk.token, n_experts=n_experts)
+            for i, found in enumerate(chunk.kinds):
+                sums_Dx = agreement.pair_overlap(
+                    ids_TK if i == _PLACE else ordered_TK,
+                    found,
+                    counts_VE=counts[layer][i],
+                    weight_Vx=labels.weights[i],
+                    within_P=None if i == _PLACE else within_P,
+                )
+                overlap[i, layer] += sums_Dx[labels.rank_D]
+                pairs[i, layer] += pairs_3Dx[i]
     counts_DLE = stack.stacked(recording, "counts")
     for layer in range(n_layers):
         sums = agreement.document_pair_sums(
-            counts_DLE[:, layer], clusters.domain_D, weight_Vx=weights[_DOMAIN], top_k=stack.top_k
+            counts_DLE[:, layer], clusters.domain_D, weight_Vx=labels.weights[_DOMAIN], top_k=stack.top_k
         )
         overlap[_DOMAIN, layer], pairs[_DOMAIN, layer] = sums.overlap_Dx, sums.pairs_Dx
     rows, note = [], ""
@@ -199,6 +281,14 @@ def _of_layers(
                     }
                 )
     return pd.DataFrame(rows), note
+
+
+def _add(counts_VE: np.ndarray, rows: np.ndarray, counts: np.ndarray) -> None:
+    """Adds to distinct rows, in the quick way where they are all."""
+    if len(rows) == len(counts_VE):
+        counts_VE += counts
+    else:
+        counts_VE[rows] += counts
 
 
 def tables(result: Result) -> dict[str, pd.DataFrame]:

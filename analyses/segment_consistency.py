@@ -5,20 +5,25 @@ choose it often enough; F1 weighs tokens that miss an expert against tokens that
 experts on has an F1 too, so values are read over it, and over a document's own sets in another order.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 
 from analyses._batch import main
+from analyses._chunks import Chunk, PerChunk
 from analyses._inputs import RouterStack, as_lines, design, long_form, require, router_stacks, sample_words
-from analyses._tokens import N_DRAWS, SAMPLE_TOKENS, Sampler, by_bag, check_draws, p_value, token_parts
+from analyses._tokens import N_DRAWS, SAMPLE_TOKENS, Sampler, check_draws, document_rows, p_value, token_parts
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Distribution, Figure, Lines
 from workbench.metrics import sequence
 from workbench.metrics.bags import Bags, bag_interval, deal
-from workbench.metrics.sets import shuffled_within
+from workbench.metrics.sets import as_bits, shuffled_within
 from workbench.recording import Recording
+from workbench.recording_schema import prefix
 
 NEEDS = ("routing",)
 
@@ -113,17 +118,17 @@ def _of_stack(
     n_layers = len(stack.routers)
     counts_LGEN = np.zeros((n_layers, bags.n_bags, stack.n_experts, settings.window + 1), dtype=np.int64)
     shuffled_LEN = np.zeros((n_layers, stack.n_experts, settings.window + 1), dtype=np.int64)
+    chunks = PerChunk(recording, ["document", "position"], partial(_Order.of, recording, bags=bags, seed=settings.seed))
+    for i, router in enumerate(stack.routers):
+        for order, (ids_TK,) in chunks([f"{prefix(router, recording.topology)}.ids"]):
+            bits_TW = as_bits(ids_TK, n_experts=stack.n_experts)
+            shuffled_LEN[i] += sequence.window_histogram(bits_TW[order.shuffled_T], order.row_T, **shape)
+            in_bags_TW = bits_TW[order.in_bags_T]
+            for bag, run in order.bags():
+                counts_LGEN[i, bag] += sequence.window_histogram(in_bags_TW[run], order.row_T[run], **shape)
     sampler = Sampler(recording, n_tokens=settings.sample_tokens, seed=settings.seed)
     for part in token_parts(recording, stack):
         sampler.take(part)
-        order = shuffled_within(part.document_T, part.position_T, seed=settings.seed)
-        for i, (counts_GEN, bits_TW) in enumerate(zip(counts_LGEN, part.bits_LTW, strict=True)):
-            shuffled_LEN[i] += sequence.window_histogram(bits_TW[order], part.row_T, **shape)
-
-            def count(rows: np.ndarray, bits_TW: np.ndarray = bits_TW, at: np.ndarray = part.row_T) -> np.ndarray:
-                return sequence.window_histogram(bits_TW[rows], at[rows], **shape)
-
-            by_bag(bags.bag_D[part.row_T], bags.n_bags, count, counts_GEN)
     sample = sampler.joined()
     orders = [
         shuffled_within(sample.document_T, sample.position_T, seed=settings.seed, draw=draw)
@@ -165,6 +170,36 @@ def _of_stack(
         stack.labels(), "expert", {"value": np.stack(by_expert), "all_on": 2 * rate_LE / (1 + rate_LE), "rate": rate_LE}
     )
     return layers, experts, len(sample.row_T)
+
+
+@dataclass(frozen=True, eq=False)
+class _Order:
+    """The rows of a chunk, bag by bag: each document in the order of its text, and shuffled."""
+
+    in_bags_T: np.ndarray
+    shuffled_T: np.ndarray
+    row_T: np.ndarray
+    """Row of the document of each token in that order."""
+    edges_G: np.ndarray
+
+    @classmethod
+    def of(cls, recording: Recording, chunk: Chunk, *, bags: Bags, seed: int) -> "_Order":
+        row_T = document_rows(recording)[chunk["document"]]
+        order_T = np.lexsort((chunk["position"], row_T, bags.bag_D[row_T]))
+        row_T = row_T[order_T].astype(np.int32)
+        shuffled_T = shuffled_within(chunk["document"][order_T], chunk["position"][order_T], seed=seed)
+        edges_G = np.searchsorted(bags.bag_D[row_T], np.arange(bags.n_bags + 1))
+        return cls(order_T.astype(np.int32), order_T[shuffled_T].astype(np.int32), row_T, edges_G)
+
+    def bags(self) -> Iterator[tuple[int, slice]]:
+        """Each bag that has tokens here."""
+        for bag, (start, end) in enumerate(pairwise(self.edges_G.tolist())):
+            if start < end:
+                yield bag, slice(start, end)
+
+    @property
+    def nbytes(self) -> int:
+        return self.in_bags_T.nbytes + self.shuffled_T.nbytes + self.row_T.nbytes
 
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

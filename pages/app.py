@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import access
 import jobs
 import shared
 import streamlit as st
@@ -28,6 +29,7 @@ page = st.navigation(
     }
 )
 with jobs.sentences():
+    access.enter()
     jobs.host()
     shared.enter(page)
     page.run()

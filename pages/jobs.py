@@ -4,10 +4,8 @@ Nothing is computed here. Whatever people wrote (names, prompts, errors that quo
 through `plain` where Streamlit reads Markdown, as data everywhere else.
 """
 
-import hashlib
 import os
 import re
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,19 +14,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import access
 import streamlit as st
 
 from analyses import _batch
-from workbench.corpus import Corpus
 from workbench.errors import WorkbenchError
+from workbench.figures.theme import printable
 from workbench.host import Host, Job
+from workbench.host_rules import Rules
 from workbench.models import bundled
 from workbench.recording_schema import MANIFEST
 
+_LOOKS_KEPT = 200
+# Markdown makes a link of an address whatever is escaped in it; a joiner that takes no room keeps it text.
+_ADDRESS = re.compile(r"https?:(?=//)|www(?=\.)|@(?=[-\w]+\.)", re.IGNORECASE)
+_PHASES = {
+    "": "starting the model's process",
+    "looking": "looking",
+    "loading": "loading the model",
+    "proving": "proving the capture",
+    "recording": "recording",
+}
+
 
 def plain(text: object) -> str:
-    """Text that Markdown shows letter by letter."""
-    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", str(text))
+    """Text that Markdown shows letter by letter, with what is invisible, or would turn a line around, made visible."""
+    seen = "\n".join(map(printable, str(text).split("\n")))
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", _ADDRESS.sub("\\g<0>\u2060", seen))
 
 
 @contextmanager
@@ -47,13 +59,13 @@ def data_folder() -> Path:
 
 def host() -> Host:
     """The model host, one for all visitors."""
-    return _host(str(data_folder()))
+    return _host(str(data_folder()), access.rules())
 
 
 @st.cache_resource(show_spinner=False, on_release=Host.stop)
-def _host(data: str) -> Host:
+def _host(data: str, _rules: Rules) -> Host:
     """Starts the host; in an empty data folder the bundled corpus is recorded, so that no page is ever empty."""
-    started = Host(Path(data))
+    started = Host(Path(data), rules=_rules)
     started.start()
     threading.Thread(target=_import_analyses, daemon=True).start()
     look = partial(started.inspect, "tiny-moe")  # what the first page shows, asked before a queue can form
@@ -78,21 +90,27 @@ class Asked:
     ask: Callable[[], str]
 
 
-def submit(key: str, ask: Callable[[], str]) -> None:
-    """Asks for a job of this visit.
+def submit(key: str, ask: Callable[..., str]) -> None:
+    """Asks for a job of this visit, in the visitor's name.
 
     Raises:
         WorkbenchError: what the host refuses.
     """
-    _my_jobs()[key] = Asked(ask(), ask)
+    _my_jobs()[key] = _asked(ask)
+
+
+def _asked(ask: Callable[..., str]) -> Asked:
+    mine = partial(ask, owner=access.visitor())
+    return Asked(mine(), mine)
 
 
 def look_at(model: str) -> dict[str, Any] | None:
     """What a model is made of, once it was looked at, for all visitors; until then the progress is shown."""
     looks = _looks(str(data_folder()))
     if model not in looks:
-        ask = partial(host().inspect, model)
-        looks[model] = Asked(ask(), ask)
+        looks[model] = _asked(partial(host().inspect, model))
+        for old in list(looks)[:-_LOOKS_KEPT]:
+            looks.pop(old, None)
     return answer(model, looks)
 
 
@@ -114,9 +132,15 @@ def answer(key: str, jobs: dict[str, Asked] | None = None) -> dict[str, Any] | N
         return None
     (st.warning if job.state == "cancelled" else st.error)(plain(job.message))
     if st.button("Go on" if job.kind == "record" else "Try again", key=f"again {key}"):
-        kept[key] = Asked(kept[key].ask(), kept[key].ask)
+        kept[key] = _asked(kept[key].ask)
         st.rerun()
     return None
+
+
+def told_of(key: str) -> str:
+    """The name of the recording whose failure or cancelling `answer` shows; empty where it shows none."""
+    found = [job for job in host().jobs() if key in _my_jobs() and job.id == _my_jobs()[key].job]
+    return found[0].name if found and found[0].state in ("failed", "cancelled") else ""
 
 
 def forget(key: str) -> None:
@@ -139,17 +163,43 @@ def _progress(job_id: str) -> None:
         st.rerun()
     left, right = st.columns([6, 1], vertical_alignment="center")
     left.progress(job.done_tokens / job.total_tokens if job.total_tokens else 0.0, text=plain(_words(job)))
-    right.button("Cancel", key=f"cancel {job_id}", on_click=host().cancel, args=(job_id,))
+    if job.owner == access.visitor():
+        right.button("Cancel", key=f"cancel {job_id}", on_click=_cancel, args=(job_id,))
+
+
+def _cancel(job_id: str) -> None:
+    with sentences():
+        host().cancel(job_id, owner=access.visitor())
 
 
 def _words(job: Job) -> str:
+    title = job.title if job.owner in ("", access.visitor()) else "Another visitor's job"
     if job.state == "queued":
-        return f"{job.title}: waiting, place {job.place} in the queue"
+        return f"{title}: waiting, place {job.place} in the queue"
     if not job.total_tokens:
-        return f"{job.title}: {'loading the model, proving the capture' if job.kind == 'record' else 'looking'} …"
+        return f"{title}: {_PHASES[job.phase]} …"
     left = f", {job.left_s:,.0f} s left" if job.left_s is not None else ""
     done = f"{job.done_tokens:,} of {job.total_tokens:,} tokens"
-    return f"{job.title}: {done}, {job.tokens_per_s:,.0f} tokens/s{left}"
+    loaded = f" (the model was loaded in {job.load_s:,.1f} s)" if job.load_s is not None else ""
+    return f"{title}: {done}, {job.tokens_per_s:,.0f} tokens/s{left}{loaded}"
+
+
+def rows() -> list[dict[str, Any]]:
+    """The jobs of the visitor, newest first, for a table."""
+    return [
+        {
+            "asked": job.submitted[:19].replace("T", " ") + " UTC",
+            "job": f"{job.kind}: {job.title}",
+            "state": job.state if job.state != "queued" else f"place {job.place} in the queue",
+            "tokens": job.done_tokens or None,
+            "tokens/s": round(job.tokens_per_s) or None,
+            "loading, s": job.load_s,
+            "then, s": job.run_s,
+            "told": job.message,
+        }
+        for job in host().jobs()
+        if job.owner == access.visitor()
+    ]
 
 
 def wait_for_the_first() -> None:
@@ -164,19 +214,21 @@ def wait_for_the_first() -> None:
     st.stop()
 
 
+def known_models() -> list[str]:
+    """What can be chosen without typing: bundled models, and the folders below those that the app was started with."""
+    return [*bundled.bundled_names(), *host().rules.local_models(data_folder())]
+
+
+def known_corpora() -> list[str]:
+    """The bundled corpus, and the files in the folders that the app was started with."""
+    return ["demo", *host().rules.local_corpora(data_folder())]
+
+
 def uploaded_corpus(upload: Any) -> str:
     """Keeps an uploaded corpus in the data folder, once it is one.
 
     Raises:
         CorpusError: it is no corpus; the line is named.
+        HostError: the visitor uploaded too much.
     """
-    content = upload.getvalue()
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(upload.name).stem)[:40] or "corpus"
-    with tempfile.TemporaryDirectory() as folder:
-        draft = Path(folder) / f"{stem}.jsonl"
-        draft.write_bytes(content)
-        Corpus.read(draft)
-    kept = data_folder() / "uploads" / hashlib.sha256(content).hexdigest()[:12] / f"{stem}.jsonl"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_bytes(content)
-    return str(kept)
+    return host().keep_upload(upload.name, upload.getvalue(), owner=access.visitor())

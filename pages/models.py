@@ -11,7 +11,7 @@ from workbench.models import bundled, picture
 from workbench.models.topology import Topology
 
 st.title("Models")
-known = [*bundled.bundled_names(), *bundled.published_configs()]
+known = [*jobs.known_models(), *bundled.published_configs()]
 model = shared.choose(
     "Model",
     "model",

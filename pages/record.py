@@ -3,15 +3,16 @@
 from functools import partial
 from pathlib import Path
 
+import access
 import jobs
+import kept
 import shared
 import streamlit as st
 
-from workbench.models import bundled
 from workbench.recording_schema import FIELDS
 
 st.title("Record")
-known = bundled.bundled_names()
+known = jobs.known_models()
 left, right = st.columns([2, 1], gap="large")
 with left:
     kind = st.segmented_control("What", ["Prompt", "Corpus"], default="Prompt", required=True, key="kind")
@@ -20,7 +21,7 @@ with left:
         what = {"prompt": typed}
     else:
         upload = st.file_uploader("A JSONL of your own: one object a line, with text and domain", type="jsonl")
-        what = {"corpus": st.selectbox("Bundled corpus", ["demo"], disabled=upload is not None)}
+        what = {"corpus": st.selectbox("Corpus", jobs.known_corpora(), disabled=upload is not None)}
 with right:
     model = st.selectbox("Model", known, index=known.index("tiny-moe"), accept_new_options=True, key="recorded-model")
     fields = st.pills("Fields", FIELDS, selection_mode="multi", default=FIELDS[:2], key="fields")
@@ -34,7 +35,8 @@ row = st.container(horizontal=True, vertical_alignment="center")
 pressed = row.button("Record", type="primary", icon=":material/radio_button_checked:")
 if loaded := jobs.host().loaded:
     row.caption(f"{jobs.plain(loaded)} is in memory.", width="content")
-    row.button("Release it", on_click=jobs.host().unload, type="tertiary", icon=":material/eject:")
+    if not access.is_shared():
+        row.button("Release it", on_click=jobs.host().unload, type="tertiary", icon=":material/eject:")
 if pressed:
     with jobs.sentences():
         if kind == "Corpus" and upload is not None:
@@ -46,10 +48,6 @@ if made is not None:
     jobs.forget("record")
     shared.open_tokens(Path(made["recording"]).name)
 
-st.subheader("Recordings")
-rows = shared.recording_rows()
-chosen = st.dataframe(rows, hide_index=True, on_select="rerun", selection_mode="single-row", key="recordings")
-if chosen.selection.rows and rows:
-    name = rows[chosen.selection.rows[0]]["recording"]
-    if st.button(f"Open {jobs.plain(name)}", icon=":material/open_in_new:"):
-        shared.open_tokens(name)
+kept.unfinished()
+kept.recordings()
+kept.made_by()

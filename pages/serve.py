@@ -1,6 +1,6 @@
 """Starts Streamlit in this process, and readies meanwhile what the first visitor would else wait for.
 
-    python pages/serve.py run pages/app.py [OPTIONS OF STREAMLIT]
+    python pages/serve.py run pages/served.py [OPTIONS OF STREAMLIT]
 
 `workbench app` runs it. Under `streamlit run pages/app.py` all is the same, but for the first page's wait.
 """

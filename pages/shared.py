@@ -136,7 +136,7 @@ def _tell_unknown(label: str, name: str, options: Sequence[str], *, quiet: bool)
     if quiet and name not in st.query_params:
         return
     there = f"{options[0]} to {options[-1]}" if len(options) > 5 else ", ".join(options) or "none"
-    asked = st.query_params.get(name, st.session_state["chosen"].get(name))
+    asked = st.query_params.get(name, st.session_state["chosen"].get(name))[:200]
     st.warning(
         f"There is no {plain(label.lower())} “{plain(asked)}” here; there are {plain(there)}. Choose another.",
         icon=":material/link_off:",
@@ -381,10 +381,10 @@ def _recording(path: str, changed_ns: int) -> Recording:
 
 def _refuse_recording(name: str) -> None:
     folder = jobs.data_folder() / "recordings" / Path(name).name
-    if Path(name).name == name and folder.is_dir():
+    if Path(name).name == name and name.isprintable() and len(name.encode()) <= 255 and folder.is_dir():
         Recording.open(folder)  # says what is wrong with it
     raise RecordingError(
-        f"there is no recording {name!r} in {folder.parent}. Choose another in the sidebar, or record it."
+        f"there is no recording {name[:200]!r} in {folder.parent}. Choose another in the sidebar, or record it."
     )
 
 

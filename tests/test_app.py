@@ -12,7 +12,7 @@ from workbench.errors import HostError
 
 def test_it_serves_this_machine_only_and_tells_nobody_about_errors():
     command = app.command(8501)
-    assert [part.rpartition("/")[2] for part in command[1:4]] == ["serve.py", "run", "app.py"]
+    assert [part.rpartition("/")[2] for part in command[1:4]] == ["serve.py", "run", "served.py"]
     assert {
         "--server.address=127.0.0.1",
         "--server.allowedHosts=localhost",
@@ -47,7 +47,7 @@ def test_a_data_folder_that_cannot_be_made_is_refused(tmp_path):
 
 def test_pages_that_are_not_there_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(app, "ROOT", tmp_path)
-    with pytest.raises(HostError, match=r"app\.py is missing: the app runs from a checkout"):
+    with pytest.raises(HostError, match=r"served\.py is missing: the app runs from a checkout"):
         app.command(8501)
 
 

@@ -1,14 +1,12 @@
 """The model host: each job gets its own right answer, whatever is cancelled, killed or broken beside it."""
 
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,54 +16,15 @@ import pytest
 import torch
 
 from tests import tiny
-from workbench import host as host_module
-from workbench import host_worker
+from tests.hosting import PATIENCE_S, ScriptedProcess, ended, gone, made, pid, running, until, write_corpus
+from workbench import host_kept, host_queue, host_worker
 from workbench.capture.heads import attention_map
 from workbench.capture.record import record
 from workbench.errors import CorpusError, HostError
-from workbench.host import Host, Job
+from workbench.host import Host
 from workbench.models import loading, memory
 from workbench.models.topology import Topology
 from workbench.recording import Recording
-
-PATIENCE_S = 120  # a worker imports torch in 3 to 15 s, whatever else the machine does
-
-
-def until(true: Callable[[], object], what: str) -> None:
-    started = time.monotonic()
-    while not true():
-        assert time.monotonic() - started < PATIENCE_S, f"waited {PATIENCE_S} s for {what}"
-        time.sleep(0.005)
-
-
-def ended(host: Host, job_id: str) -> Job:
-    until(lambda: host.job(job_id).state in ("done", "failed", "cancelled"), f"the end of {host.job(job_id)}")
-    return host.job(job_id)
-
-
-def made(host: Host, job_id: str) -> Recording:
-    job = ended(host, job_id)
-    assert (job.state, job.message) == ("done", "")
-    return Recording.open(job.result["recording"])
-
-
-def pid(host: Host) -> int:
-    return host._worker._process.pid
-
-
-def gone(process_id: int) -> bool:
-    try:
-        return psutil.Process(process_id).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def write_corpus(file: Path, **settings: int) -> str:
-    with file.open("w") as lines:
-        for document in tiny.corpus(**settings).documents:
-            row = {"id": document.id, "domain": document.domain, "token_ids": document.token_ids}
-            lines.write(json.dumps(row) + "\n")
-    return str(file)
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +140,9 @@ def test_a_corpus_gives_the_recording_that_record_gives(host, data, tmp_path):
     command = recording.manifest["environment"]["command"]
     assert command.startswith("workbench record ") and command.endswith("--fields routing,logprob")
     assert host.jobs()[0] == job
+    assert job.load_s > 0 and job.run_s > 0 and job.name == recording.path.name
+    again = ended(host, host.record(model=str(data / "model"), corpus=str(data / "small.jsonl"), fields=("routing",)))
+    assert again.load_s is None and again.run_s > 0, "it was in memory"
 
 
 def test_a_dense_parent_is_compared(host, data):
@@ -325,6 +287,51 @@ def test_a_killed_process_fails_its_job_and_the_next_one_runs(host, long):
     assert made(host, next_id).digest == long.digest
 
 
+def test_killed_ten_times_and_begun_again_by_another_app_a_recording_ends_whole(data, one_thread, long):
+    host = Host(data)
+    job_id = record_long(host, "ten-times")
+    for time in range(10):
+        aim = (0, 0, 70_000, 70_000)[time % 4] if time < 8 else 140_000  # in the first part, the second, the third
+        until(lambda host=host, job_id=job_id, aim=aim: host.job(job_id).done_tokens > aim, f"token {aim}")
+        if time in (3, 7):  # the app goes, and its process with it
+            host.stop()
+            host = Host(data)
+        else:
+            os.kill(pid(host), signal.SIGKILL)
+            assert ended(host, job_id).state == "failed"
+        (left,) = [each for each in host.unfinished() if each.name == "ten-times"]
+        assert left.title == f"{data / 'model'} · long" and left.of_parts > 1
+        job_id = host.resume("ten-times")
+    recording = made(host, job_id)
+    recording.verify()
+    assert recording.digest == long.digest
+    assert "ten-times" not in {each.name for each in host.unfinished()}
+    host.stop()
+
+
+def test_a_load_is_cancelled_at_once_with_its_process(data, monkeypatch):
+    host = Host(data, cancel_grace_s=PATIENCE_S)
+    events = host_worker.ModelProcess.events
+
+    def stuck(self: host_worker.ModelProcess) -> Iterator[dict]:
+        for event in events(self):
+            if event.get("phase") == "loading":
+                os.kill(self._process.pid, signal.SIGSTOP)
+            yield event
+
+    monkeypatch.setattr(host_worker.ModelProcess, "events", stuck)
+    job_id = host.record(model="tiny-moe", prompt="Never loaded.", name="never")
+    until(lambda: host.job(job_id).phase == "loading", "the loading")
+    process_id = pid(host)
+    host.cancel(job_id)
+    job = ended(host, job_id)
+    assert (job.state, job.phase) == ("cancelled", "")
+    assert job.message.startswith("cancelled while the model was being loaded, so its process was ended.")
+    assert gone(process_id) and host._worker.alive
+    assert "never" not in {each.name for each in host.unfinished()}
+    host.stop()
+
+
 def test_an_unexpected_exception_is_a_sentence_and_a_traceback_in_the_log(host, data):
     (data / "recordings" / "odd" / "writer.lock").mkdir(parents=True)
     job_id = host.record(model=str(data / "model"), corpus=str(data / "small.jsonl"), name="odd")
@@ -431,47 +438,12 @@ def test_importing_it_imports_no_torch(module):
 # The queue, on a process that follows a script
 
 
-class ScriptedProcess:
-    """Stands for the model's process: every job waits for `let`, then gives the events that were set."""
-
-    events_of_all = ({"event": "ended", "state": "done", "result": {}},)
-
-    def __init__(self, log: Path) -> None:
-        self.alive = True
-        self.sent: list[dict] = []
-        self._go = threading.Semaphore(0)
-
-    def let(self) -> None:
-        self._go.release()
-
-    def send(self, message: dict) -> None:
-        self.sent.append(message)
-
-    def events(self) -> Iterator[dict]:
-        self._go.acquire()
-        if self.alive:
-            yield from (dict(event) for event in self.events_of_all)
-
-    def kill(self) -> None:
-        self.alive = False
-        self._go.release()
-
-    def close(self) -> int:
-        self.kill()
-        return -9
-
-
 @pytest.fixture
 def scripted(tmp_path, monkeypatch) -> Iterator[Host]:
-    monkeypatch.setattr(host_module, "ModelProcess", ScriptedProcess)
+    monkeypatch.setattr(host_queue, "ModelProcess", ScriptedProcess)
     host = Host(tmp_path)
     yield host
     host.stop()
-
-
-def running(host: Host, job_id: str) -> ScriptedProcess:
-    until(lambda: host._worker is not None and any(m.get("id") == job_id for m in host._worker.sent), "the job")
-    return host._worker
 
 
 def test_jobs_run_one_at_a_time_in_the_order_of_asking(scripted):
@@ -488,7 +460,7 @@ def test_jobs_run_one_at_a_time_in_the_order_of_asking(scripted):
 
 def test_a_default_name_is_the_same_for_the_same_arguments_only(scripted):
     prompt = {"model": "tiny-moe", "prompt": "The river rose."}
-    corpus = {"model": "org/Some Model", "corpus": str(scripted.data / "my text.txt")}
+    corpus = {"model": "org/Some-Model", "corpus": str(scripted.data / "my text.txt")}
     for text in ("first", "second"):
         (scripted.data / "my text.txt").write_text(text)
         scripted.record(**corpus)
@@ -507,7 +479,7 @@ def test_a_default_name_is_the_same_for_the_same_arguments_only(scripted):
     assert names[9] == "mine"
     assert re.fullmatch(r"Some-Model-my-text-[0-9a-f]{12}", names[0])
     assert re.fullmatch(r"tiny-moe-prompt-[0-9a-f]{12}", names[2])
-    assert scripted.jobs()[-1].title == "org/Some Model · my text"
+    assert scripted.jobs()[-1].title == "org/Some-Model · my text"
     assert scripted.jobs()[-3].title == "tiny-moe · “The river rose.”"
 
 
@@ -595,22 +567,22 @@ def test_a_stopped_host_ends_its_jobs_and_takes_no_more(scripted):
 
 
 def test_a_machine_that_can_start_no_process_fails_the_job_and_not_the_queue(scripted, monkeypatch):
-    def full(log: Path) -> ScriptedProcess:
+    def full(log: Path, *, hub: bool) -> ScriptedProcess:
         raise OSError("no more processes")
 
-    monkeypatch.setattr(host_module, "ModelProcess", full)
+    monkeypatch.setattr(host_queue, "ModelProcess", full)
     assert ended(scripted, scripted.inspect("tiny-moe")).message.startswith("an unexpected OSError came up")
-    monkeypatch.setattr(host_module, "ModelProcess", ScriptedProcess)
+    monkeypatch.setattr(host_queue, "ModelProcess", ScriptedProcess)
     job_id = scripted.inspect("tiny-moe")
     running(scripted, job_id).let()
     assert ended(scripted, job_id).state == "done"
 
 
 def test_a_log_that_has_grown_large_is_put_aside(scripted, monkeypatch):
-    monkeypatch.setattr(host_module, "_LOG_BYTES", 10)
+    monkeypatch.setattr(host_kept, "_LOG_BYTES", 10)
     log = scripted._log_file("host.log")
     log.write_text("longer than ten bytes")
-    assert not scripted._log_file("host.log").exists()
+    assert scripted._log_file("host.log").read_text() == ""
     assert log.with_name("host.log.1").read_text() == "longer than ten bytes"
 
 
@@ -655,7 +627,7 @@ def test_a_want_of_memory_is_told_from_other_crashes(owner, events, monkeypatch,
 def test_one_model_is_loaded_once_and_another_wants_another_process(owner, events):
     for model in ("tiny-moe", "tiny-moe", "tiny-dense@parent", "tiny-moe"):
         owner.answer(asked(model))
-    told = [event.get("model") or event["event"] for event in events]
+    told = [event.get("model") or event["event"] for event in events if event["event"] != "phase"]
     assert told == ["tiny-moe", "ended", "ended", "replace", "ended"]
 
 
@@ -664,7 +636,7 @@ def test_a_folder_that_was_saved_again_wants_another_process(owner, events, tmp_
     owner.answer(asked(str(tmp_path)))
     tiny.moe(seed=1).module.save_pretrained(tmp_path)
     owner.answer(asked(str(tmp_path)))
-    assert [event["event"] for event in events] == ["loaded", "ended", "replace"]
+    assert [e["event"] for e in events if e["event"] != "phase"] == ["loaded", "ended", "replace"]
 
 
 def test_what_the_model_in_memory_holds_counts_as_free(owner, events, monkeypatch):

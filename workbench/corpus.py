@@ -112,6 +112,11 @@ def _jsonl_rows(file: Path) -> Iterator[tuple[str, Any]]:
                     f"{file}, line {number}: not JSON ({error.msg} at column {error.colno}). "
                     "Each line must be one object with at least 'text'; mend or delete the line."
                 ) from error
+            except (RecursionError, ValueError) as error:  # brackets without end; a number of thousands of digits
+                raise CorpusError(
+                    f"{file}, line {number}: not JSON that can be read ({type(error).__name__}: nested too deeply, "
+                    "or a number with too many digits). Mend or delete the line."
+                ) from error
 
 
 def _text_rows(file: Path) -> Iterator[tuple[str, Any]]:
@@ -148,8 +153,8 @@ def _documents(rows: Iterator[tuple[str, Any]], name: str) -> tuple[Document, ..
         document = _document(row, f"{name}, {where}", stem=Path(name).stem, number=len(documents))
         if document.id in seen:
             raise CorpusError(
-                f"{name}, {where}: the id {document.id!r} stands at {seen[document.id]} already; ids must be unique. "
-                "Rename one, or leave the ids out."
+                f"{name}, {where}: the id {_short(document.id)} stands at {seen[document.id]} already; ids must be "
+                "unique. Rename one, or leave the ids out."
             )
         seen[document.id] = where
         documents.append(document)
@@ -158,12 +163,19 @@ def _documents(rows: Iterator[tuple[str, Any]], name: str) -> tuple[Document, ..
     return tuple(documents)
 
 
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:99]}…"
+
+
 def _document(row: Any, where: str, *, stem: str, number: int) -> Document:
     if not isinstance(row, dict):
         raise CorpusError(f"{where}: got a JSON {type(row).__name__}, wanted an object with 'text'.")
     for key in ("id", "domain", "source", "text", "cluster"):
         if key in row and not isinstance(row[key], str):
-            raise CorpusError(f"{where}: {key!r} is {row[key]!r}, wanted a string.")
+            raise CorpusError(f"{where}: {key!r} is {_short(row[key])}, wanted a string.")
+        if any("\ud800" <= letter <= "\udfff" for letter in row.get(key, "")):
+            raise CorpusError(f"{where}: {key!r} holds half a character (a lone surrogate); delete it.")
     tokens = row.get("token_ids")
     if tokens is not None and not (
         isinstance(tokens, list) and tokens and all(isinstance(t, int) and not isinstance(t, bool) for t in tokens)

@@ -38,12 +38,13 @@ class ModelProcess:
 
     Args:
         log: File that takes what the process and its libraries print.
+        hub: Whether it may ask the hub; else it takes what is in the hub's cache on this machine.
 
     Raises:
         OSError: the log cannot be written, or no process can be started.
     """
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, *, hub: bool = True) -> None:
         self._sending = threading.Lock()
         with log.open("ab") as noise:
             self._process = subprocess.Popen(
@@ -52,6 +53,7 @@ class ModelProcess:
                 stdout=subprocess.PIPE,
                 stderr=noise,
                 text=True,
+                env=os.environ if hub else {**os.environ, "HF_HUB_OFFLINE": "1"},
                 start_new_session=True,  # a Ctrl-C in the terminal is the app's, which ends its process itself
             )
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -104,13 +106,16 @@ class Owner:
         self._is_cancelled = is_cancelled
         self._model: Model | None = None
         self._asked: tuple[Any, ...] | None = None
+        self._load_s = 0.0  # of this job
 
     def answer(self, request: Request) -> None:
         """Runs one job; its last event is `ended`, `replace` where it needs another model, or `crashed`."""
+        started, self._load_s = time.perf_counter(), 0.0
         try:
             ways = {"record": self._record, "inspect": self._inspect, "attention": self._attention}
             result = ways[request["kind"]](request)
-            self._send("ended", state="done", result=result)
+            run_s = time.perf_counter() - started - self._load_s
+            self._send("ended", state="done", result=result, run_s=round(run_s, 3))
         except _OtherModel:
             self._send("replace")
         except Cancelled as error:
@@ -133,7 +138,8 @@ class Owner:
         else:
             corpus = Corpus.read(request["corpus"])  # before the model: a bad line is told without loading anything
         model = self._load(request)
-        parent = _parent(request, model)
+        parent = self._parent(request, model)
+        self._send("phase", phase="proving" if request["check"] else "recording")
         sys.argv = _command(request)  # `record` notes it in the manifest, as what makes the recording again
         recording = record(
             model,
@@ -154,16 +160,22 @@ class Owner:
         from workbench.models.check import check_capture
         from workbench.models.loading import inspect_topology, memory_forecast
 
+        self._send("phase", phase="looking")
         topology, forecast = inspect_topology(request["model"]), memory_forecast(request["model"])
         if self._model is not None and self._model.device.type == forecast.device:
             # It is in memory already, or will be released before another is loaded.
             held = sum(p.numel() * p.element_size() for p in self._model.module.parameters())
             forecast = replace(forecast, free_bytes=forecast.free_bytes + held)
-        return {
+        found = {
             "topology": topology.to_json(),
             "forecast": {**asdict(forecast), "needed_bytes": forecast.needed_bytes, "fits": forecast.fits},
-            "check": asdict(check_capture(self._load(request))) if request["check"] else None,
+            "check": None,
         }
+        if request["check"]:
+            model = self._load(request)
+            self._send("phase", phase="proving")
+            found["check"] = asdict(check_capture(model))
+        return found
 
     def _attention(self, request: Request) -> dict[str, Any]:
         import io
@@ -172,17 +184,23 @@ class Owner:
 
         from workbench.capture.heads import attention_map
         from workbench.models.loading import weights_digest
-        from workbench.recording_writer import write_whole
 
         model = self._load(request)
+        self._send("phase", phase="looking")
+        digest = weights_digest(model.module)
         file = Path(request["out"])
-        if not file.is_file():
+        file = file.with_stem(f"{file.stem}-{digest[-12:]}")  # a model that was trained on has another map
+        if file.is_file():
+            file.touch()  # those that were used longest ago are deleted first
+        else:
             map_ST = attention_map(model, request["token_ids"], layer=request["layer"], head=request["head"])
             content = io.BytesIO()
             np.save(content, map_ST.astype(np.float16))
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, content.getbuffer())
-        return {"file": str(file), "weights_digest": weights_digest(model.module)}
+            draft = file.with_name(f".{file.name}.{os.getpid()}.tmp")  # two apps may draw the same map at once
+            draft.write_bytes(content.getbuffer())
+            draft.replace(file)
+        return {"file": str(file), "weights_digest": digest}
 
     def _load(self, request: Request) -> "Model":
         from workbench.models.loading import inspect_topology, load
@@ -193,12 +211,27 @@ class Owner:
             inspect_topology(name)  # a mistyped name must not cost the next visitor the model that is in memory
             raise _OtherModel
         self._asked = asked
-        if self._model is None:
-            self._model = load(name)
-            self._send("loaded", model=name)
-        if self._is_cancelled(request["id"]):
+        if self._model is None and not self._is_cancelled(request["id"]):
+            self._model = self._timed(lambda: load(name))
+            self._send("loaded", model=name, load_s=round(self._load_s, 3))
+        if self._model is None or self._is_cancelled(request["id"]):
             raise Cancelled("cancelled before the first token; nothing was written. Ask again to start it.")
         return self._model
+
+    def _parent(self, request: Request, model: "Model") -> "Model | None":
+        """The dense parent; it is released when the recording is made."""
+        from workbench.models.loading import load
+
+        if request["parent"] is None:
+            return None
+        return self._timed(lambda: load(request["parent"], device=model.device.type))
+
+    def _timed(self, load: "Callable[[], Model]") -> "Model":
+        self._send("phase", phase="loading")
+        started = time.perf_counter()
+        model = load()
+        self._load_s += time.perf_counter() - started
+        return model
 
     def _throttled(self) -> Callable[["Progress"], None]:
         last = -_PROGRESS_EVERY_S
@@ -220,13 +253,6 @@ def _state_of_folder(name: str) -> tuple[Any, ...]:
         return ()
     files = sorted(file for file in folder.iterdir() if file.is_file())
     return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-
-
-def _parent(request: Request, model: "Model") -> "Model | None":
-    """The dense parent; it is released when the recording is made."""
-    from workbench.models.loading import load
-
-    return None if request["parent"] is None else load(request["parent"], device=model.device.type)
 
 
 def _out_of_memory(error: BaseException) -> bool:

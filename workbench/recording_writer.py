@@ -14,7 +14,7 @@ import os
 import queue
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -253,6 +253,20 @@ def write_whole(file: Path, content: bytes | memoryview) -> None:
 
 def _open_for_writing(file: Path) -> IO[bytes]:
     return file.open("wb")
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keeps every writer out of a recording's folder while the block runs.
+
+    Raises:
+        RecordingError: a writer is at work.
+    """
+    handle = _lock(path)
+    try:
+        yield
+    finally:
+        handle.close()
 
 
 def _lock(path: Path) -> IO[str]:

@@ -7,7 +7,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses import balance_scope, capacity, context, position, shared_expert, specialization
+from analyses import (
+    _chunks,
+    _parts,
+    _token_tables,
+    balance_scope,
+    capacity,
+    context,
+    position,
+    router_confidence,
+    same_token,
+    segment_consistency,
+    shared_expert,
+    specialization,
+)
 from analyses._chunks import chunks, ranked
 from tests import tiny
 from workbench.capture.record import record
@@ -344,6 +357,37 @@ def test_chunks_hold_documents_whole_and_in_order(recording):
         for document in np.unique(chunk["document"]):
             inside = chunk["position"][chunk["document"] == document]
             np.testing.assert_array_equal(inside, np.arange(len(inside)))
+
+
+@pytest.mark.parametrize(
+    "module", [same_token, segment_consistency, position, balance_scope, specialization, router_confidence]
+)
+def test_what_is_kept_does_not_change_what_is_found(recording, monkeypatch, module):
+    """In one chunk with all of it kept, as it is read here; and in many, of which nothing is kept."""
+    settings = FEW if module is specialization else module.Settings()
+    whole = module.tables(module.run(recording, settings))
+    monkeypatch.setattr(_chunks, "CHUNK_TOKENS", 300)
+    monkeypatch.setattr(_chunks, "KEPT_BYTES", 0)
+    monkeypatch.setattr(_token_tables, "_DRAWN_BYTES", 1)
+    monkeypatch.setattr(router_confidence, "_HELD_BYTES", 1)
+    for name, table in module.tables(module.run(recording, settings)).items():
+        pd.testing.assert_frame_equal(table, whole[name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_the_first_choice_is_the_heaviest_and_of_equal_ones_the_lowest(dtype):
+    rng = np.random.default_rng(0)
+    ids_TK = np.argsort(rng.random((400, 9)), axis=1)[:, :4].astype(np.uint8)
+    weights_TK = rng.integers(-1 if dtype == np.float32 else 0, 4, (400, 4)).astype(dtype) / dtype(4)
+    weights_TK[:200] = -np.sort(-weights_TK[:200], axis=1)  # as most routers give them
+    for rows in (slice(None), slice(0, 200)):
+        of_token = [
+            sorted(zip(-weights.astype(float), ids.tolist(), strict=True))
+            for ids, weights in zip(ids_TK[rows], weights_TK[rows], strict=True)
+        ]
+        expected = np.array([[i for _, i in pairs] for pairs in of_token])
+        np.testing.assert_array_equal(_parts.first_choice(ids_TK[rows], weights_TK[rows]), expected[:, 0])
+        np.testing.assert_array_equal(_parts.ranked(ids_TK[rows], weights_TK[rows]), expected)
 
 
 # ---- refusals ----

@@ -199,15 +199,40 @@ def test_the_command_prints_the_known_answers_as_json(command):
     assert sum(moe["linear_flops_per_token"].values()) == 27_408_797_696
     assert sum(dense["linear_flops_per_token"].values()) == 63_465_062_400
     assert (moe["cache_bytes_per_token"], dense["cache_bytes_per_token"]) == (57_344, 262_144)
-    assert round(moe["experts_met_uniform"][0], 1) == 42.0
-    assert not moe["memory_bytes"]["float32"]["fits"] and moe["memory_bytes"]["bfloat16"]["fits"]
+    (point,) = moe["points"]
+    assert round(point["experts_met_uniform"][0], 1) == 42.0
+    assert not point["memory_bytes"]["float32"]["fits"] and point["memory_bytes"]["bfloat16"]["fits"]
 
 
 def test_the_command_shows_a_table_with_the_counterpart(command):
-    done = command("qwen2-57b-a14b", "--against", "iso-active")
+    done = command("qwen2-57b-a14b", "--against", "iso-active", "--parts")
     assert done.exit_code == 0, done.output
     words = " ".join(done.output.split())
-    assert "routed experts" in words and "FFN 40,960" in words and "(does not fit)" in words
+    assert "routed experts" in words and "FFN 40,960" in words and "229.8 ✗" in words and "the card" not in words
+
+
+def test_the_command_tells_the_cards_story_in_one_screen(command):
+    done = command("qwen2-57b-a14b", "--against", "qwen1.5-32b")
+    assert done.exit_code == 0, done.output
+    assert len(done.output.splitlines()) <= 30
+    words = " ".join(done.output.split())
+    for told in (
+        "57.41", "14.25", "32.51",  # parameters
+        "8.0 experts", "26.5 experts", "63.1 experts", "0.631",  # what a batch meets, and does to the ratio
+        "2.32 × as fast at batch 1, slower from 5, faster from 237",
+        "9.40 over 5.18 requests/s = 1.815, of 1100 or 1101 tokens", "nearest at 880 read + 220 written",
+    ):  # fmt: skip
+        assert told in words, told
+
+
+def test_the_command_takes_several_batches_and_contexts(command):
+    done = command("qwen2-57b-a14b", "--batch", "1,8", "--context", "1024,4096", "--json")
+    (moe,) = json.loads(done.stdout)["models"].values()
+    assert [(p["context"], p["batch"]) for p in moe["points"]] == [(1024, 1), (1024, 8), (4096, 1), (4096, 8)]
+    one = json.loads(command("qwen2-57b-a14b", "--batch", "8", "--context", "4096", "--json").stdout)
+    assert one["models"]["qwen2-57b-a14b"]["points"] == moe["points"][3:]
+    with pytest.raises(AnalysisError, match="--batch is '1,x'; whole numbers from 1 with commas were wanted"):
+        _reraise(command("qwen2-57b-a14b", "--batch", "1,x"))
 
 
 def test_the_command_takes_a_recordings_loads(command, moe, recording, tmp_path):
@@ -216,11 +241,12 @@ def test_the_command_takes_a_recordings_loads(command, moe, recording, tmp_path)
     done = command(str(folder), "--rates", str(recording.path), "--batch", "4", "--json")
     assert done.exit_code == 0, done.output
     (facts,) = json.loads(done.stdout)["models"].values()
-    uniform, independent, measured = (facts["measured"][n] for n in ("uniform", "independent", "measured"))
-    np.testing.assert_allclose(uniform["experts_met"], facts["experts_met_uniform"])
+    (point,) = facts["points"]
+    uniform, independent, measured = (point["measured"][n] for n in ("uniform", "independent", "measured"))
+    np.testing.assert_allclose(uniform["experts_met"], point["experts_met_uniform"])
     assert uniform["bytes"] > independent["bytes"] > 0 and measured["bytes"] > 0
     with pytest.raises(AnalysisError, match="--rates: .*, whose routers differ from this model's in layers, experts"):
-        _reraise(command("qwen2-57b-a14b", "--rates", str(recording.path)))
+        _reraise(command("qwen2-57b-a14b", "--batch", "1", "--rates", str(recording.path)))
     with pytest.raises(
         AnalysisError, match="--rates: batches of 1, 2, 4 … to 4 are measured from .*, and --batch is 5"
     ):

@@ -1,12 +1,14 @@
 """How long all analyses of a large recording take together, in how much memory, and how far that is from the floor.
 
     python -m tests.benchmarks.suite [RECORDING] [--tokens 1000000] [--jobs 2] [--points] [--structure] [--files]
+        [--each]
 
 Runs what `workbench analyze RECORDING --all` runs, with 1,000 resamples and 20 permutations; `--points` with as few of
 them as are allowed, which leaves the values; `--structure` without specialization. Tables and figure specs are made;
-`--files` has them drawn and written as well, as for a user. Without a recording a synthetic one is made (28 layers, 64
-experts, top-8). Memory is that of all processes together, shared pages counted once, as far as the system tells. The
-floor is one pass that decodes the ids of all layers and counts the pairs of experts of each token.
+`--files` has them drawn and written as well, as for a user. `--each` runs one analysis after the other, each in a
+process of its own, for the processor time and the memory of each. Without a recording a synthetic one is made (28
+layers, 64 experts, top-8). Memory is that of all processes together, shared pages counted once, as far as the system
+tells. The floor is one pass that decodes the ids of all layers and counts the pairs of experts of each token.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -36,19 +38,20 @@ SPECIALIZATION = ("specialization", "context")  # the rest are structure and loa
 
 
 class Peak(threading.Thread):
-    """Samples the memory of this process and its children until told to stop."""
+    """Samples the memory of this process and its children, or of the children alone, until told to stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, own: bool = True) -> None:
         super().__init__(daemon=True)
         self.done = threading.Event()
         self.bytes = 0
+        self._own = own
 
     def run(self) -> None:
-        """Every fifth of a second."""
+        """Every tenth of a second."""
         own = psutil.Process()
-        while not self.done.wait(0.2):
+        while not self.done.wait(0.1):
             total = 0
-            for process in (own, *own.children(recursive=True)):
+            for process in ([own] if self._own else []) + own.children(recursive=True):
                 try:
                     total += process.memory_full_info().pss
                 except (psutil.Error, OSError):
@@ -105,6 +108,27 @@ def computed(recording: Recording, names: list[str], settings: dict[str, list[st
             yield future.result()
 
 
+def one_by_one(asked: _several.Asked, names: list[str], *, files: bool) -> None:
+    """Prints the processor time and the memory of each analysis, alone in its process, the start of it too."""
+    for name in names:
+        peak, before = Peak(own=False), os.times()
+        peak.start()
+        if files:
+            (done,) = _in_a_process(_several._open, asked, _several._answer, name)
+        else:
+            (done,) = _in_a_process(_open, asked.recording.path, _ask, name, asked.settings[name])
+        peak.done.set()
+        peak.join()
+        cpu = sum(os.times()[2:4]) - sum(before[2:4])
+        print(f"{name:20s} {cpu:6.1f} s  {peak.bytes / 2**30:5.2f} GiB  {done.refused[:60]}", flush=True)
+
+
+def _in_a_process(begin: Callable, given: object, ask: Callable, *arguments: object) -> list[_several.Done]:
+    spawn = multiprocessing.get_context("spawn")
+    with _several.one_thread_each(), ProcessPoolExecutor(1, spawn, initializer=begin, initargs=(given,)) as pool:
+        return [pool.submit(ask, *arguments).result()]
+
+
 def main() -> None:
     """Prints a line per analysis, and the whole."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -114,6 +138,7 @@ def main() -> None:
     parser.add_argument("--points", action="store_true", help="as few draws as are allowed")
     parser.add_argument("--structure", action="store_true", help="leave out " + " and ".join(SPECIALIZATION))
     parser.add_argument("--files", action="store_true", help="draw and write, as for a user")
+    parser.add_argument("--each", action="store_true", help="each in a process of its own, with its memory")
     parser.add_argument("--names", nargs="+")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -121,6 +146,9 @@ def main() -> None:
         recording = Recording.open(asked.recording) if asked.recording else make(folder / "r", n_tokens=asked.tokens)
         names = asked.names or [n for n in _batch.names() if not (asked.structure and n in SPECIALIZATION)]
         chosen = {name: settings(name, FEWEST if asked.points else USUAL) for name in names}
+        if asked.each:
+            one_by_one(_several.Asked(recording, folder / "out", chosen), names, files=asked.files)
+            return
         peak = Peak()
         peak.start()
         started, before = time.perf_counter(), os.times()

@@ -43,6 +43,9 @@ def test_the_sums_are_those_over_all_pairs(seed):
     parts = sums_of(ids_TK, label_T, row_T, **shape, runs=(slice(0, cut), slice(cut, 30)))
     np.testing.assert_allclose(parts.overlap_Dx, same.overlap_Dx)
     np.testing.assert_allclose(parts.pairs_Dx, same.pairs_Dx)
+    order = np.lexsort((row_T, label_T))  # by label, as they are counted: nothing is to be moved
+    ordered = sums_of(ids_TK[order], label_T[order], row_T[order], **shape)
+    np.testing.assert_array_equal(ordered.overlap_Dx, same.overlap_Dx)
     counts_DE = document_counts(ids_TK, row_T, n_documents=4, n_experts=6)
     other = agreement.other_pair_sums(counts_DE, same, top_k=2)
     plain = {True: np.zeros((4, 2)), False: np.zeros((4, 2))}

@@ -63,6 +63,22 @@ def test_repetition_and_runs_beside_plain_loops(seed, sizes, shape):
     np.testing.assert_array_equal(got, histogram)
 
 
+def test_windows_are_counted_block_by_block(monkeypatch):
+    rng = np.random.default_rng(4)
+    sizes = [300, 3, 41, 600]
+    row_T = rows_of(sizes)
+    bits_TW = sets.as_bits(random_sets(rng, sum(sizes), n_experts=70, top_k=8), n_experts=70)
+    whole = sequence.window_histogram(bits_TW, row_T, n_experts=70, window=5)
+    chosen_TE = sets.indicators(bits_TW, n_experts=70)
+    expected = np.zeros((70, 6), dtype=int)
+    for t in range(len(row_T) - 4):
+        if row_T[t] == row_T[t + 4]:
+            expected[np.arange(70), chosen_TE[t : t + 5].sum(axis=0)] += 1
+    np.testing.assert_array_equal(whole, expected)
+    monkeypatch.setattr(sequence, "_WINDOWS", 100)
+    np.testing.assert_array_equal(sequence.window_histogram(bits_TW, row_T, n_experts=70, window=5), whole)
+
+
 def test_parts_add_up_and_padding_does_nothing():
     rng = np.random.default_rng(0)
     sizes = [20, 3, 40, 17]

@@ -39,6 +39,10 @@ def test_counts_equal_plain_python_and_parts_add_up():
         m.label_counts(label_T[run], ids_TK[run], n_labels=5, n_experts=7) for run in (slice(90), slice(90, None))
     ]
     np.testing.assert_array_equal(sum(halves), expected)
+    many_T = rng.integers(-1, 3000, 300)  # a table larger than what is counted at a time
+    plain = np.zeros((3000, 7), dtype=int)
+    np.add.at(plain, (many_T[many_T >= 0][:, None], ids_TK[many_T >= 0]), 1)
+    np.testing.assert_array_equal(m.count_cells(many_T, ids_TK, n_labels=3000, n_experts=7), plain)
     narrow = m.count_cells(label_T, ids_TK.astype(np.uint8), n_labels=5, n_experts=7)
     np.testing.assert_array_equal(narrow, expected)
 

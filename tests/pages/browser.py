@@ -50,12 +50,12 @@ class App:
 
 
 @contextmanager
-def serving(data: Path) -> Iterator[App]:
+def serving(data: Path, *options: str) -> Iterator[App]:
     """Runs `workbench app` over a data folder, on a free port, until the block ends."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "workbench.cli", "app", "--port", str(port), "--data", str(data)]
+    command = [sys.executable, "-m", "workbench.cli", "app", "--port", str(port), "--data", str(data), *options]
     started = time.monotonic()
     with (data / "app.log").open("wb") as log:
         process = subprocess.Popen(

@@ -1,6 +1,5 @@
 """The app in a real browser: what researchers do with it, and what must not happen."""
 
-import json
 import re
 import shutil
 import socket
@@ -11,7 +10,6 @@ from tests.pages.browser import Visitor, serving
 from workbench.corpus import Corpus
 from workbench.recording import Recording
 
-CANARY = "<img src=x onerror=alert(1)> **b** $x^2$ :red[r] [l](javascript:alert(1)) the fox"
 PAGES = {"/": "Models", "/record": "Record", "/tokens": "Tokens", "/utilization": "Utilization",
          "/load_balance": "Load balance", "/attention": "Attention", "/compare": "Compare",
          "/structure": "Structure", "/specialization": "Specialization"}  # fmt: skip
@@ -150,33 +148,6 @@ def test_an_address_that_names_nothing_is_a_sentence(visitor, address, sentence)
     assert sentence in visitor.heard()
 
 
-def test_markup_in_a_prompt_stays_text(visitor):
-    record(visitor, CANARY)
-    assert letters(tokens_drawn(visitor)) == letters(CANARY)
-    visitor.click_token("token_routing-strip_expert", 2)
-    visitor.go("Utilization")
-    visitor.go("Record")
-    assert visitor.page.locator("img[src=x]").count() == 0
-
-
-def test_markup_in_a_corpus_stays_text(visitor, tmp_path):
-    rows = [{"id": f"{CANARY} {i}", "domain": "<b>bold</b> *d*", "text": f"{CANARY} number {i}"} for i in range(3)]
-    file = tmp_path / "<i>corpus.jsonl"
-    file.write_text("\n".join(map(json.dumps, rows)))
-    visitor.open("/record")
-    visitor.page.get_by_text("Corpus", exact=True).click()
-    visitor.settle()
-    visitor.page.locator("input[type=file]").set_input_files(file)
-    visitor.settle()
-    visitor.page.get_by_role("button", name="Record").click()
-    visitor.page.wait_for_url("**/tokens?*recording=*", timeout=90_000)
-    visitor.settle()
-    for page in ("Tokens", "Utilization", "Load balance", "Record"):
-        visitor.go(page)
-        assert visitor.page.locator("img[src=x]").count() == 0
-        assert visitor.page.locator("strong, em, b, i", has_text="bold").count() == 0
-
-
 def test_a_table_is_saved_with_its_provenance(visitor):
     visitor.open("/load_balance?layer=2")
     table = visitor.save("load_balance-layers-table", "CSV").decode()
@@ -236,11 +207,14 @@ def test_a_corpus_is_cancelled_and_goes_on(visitor, app):
     assert recording.n_documents == len(Corpus.read("demo").documents)
 
 
-def test_two_visitors_record_at_once_and_each_gets_their_own(chrome, app):
-    prompts = ["One visitor asks about queues.", "Another one asks about rain and bread."]
-    visitors = [Visitor(chrome, app) for _ in prompts]
+def test_ten_visitors_record_at_once_and_each_gets_their_own(chrome, app):
+    prompts = [f"Visitor {number} counts {number * 37} boats and {number * 101} bridges." for number in range(10)]
+    visitors = [Visitor(chrome, app, width=900, height=700) for _ in prompts]
     for visitor, prompt in zip(visitors, prompts, strict=True):
-        record(visitor, prompt)
+        visitor.open("/record")
+        visitor.page.get_by_label("Prompt", exact=True).fill(prompt)
+    for visitor in visitors:
+        visitor.page.get_by_role("button", name="Record").click()
     for visitor, prompt in zip(visitors, prompts, strict=True):
         assert letters(tokens_drawn(visitor)) == letters(prompt)
         assert visitor.troubles == []

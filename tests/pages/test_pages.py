@@ -5,27 +5,30 @@ The harness draws no figure and writes no address: `test_browser` sees to both.
 
 import ast
 import inspect
-import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
-import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from tests.hostile import HOSTILE
 from workbench.host import Host
 from workbench.recording import recording_digest
 from workbench.recording_schema import FIELDS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = ROOT / "pages"
-HELPERS = ("app", "aside", "experts", "jobs", "jumping", "mapping", "printing", "serve", "shared", "showing")
+HELPERS = (
+    *("access", "app", "aside", "experts", "jobs", "jumping", "kept", "mapping", "printing", "serve", "served"),
+    *("shared", "showing", "troubles"),
+)
 NAMES = sorted(file.stem for file in PAGES.glob("*.py") if file.stem not in HELPERS)
 EXPLORING = ("attention", "tokens", "utilization", "load_balance", "specialization", "structure")
 
@@ -112,6 +115,36 @@ def test_an_address_that_names_nothing_is_a_sentence(app, page, address, sentenc
     assert not app.exception
     assert sentence in said(app)
     assert app.title and app.selectbox(key="recording").options == ["truncated", "second", "shared"]
+
+
+# An address cannot hold half a letter.
+ADDRESSED = {kind: text for kind, text in HOSTILE.items() if kind != "malformed"}
+
+
+@pytest.mark.parametrize("text", ADDRESSED.values(), ids=ADDRESSED)
+def test_hostile_text_in_the_address_is_a_sentence(app, text):
+    """Every class of hostile text in every choice; `test_hostile_browser` sees to what a browser makes of it."""
+    app.query_params["recording"] = text
+    app.run()
+    for page in ("tokens", "utilization", "attention", "compare", "structure", "specialization"):
+        app.switch_page(f"{page}.py").run()
+        assert "there is no recording" in said(app) and not app.exception
+    app = AppTest.from_file(str(PAGES / "app.py"), default_timeout=60)
+    for choice in ("layer", "expert", "document", "token", "from", "head", "against", "pin", "untrained", "phase"):
+        app.query_params[choice] = text
+    app.run()
+    for page in ("tokens", "utilization", "attention", "compare"):
+        app.switch_page(f"{page}.py").run()
+        assert "There is no" in said(app) and not app.exception
+        assert all(len(each.value) < 2_000 for kind in (app.error, app.warning, app.info) for each in kind)
+
+
+@pytest.mark.parametrize("text", ADDRESSED.values(), ids=ADDRESSED)
+def test_a_hostile_name_of_a_model_is_a_sentence(app, text):
+    app.query_params["model"] = text
+    app.run()
+    assert not app.exception and len(app.error[0].value) < 2_000
+    assert re.search("is no model folder below|is no hub id|printable and no longer", said(app))
 
 
 def test_a_choice_is_taken_from_the_address_and_written_to_it(app):
@@ -231,104 +264,6 @@ def test_definitions_are_those_of_the_analysis():
     assert source
     assert "attention.query_statistics" in definitions("attention_heads")
     assert "load.coefficient_of_variation" not in definitions("attention_heads")
-
-
-# Export
-
-ASIDE = "of=shared&analysis=expert_load&names=load_map%2Clayers"
-
-
-def test_nothing_put_aside_is_said(app):
-    opened(app, "export")
-    assert "Nothing is put aside yet" in said(app) and not app.exception
-
-
-def test_what_an_address_puts_aside_is_shown(app):
-    opened(app, "export", aside=ASIDE, width="text")
-    assert not app.exception and not app.error
-    assert [each.value for each in app.subheader] == ["expert load\\: shared"]
-    assert [button.label for button in app.button] == ["Take load map out", "Take layers out"]
-    app.button[0].click().run()
-    assert app.query_params["aside"] == "of=shared&analysis=expert_load&names=layers"
-    app.button[0].click().run()
-    assert "aside" not in app.query_params and "Nothing is put aside yet" in said(app)
-
-
-@pytest.mark.parametrize(
-    ("aside", "sentence"),
-    [
-        ("of=nowhere&analysis=expert_load&names=load_map", "expert_load of nowhere is left out"),
-        ("of=../shared&analysis=expert_load&names=load_map", "is left out"),
-        ("of=shared&analysis=vibes&names=load_map", "unknown analysis 'vibes'"),
-        ("of=shared&analysis=expert_load&names=load_map&set=size%3D3", "unknown setting 'size'"),
-        ("of=shared&analysis=expert_load&names=nothing", "Nothing is put aside yet"),
-        ("|||=&of=shared", "Nothing is put aside yet"),
-    ],
-)
-def test_an_address_that_puts_aside_what_is_not_there_is_a_sentence(app, aside, sentence):
-    opened(app, "export", aside=aside)
-    assert not app.exception and not app.error
-    assert sentence in said(app)
-
-
-def test_a_figure_of_any_page_is_put_aside_and_its_settings_with_it(app):
-    opened(app, "utilization", layer="2", expert="4")
-    next(button for button in app.button if button.key == "expert_card-by_domain-aside").click().run()
-    assert app.session_state["chosen"]["aside"] == (
-        "of=shared&analysis=expert_card&names=by_domain&set=layer%3D2&set=expert%3D4&set=min_count%3D5"
-    )
-    assert next(b.label for b in app.button if b.key == "expert_card-by_domain-aside") == "In the export"
-    app.selectbox(key="expert").select(1).run()
-    assert next(b.label for b in app.button if b.key == "expert_card-by_domain-aside") == "Add to export"
-    app.switch_page("export.py").run()
-    assert [each.value.replace("\\", "") for each in app.subheader] == [
-        "expert card: shared, layer=2, expert=4, min_count=5"
-    ]
-    assert "aside" in app.query_params
-
-
-def test_what_no_address_can_say_is_kept_for_the_visit(app):
-    opened(app, "efficiency", model="tiny-moe", beside="tiny-dense")
-    for _ in range(60):  # the model host looks at the configs
-        if found := [button for button in app.button if button.key == "roofline-throughput-aside"]:
-            break
-        time.sleep(0.5)
-        app.run()
-    found[0].click().run()
-    app.switch_page("export.py").run()
-    assert not app.exception and len(app.subheader) == 1 and "roofline" in app.subheader[0].value
-
-
-def test_the_bundle_is_what_the_command_writes(app, data, tmp_path):
-    """Its files are byte by byte those that its own reproduce.sh makes."""
-    both = f"{ASIDE}|of=shared&analysis=expert_load&against=second&names=layers"
-    opened(app, "export", aside=both)
-    printing = sys.modules["printing"]
-    with zipfile.ZipFile(io.BytesIO(printing._pack(list(results_of(both)), "text"))) as archive:
-        archive.extractall(tmp_path)
-    bundle = tmp_path / "bundle"
-    assert {path.name for path in bundle.iterdir()} == {"expert_load", "expert_load-2", "paper.tex", "reproduce.sh"}
-    assert {path.name for path in (bundle / "expert_load").iterdir()} == {
-        "load_map.pdf", "load_map.svg", "load_map.png", "layers.csv", "layers.tex", "provenance.json",
-    }  # fmt: skip
-    commands = (bundle / "reproduce.sh").read_text().splitlines()[3:]
-    assert len(commands) == 2 and "--only load_map --only layers --width text" in commands[0]
-    done = subprocess.run(
-        " && ".join(command.replace("workbench ", f"{sys.executable} -m workbench.cli ", 1) for command in commands),
-        shell=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    for file in (path for path in bundle.rglob("*") if path.is_file()):
-        assert file.read_bytes() == (tmp_path / "out" / file.relative_to(bundle)).read_bytes(), file.name
-
-
-def results_of(text):
-    showing, shared, aside = (sys.modules[name] for name in ("showing", "shared", "aside"))
-    for asked in aside.read(text):
-        recording, against = (
-            shared.open_recording(name) if name else None for name in (asked.recording, asked.against)
-        )
-        yield showing._found(recording, asked.analysis, against, asked.experts, asked.settings), asked.names
 
 
 PARTS = {
@@ -563,6 +498,10 @@ def test_text_is_shown_letter_by_letter(app):
     plain = sys.modules["jobs"].plain
     assert plain("<b> *a* $x$ :red[y] `c` \\") == r"\<b\> \*a\* \$x\$ \:red\[y\] \`c\` \\"
     assert plain("l’été 中文 12") == "l’été 中文 12"
+    assert plain("a\u202eb\x00\nc") == "a⟨202E⟩b⟨0000⟩\nc"
+    assert [plain(t).replace("\\", "") for t in ("https://a.b", "WWW.a.b", "a@b.c")] == [
+        "https:\u2060//a.b", "WWW\u2060.a.b", "a@\u2060b.c",
+    ]  # fmt: skip
 
 
 def test_the_command_on_the_page_makes_what_is_shown(app, data):

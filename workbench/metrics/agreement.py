@@ -5,7 +5,8 @@ occur in a part, P pairs of a document and a label, E routed experts, K chosen p
 axes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Int, Integer, Num, UInt64
@@ -14,6 +15,9 @@ from workbench.metrics._arithmetic import checked_counts, t_quantile, variance_o
 from workbench.metrics.clusters import Clusters
 from workbench.metrics.sets import overlap
 from workbench.metrics.uncertainty import Interval
+
+_BLOCK = 1 << 13  # tokens at a time, and
+_CELLS = 512  # pairs of a document and a label: their cells stay in the cache
 
 
 def saturation(
@@ -63,18 +67,18 @@ def load_matched_agreement(
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """What tokens have in common (their token id, their position) and which document each is in. Made by `labels`."""
+    """What tokens have in common (their token id, their position) and which document each is in. Made by `labels`.
+
+    Tokens are taken label by label, so that what is counted of a label stays in the cache.
+    """
 
     present_N: Int[np.ndarray, "N"]
     """The labels that occur here, ascending."""
-    label_T: Int[np.ndarray, "T"]
-    """Each token's label, as its place among those."""
-    document_T: Int[np.ndarray, "T"]
-    cell_T: Int[np.ndarray, "T"]
-    """Each token's pair of document and label."""
+    order_T: Int[np.ndarray, "T"] | None
+    """Rows of the tokens by label, then by document; None where they stand so."""
     cell_document_P: Int[np.ndarray, "P"]
     cell_label_P: Int[np.ndarray, "P"]
-    """As a place among those that occur."""
+    """As a place among those that occur; ascending."""
     cell_tokens_P: Int[np.ndarray, "P"]
     n_labels: int
     n_documents: int
@@ -82,13 +86,28 @@ class Labels:
     @property
     def tokens_N(self) -> Int[np.ndarray, "N"]:
         """Tokens of each label that occurs; adds up over parts."""
-        return np.bincount(self.label_T, minlength=len(self.present_N))
+        return np.bincount(self.cell_label_P, self.cell_tokens_P, len(self.present_N)).astype(np.int64)
 
     @property
     def squares_N(self) -> Int[np.ndarray, "N"]:
         """Σ_d n_dv², the ordered pairs of tokens of a label within documents; adds up over parts of whole documents."""
         squares_P = self.cell_tokens_P.astype(np.float64) ** 2
         return np.bincount(self.cell_label_P, weights=squares_P, minlength=len(self.present_N)).astype(np.int64)
+
+    @cached_property
+    def label_T(self) -> Int[np.ndarray, "T"]:
+        """The label of each token in that order, as its place among those that occur."""
+        return np.repeat(self.cell_label_P, self.cell_tokens_P)
+
+    @property
+    def nbytes(self) -> int:
+        """What it holds in memory."""
+        arrays = [self.order_T, self.cell_document_P, self.cell_label_P, self.cell_tokens_P, self.label_T]
+        return sum(array.nbytes for array in arrays if array is not None)
+
+    def ordered(self, ids_TK: Integer[np.ndarray, "T K"]) -> Integer[np.ndarray, "T K"]:
+        """The choices of the tokens in that order."""
+        return ids_TK if self.order_T is None else ids_TK.take(self.order_T, axis=0)
 
 
 def labels(
@@ -114,11 +133,23 @@ def labels(
                 f"{name} spans {values_T.min()} to {values_T.max()}, wanted 0 to {n - 1}: pass 0-based numbers and how "
                 "many there are"
             )
-    present_N, local_T = np.unique(label_T, return_inverse=True)
-    key_T = document_T.astype(np.int64) * max(len(present_N), 1) + local_T
-    key_P, cell_T, n_P = np.unique(key_T, return_inverse=True, return_counts=True)
-    cells = np.divmod(key_P, max(len(present_N), 1))
-    return Labels(present_N, local_T, document_T, cell_T, *cells, n_P, n_labels, n_documents)
+    key_T = label_T.astype(np.int64) * n_documents + document_T
+    order_T = None
+    if (key_T[1:] < key_T[:-1]).any():
+        order_T = np.argsort(key_T).astype(np.int32)
+        key_T = key_T[order_T]
+    first_P = np.flatnonzero(np.diff(key_T, prepend=-1))
+    label_P, document_P = np.divmod(key_T[first_P], n_documents)
+    first_N = np.diff(label_P, prepend=-1) > 0
+    return Labels(
+        present_N=label_P[first_N],
+        order_T=order_T,
+        cell_document_P=document_P.astype(np.int32),
+        cell_label_P=(np.cumsum(first_N) - 1).astype(np.int32),
+        cell_tokens_P=np.diff(first_P, append=len(key_T)).astype(np.int32),
+        n_labels=n_labels,
+        n_documents=n_documents,
+    )
 
 
 def label_counts(ids_TK: Integer[np.ndarray, "T K"], of: Labels, *, n_experts: int) -> Int[np.ndarray, "N E"]:
@@ -137,9 +168,7 @@ def label_counts(ids_TK: Integer[np.ndarray, "T K"], of: Labels, *, n_experts: i
             f"ids_TK spans {ids_TK.min()} to {ids_TK.max()}, wanted 0 to {n_experts - 1}: check n_experts, and that "
             "ids are of routed experts of one layer"
         )
-    cell_TK = of.label_T[:, None] * n_experts + ids_TK
-    n_rows = len(of.present_N)
-    return np.bincount(cell_TK.ravel(), minlength=n_rows * n_experts).reshape(n_rows, n_experts)
+    return _counted(of.label_T, of.ordered(ids_TK), len(of.present_N), n_experts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,15 +193,15 @@ def pair_sums(
 ) -> PairSums:
     """Overlap with all tokens of the same label in other documents, without going through the pairs.
 
-    Σ_{t∈d} Σ_{e∈S_t} C_{v(t),e} − Σ_v |c_dv|², where C are the counts of the whole corpus (`label_counts`) and c_dv
-    those of a document. The tokens may be a part, with whole documents in it; the counts may not.
+    The tokens may be a part, with whole documents in it; the counts may not. Where several layers are asked of the same
+    tokens, `pair_overlap` alone is of a layer.
 
     Overlap in [0, K] for each pair; unit: experts. No NaN.
 
     Args:
         ids_TK: Chosen experts.
         of: The tokens' labels and documents.
-        counts_VE: C.
+        counts_VE: Assignments by label of the whole corpus (`label_counts`).
         weight_Vx: Of the pairs of each label: ones, or `token_weights`.
 
     Raises:
@@ -181,28 +210,117 @@ def pair_sums(
     Source:
         ours (the sums of a U-statistic over pairs of documents).
     """
+    overlap_Dx = pair_overlap(ids_TK, of, counts_VE=counts_VE, weight_Vx=weight_Vx)
+    return PairSums(overlap_Dx, pair_numbers(of, counts_VE.sum(axis=1) / max(ids_TK.shape[1], 1), weight_Vx=weight_Vx))
+
+
+def pair_numbers(
+    of: Labels, tokens_V: Num[np.ndarray, "V"], *, weight_Vx: Num[np.ndarray, "V *x"]
+) -> Float[np.ndarray, "D *x"]:
+    """`PairSums.pairs_Dx`, Σ_v w_v n_dv (n_v − n_dv): the same for every layer.
+
+    Range [0, ∞); unit: pairs, times their weight. No NaN.
+
+    Args:
+        of: The tokens' labels and documents.
+        tokens_V: n_v, tokens of each label in the whole corpus.
+        weight_Vx: Of the pairs of each label.
+
+    Raises:
+        Nothing.
+
+    Source:
+        ours.
+    """
+    n_P = of.cell_tokens_P.astype(np.float64)
+    return _by_document(n_P * (tokens_V[of.present_N][of.cell_label_P] - n_P), of, weight_Vx)
+
+
+def pair_overlap(
+    ids_TK: Integer[np.ndarray, "T K"],
+    of: Labels,
+    *,
+    counts_VE: Num[np.ndarray, "V E"],
+    weight_Vx: Num[np.ndarray, "V *x"],
+    within_P: Num[np.ndarray, "P"] | None = None,
+) -> Float[np.ndarray, "D *x"]:
+    """`PairSums.overlap_Dx`: Σ_v w_v (Σ_{t∈d with v} Σ_{e∈S_t} C_ve − |c_dv|²).
+
+    C are the counts of the whole corpus, c_dv those of a document.
+
+    Range [0, ∞); unit: experts, times the pairs' weight. No NaN.
+
+    Args:
+        ids_TK: Chosen experts.
+        of: The tokens' labels and documents.
+        counts_VE: C.
+        weight_Vx: Of the pairs of each label.
+        within_P: |c_dv|² of each cell where it is known (`overlap_within`).
+
+    Raises:
+        ValueError: the counts are of another number of labels.
+
+    Source:
+        ours.
+    """
     if len(counts_VE) != of.n_labels:
         raise ValueError(f"counts_VE has {len(counts_VE)} rows, wanted {of.n_labels}: those of `label_counts`")
-    n_experts, top_k = counts_VE.shape[1], ids_TK.shape[1]
-    counts_NE = counts_VE[of.present_N]  # few rows, which stay in the cache
-    tokens_N = counts_NE.sum(axis=1) / max(top_k, 1)
-    weight_Nx = weight_Vx[of.present_N]
-    flat, row_T = counts_NE.ravel(), of.label_T * n_experts
-    with_all_T = np.zeros(len(row_T))
-    for k in range(top_k):
-        with_all_T += flat[row_T + ids_TK[:, k]]
+    n_experts, ids_TK = counts_VE.shape[1], of.ordered(ids_TK)
+    if not len(ids_TK):
+        return np.zeros((of.n_documents, *weight_Vx.shape[1:]))
+    flat = (counts_VE if len(of.present_N) == of.n_labels else counts_VE[of.present_N]).ravel()
+    with_all_T = np.empty(len(ids_TK))
+    for start in range(0, len(ids_TK), _BLOCK):
+        run = slice(start, start + _BLOCK)
+        cell_KT = of.label_T[run].astype(np.int64) * n_experts + ids_TK[run].T
+        with_all_T[run] = flat.take(cell_KT).sum(axis=0)
+    within_P = overlap_within(ids_TK, replace(of, order_T=None), n_experts=n_experts) if within_P is None else within_P
+    first_P = np.cumsum(of.cell_tokens_P) - of.cell_tokens_P
+    return _by_document(np.add.reduceat(with_all_T, first_P) - within_P, of, weight_Vx)
 
-    def by_document(of_T: np.ndarray, of_P: np.ndarray) -> np.ndarray:
-        sums = np.zeros((of.n_documents, int(np.prod(weight_Vx.shape[1:]))))
-        for x, weight_N in enumerate(weight_Nx.reshape(len(of.present_N), sums.shape[1]).T):
-            sums[:, x] = np.bincount(of.document_T, of_T * weight_N[of.label_T], of.n_documents)
-            sums[:, x] -= np.bincount(of.cell_document_P, of_P * weight_N[of.cell_label_P], of.n_documents)
-        return sums.reshape(of.n_documents, *weight_Vx.shape[1:])
 
-    within_P = _squares(ids_TK, of, n_experts)
-    return PairSums(
-        by_document(with_all_T, within_P), by_document(tokens_N[of.label_T], of.cell_tokens_P.astype(np.float64) ** 2)
-    )
+def overlap_within(ids_TK: Integer[np.ndarray, "T K"], of: Labels, *, n_experts: int) -> Float[np.ndarray, "P"]:
+    """|c|² of each pair of document and label: the overlap of its ordered pairs of tokens, each with itself too.
+
+    Range: tokens · K to tokens² · K; unit: experts. No NaN.
+
+    Raises:
+        Nothing.
+
+    Source:
+        ours.
+    """
+    ids_TK = of.ordered(ids_TK)
+    squares_P = np.full(len(of.cell_tokens_P), float(ids_TK.shape[1]))  # of one token K: only the others are counted
+    several = np.flatnonzero(of.cell_tokens_P > 1)
+    tokens = of.cell_tokens_P[several]
+    ids_TK = ids_TK[np.repeat(of.cell_tokens_P > 1, of.cell_tokens_P)]
+    end = np.cumsum(tokens)
+    for start in range(0, len(several), _CELLS):
+        cells = slice(start, start + _CELLS)
+        some_TK = ids_TK[end[start] - tokens[start] : end[cells][-1]]
+        row_T = np.repeat(np.arange(len(tokens[cells])), tokens[cells])
+        counts = _counted(row_T, some_TK, len(tokens[cells]), n_experts)
+        squares_P[several[cells]] = np.einsum("pe,pe->p", counts, counts, dtype=np.float64)
+    return squares_P
+
+
+def _counted(row_T: np.ndarray, ids_TK: np.ndarray, n_rows: int, n_experts: int) -> np.ndarray:
+    """Assignments by row, where the rows of the tokens rise: a block of tokens counts in few rows."""
+    counts = np.zeros((n_rows, n_experts), dtype=np.int32)
+    for start in range(0, len(row_T), _BLOCK):
+        row_B = row_T[start : start + _BLOCK].astype(np.int64)
+        first, last = int(row_B[0]), int(row_B[-1])
+        cell_BK = ((row_B - first) * n_experts)[:, None] + ids_TK[start : start + _BLOCK]
+        here = np.bincount(cell_BK.ravel(), minlength=(last - first + 1) * n_experts)
+        counts[first : last + 1] += here.reshape(-1, n_experts).astype(np.int32)
+    return counts
+
+
+def _by_document(value_P: np.ndarray, of: Labels, weight_Vx: np.ndarray) -> np.ndarray:
+    weight_Nx = weight_Vx[of.present_N].reshape(len(of.present_N), -1)
+    sums = [np.bincount(of.cell_document_P, value_P * w[of.cell_label_P], of.n_documents) for w in weight_Nx.T]
+    return np.stack(sums, axis=1).reshape(of.n_documents, *weight_Vx.shape[1:])
 
 
 def document_pair_sums(
@@ -331,16 +449,3 @@ def _influence(sums: PairSums, top_k: int) -> tuple[np.ndarray, np.ndarray]:
     pairs_x = np.where(pairs_x > 0, pairs_x, np.nan)
     mean_x = sums.overlap_Dx.sum(axis=0) / top_k / pairs_x
     return np.asarray(mean_x), 2 * (sums.overlap_Dx / top_k - mean_x * sums.pairs_Dx) / pairs_x
-
-
-def _squares(ids_TK: np.ndarray, of: Labels, n_experts: int) -> np.ndarray:
-    """|c|² of each pair of document and label; a pair of one token has K, and only the others are counted out."""
-    squares_P = np.full(len(of.cell_tokens_P), float(ids_TK.shape[1]))
-    several_P = of.cell_tokens_P > 1
-    row_P = np.cumsum(several_P) - 1
-    held_T = several_P[of.cell_T]
-    cell_TK = row_P[of.cell_T[held_T]][:, None] * n_experts + ids_TK[held_T]
-    n_rows = int(several_P.sum())
-    counts = np.bincount(cell_TK.ravel(), minlength=n_rows * n_experts).reshape(n_rows, n_experts)
-    squares_P[several_P] = (counts.astype(np.float64) ** 2).sum(axis=1)
-    return squares_P

@@ -15,7 +15,7 @@ from scipy.special import betainc
 
 from workbench.metrics._arithmetic import check_ids, checked_counts
 
-SMALL = np.iinfo(np.uint16).max  # labels up to here are sorted by radix, in linear time
+SMALL = np.iinfo(np.uint16).max  # keys up to here are sorted by radix, in linear time
 
 
 def capacity(
@@ -143,20 +143,14 @@ def queue_places(
 
 
 def _rank_in_run(group_N: np.ndarray, expert_N: np.ndarray) -> np.ndarray:
-    """How many earlier items have the same group and expert: a stable sort by one, then by the other."""
-    order_N = np.argsort(_small(expert_N), kind="stable")
-    order_N = order_N[np.argsort(_small(group_N)[order_N], kind="stable")]
-    group_N, expert_N = group_N[order_N], expert_N[order_N]
-    starts_N = np.ones(len(order_N), dtype=bool)
-    starts_N[1:] = (group_N[1:] != group_N[:-1]) | (expert_N[1:] != expert_N[:-1])
-    index_N = np.arange(len(order_N))
+    """How many earlier items have the same group and expert: a stable sort, and the place in the run of equal ones."""
+    key_N = group_N.astype(np.int64) * (int(expert_N.max(initial=0)) + 1) + expert_N
+    order_N = np.argsort(key_N.astype(np.uint16) if key_N.max(initial=0) <= SMALL else key_N, kind="stable")
+    key_N = key_N[order_N]
+    starts = np.flatnonzero(np.diff(key_N, prepend=-1))
     rank_N = np.empty(len(order_N), dtype=np.int64)
-    rank_N[order_N] = index_N - np.maximum.accumulate(np.where(starts_N, index_N, 0))
+    rank_N[order_N] = np.arange(len(order_N)) - np.repeat(starts, np.diff(starts, append=len(order_N)))
     return rank_N
-
-
-def _small(label_N: np.ndarray) -> np.ndarray:
-    return label_N.astype(np.uint16) if len(label_N) and label_N.max() <= SMALL else label_N
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,8 +32,10 @@ def as_bits(ids_TK: Integer[np.ndarray, "T K"], *, n_experts: int) -> UInt64[np.
         word_E[:, None] == np.arange(words), np.uint64(1) << bit_E[:, None].astype(np.uint64), np.uint64(0)
     )
     bits_TW = np.zeros((len(ids_TK), words), dtype=np.uint64)
-    for k in range(ids_TK.shape[1]):
-        bits_TW |= bits_EW[ids_TK[:, k]]
+    for start in range(0, len(ids_TK), _BLOCK):
+        block_TW = bits_TW[start : start + _BLOCK]
+        for id_T in ids_TK[start : start + _BLOCK].T:
+            block_TW |= bits_EW.take(id_T, axis=0)
     refuse_twice(ids_TK, np.bitwise_count(bits_TW).sum(axis=1) < ids_TK.shape[1])  # cheaper than to sort the ids
     return bits_TW
 

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, Integer, Num
 
 from workbench.metrics._arithmetic import check_ids, checked_counts
 
+_BLOCK_TOKENS = 1 << 14
 _BLOCK_IDS = 256  # ids at a time: their tables stay in the cache
 
 
@@ -43,15 +44,15 @@ def label_counts(
             "number of all rows"
         )
     check_ids(ids_TK, n_experts=n_experts)
-    return count_cells(label_T, ids_TK, n_labels=n_labels, n_experts=n_experts)
+    return count_cells(label_T, ids_TK, n_labels=n_labels, n_experts=n_experts).astype(np.int64)
 
 
 def count_cells(
     label_T: Int[np.ndarray, "T"], ids_TK: Integer[np.ndarray, "T K"], *, n_labels: int, n_experts: int
 ) -> Int[np.ndarray, "V E"]:
-    """`label_counts` of ids and labels that are known to be right, as those of a recording are.
+    """`label_counts` of ids and labels that are known to be right, as those of a recording are; in 4 bytes each.
 
-    Range, unit: as `label_counts`. No NaN.
+    Range, unit: as `label_counts`; 2^31 tokens at most. No NaN.
 
     Raises:
         Nothing: wrong labels or ids give wrong counts.
@@ -60,10 +61,16 @@ def count_cells(
         ours (a count).
     """
     # one row more, for tokens without a label: cheaper than leaving them out
-    base_T = (label_T.astype(np.int64) + 1) * n_experts
-    cells = np.add(base_T[:, None], ids_TK, dtype=np.int64, casting="unsafe").ravel()
-    size = (n_labels + 1) * n_experts
-    return np.bincount(cells, minlength=size).reshape(n_labels + 1, n_experts)[1:]
+    counts = np.zeros((n_labels + 1) * n_experts, dtype=np.int32)
+    # few tokens at a time: their cells stay in the cache, and so may the table
+    for start in range(0, len(label_T), _BLOCK_TOKENS):
+        base_T = (label_T[start : start + _BLOCK_TOKENS].astype(np.int64) + 1) * n_experts
+        cell_T = (base_T[:, None] + ids_TK[start : start + _BLOCK_TOKENS].astype(np.int64)).ravel()
+        if len(counts) <= _BLOCK_TOKENS:
+            counts += np.bincount(cell_T, minlength=len(counts)).astype(np.int32)
+        else:  # no second table for the sum, which may be larger than all else; quick for values of the table's type
+            np.add.at(counts, cell_T, np.int32(1))
+    return counts.reshape(n_labels + 1, n_experts)[1:]
 
 
 def vocabulary_specialization(
@@ -97,8 +104,9 @@ def vocabulary_specialization(
         raise ValueError(
             f"min_count is {min_count}, wanted 1 or more: 10 keeps most occurrences and little of the bias"
         )
-    counts_xVE = checked_counts(counts_xVE)
-    most_xV = counts_xVE.max(axis=-1)
+    if counts_xVE.size and counts_xVE.min() < 0:
+        raise ValueError(f"counts hold {counts_xVE.min()}, wanted 0 or more: pass assignments")
+    most_xV = counts_xVE.max(axis=-1).astype(np.float64)
     if (most_xV > occurrences_V).any():
         raise ValueError(
             "counts_xVE counts an expert more often than its id occurs: pass occurrences_V of the same tokens, one per "

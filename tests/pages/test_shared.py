@@ -1,0 +1,161 @@
+"""The app for several people: who is let in, as whom, and what each may do."""
+
+import socket
+import socketserver
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from tests.pages.browser import Visitor, serving
+from tests.pages.test_browser import record
+from tests.pages.test_pages import PAGES, said
+from workbench.host_rules import Limits, Rules, rules_to_json
+
+
+@contextmanager
+def reverse_proxy(port: int, named: tuple[str, ...]) -> Iterator[int]:
+    """A proxy before the app, which names the visitor in a header; it takes one request a connection."""
+
+    class Passing(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            lines = []
+            while (line := self.rfile.readline()).strip():
+                lines.append(line)
+            if not lines:
+                return
+            if b"websocket" not in b"".join(lines).lower():
+                lines = [line for line in lines if not line.lower().startswith(b"connection:")]
+                lines.append(b"Connection: close\r\n")
+            lines += [f"X-Forwarded-User: {name}\r\n".encode() for name in named]
+            with socket.create_connection(("127.0.0.1", port)) as upstream:
+                upstream.sendall(b"".join(lines) + b"\r\n")
+                threading.Thread(target=self.pass_on, args=(upstream,), daemon=True).start()
+                while content := upstream.recv(65_536):
+                    self.wfile.write(content)
+
+        def pass_on(self, upstream: socket.socket) -> None:
+            try:
+                while content := self.rfile.read1(65_536):
+                    upstream.sendall(content)
+            except OSError:  # the other side is done
+                return
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_: object) -> None:
+            """A browser that leaves is no error."""
+
+    with Server(("127.0.0.1", 0), Passing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+def test_behind_a_proxy_each_is_known_and_limited_and_nobody_comes_past_it(chrome, tmp_path, recording):
+    import shutil
+
+    shutil.copytree(recording.path, tmp_path / "recordings" / "shared")
+    options = ("--shared", "--proxy-header", "X-Forwarded-User", "--visitor-rate", "1")
+    with serving(tmp_path, *options) as app:
+        port = int(app.url.rpartition(":")[2])
+        with reverse_proxy(port, ("ada",)) as ada, reverse_proxy(port, ("bob",)) as bob, \
+             reverse_proxy(port, ("mallory", "ada")) as forged:  # fmt: skip
+            for way in (port, forged):
+                outside = Visitor(chrome, replace(app, url=f"http://127.0.0.1:{way}"))
+                outside.open("/record")
+                assert "named nobody, or more than one" in outside.heard()
+                assert outside.page.get_by_role("button", name="Record").count() == 0
+                assert outside.page.get_by_role("heading").count() == 0
+                outside.close()
+            visitors = [Visitor(chrome, replace(app, url=f"http://127.0.0.1:{way}")) for way in (ada, bob)]
+            for visitor, name in zip(visitors, ("ada", "bob"), strict=True):
+                record(visitor, f"{name} was here.")
+                visitor.page.wait_for_url("**/tokens?*recording=tiny-moe-prompt-*", timeout=90_000)
+                visitor.go("Record")
+                assert visitor.page.get_by_text(f"Signed in as {name}").is_visible()
+                assert visitor.page.get_by_text("Jobs since the app was started (1)").is_visible()
+                assert visitor.page.get_by_role("button", name="Release it").count() == 0
+            record(visitors[0], "ada again.")
+            visitors[0].page.get_by_test_id("stAlert").first.wait_for()
+            assert "jobs were asked for by you within a minute" in visitors[0].heard()
+            for visitor in visitors:
+                assert visitor.troubles == []
+                visitor.close()
+
+
+@pytest.fixture
+def shared(tmp_path, monkeypatch):
+    """The app with a log-in of Streamlit's, not yet run."""
+    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path))
+    monkeypatch.setenv("WORKBENCH_RULES", rules_to_json(Rules(limits=Limits())))
+    monkeypatch.delenv("WORKBENCH_PROXY_HEADER", raising=False)
+    monkeypatch.syspath_prepend(str(PAGES))
+    app = AppTest.from_file(str(PAGES / "app.py"), default_timeout=60)
+    app.secrets["auth"] = {
+        "redirect_uri": "https://x/oauth2callback", "cookie_secret": "s" * 32, "client_id": "i", "client_secret": "c",
+        "server_metadata_url": "https://x/.well-known/openid-configuration",
+    }  # fmt: skip
+    yield app
+    sys.modules["jobs"]._host.clear()
+
+
+def test_who_is_not_signed_in_sees_the_way_in_and_nothing_else(shared):
+    shared.user = {"is_logged_in": False}
+    shared.run()
+    assert not shared.exception and not shared.error
+    assert [button.label for button in shared.button] == ["Sign in"]
+    assert not shared.selectbox and not shared.dataframe and not shared.sidebar.text
+
+
+def test_each_provider_has_its_button(shared):
+    shared.secrets["auth"] = {"redirect_uri": "https://x", "cookie_secret": "s", "google": {}, "okta": {}}
+    shared.user = {"is_logged_in": False}
+    shared.run()
+    assert [button.label for button in shared.button] == ["Sign in with google", "Sign in with okta"]
+
+
+def test_who_is_signed_in_is_the_owner_of_their_jobs(shared):
+    shared.user = {"is_logged_in": True, "iss": "https://x", "sub": "7", "email": "ada@x.org"}
+    shared.run()
+    shared.switch_page("record.py").run()
+    assert [text.value for text in shared.sidebar.text] == ["Signed in as ada@x.org"]
+    shared.text_area(key="prompt").set_value("a few words")
+    next(button for button in shared.button if button.label == "Record").click().run()
+    assert not shared.exception and not shared.error, said(shared)
+    host = sys.modules["jobs"].host()
+    assert {job.owner for job in host.jobs() if job.name.startswith("tiny-moe-prompt")} == {"https://x 7 ada@x.org"}
+    assert host.rules.limits == Limits()
+
+
+@pytest.mark.parametrize(
+    ("address", "values", "name"),
+    [
+        ("127.0.0.1", ["ada"], "ada"),
+        ("127.0.0.1", [], ""),
+        ("127.0.0.1", ["ada", "mallory"], ""),
+        ("127.0.0.1", ["  "], ""),
+        ("127.0.0.1", ["a\x1bb"], ""),
+        ("127.0.0.1", ["a" * 201], ""),
+        ("0.0.0.0", ["ada"], ""),
+        (None, ["ada"], ""),
+    ],
+)
+def test_the_proxys_header_counts_on_loopback_and_once(monkeypatch, address, values, name):
+    monkeypatch.syspath_prepend(str(PAGES))
+    import access
+
+    headers = SimpleNamespace(get_all=lambda header: values if header == "X-User" else [])
+    fake = SimpleNamespace(get_option=lambda option: address, context=SimpleNamespace(headers=headers))
+    monkeypatch.setattr(access, "st", fake)
+    monkeypatch.setenv("WORKBENCH_RULES", rules_to_json(Rules(limits=Limits())))
+    monkeypatch.setenv("WORKBENCH_PROXY_HEADER", "X-User")
+    assert access.visitor() == name
+    monkeypatch.delenv("WORKBENCH_RULES")
+    assert access.visitor() == "", "on one's own machine nobody is asked"

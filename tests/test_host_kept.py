@@ -1,0 +1,174 @@
+"""What the host keeps on disk: requests until their recording is done, and logs, maps and uploads within bounds."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from tests.hosting import ScriptedProcess, ended, running
+from workbench import host_kept, host_queue
+from workbench.capture.record import record
+from workbench.errors import Cancelled, HostError, RecordingError
+from workbench.host import Host
+from workbench.host_kept import delete_recording, trim, unfinished
+from workbench.recording_writer import locked
+
+
+@pytest.fixture
+def scripted(tmp_path, monkeypatch):
+    monkeypatch.setattr(host_queue, "ModelProcess", ScriptedProcess)
+    host = Host(tmp_path)
+    yield host
+    host.stop()
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A data folder with a recording that was stopped after its first part."""
+    data = tmp_path_factory.mktemp("data")
+    asked = iter(range(1000))
+    with pytest.raises(Cancelled):
+        how = {"batch_tokens": 256, "shard_tokens": 512, "check": False}
+        record(tiny.moe(), tiny.corpus(), data / "recordings" / "begun", should_cancel=lambda: next(asked) > 4, **how)
+    return data
+
+
+def requests(host: Host) -> list[str]:
+    return sorted(file.name for file in (host.data / "requests").glob("*"))
+
+
+def test_a_request_is_kept_until_its_recording_is_done(scripted):
+    done, dropped = (scripted.record(model="tiny-moe", prompt=text, name=text) for text in ("done", "dropped"))
+    assert requests(scripted) == ["done.json", "dropped.json"]
+    assert scripted.unfinished() == [], "what waits or runs here is no matter of going on"
+    scripted.cancel(dropped)
+    assert requests(scripted) == ["done.json"]
+    running(scripted, done).let()
+    ended(scripted, done)
+    scripted.stop()
+    assert requests(scripted) == []
+
+
+def test_what_the_app_took_with_it_can_be_asked_for_again(scripted):
+    first = scripted.record(model="tiny-moe", prompt="first <b>", name="first", fields=("routing",), max_tokens=7)
+    second = scripted.record(model="tiny-moe", corpus="demo", name="second", check=False, owner="ada")
+    asked = [running(scripted, first).sent[-1], scripted._requests[second]]
+    scripted.stop()
+    again = Host(scripted.data)
+    assert [(each.name, each.title, each.owner, each.of_parts) for each in again.unfinished(owner="ada")] == [
+        ("first", "tiny-moe · “first <b>”", "", 0), ("second", "tiny-moe · demo", "ada", 0),
+    ]  # fmt: skip
+    assert [each.name for each in again.unfinished(owner="bob")] == ["first"]
+    for name, request in zip(("first", "second"), asked, strict=True):
+        job = again.resume(name, owner="ada")
+        sent = running(again, job).sent[-1]
+        assert {**sent, "id": ""} == {**request, "id": ""}
+        again._worker.let()
+        ended(again, job)
+    again.stop()
+    assert requests(again) == []
+
+
+def test_another_visitors_request_is_not_resumed(scripted):
+    scripted.record(model="tiny-moe", prompt="mine", name="mine", owner="ada")
+    scripted.stop()
+    again = Host(scripted.data)
+    for name, owner in (("mine", "bob"), ("none", "ada"), ("../mine", "ada")):
+        with pytest.raises(
+            HostError, match=f"no unfinished recording '{name}' that was asked for here; record it anew"
+        ):
+            again.resume(name, owner=owner)
+
+
+def test_a_recording_of_the_command_line_says_how_it_goes_on(begun):
+    (found,) = unfinished(begun)
+    assert (found.name, found.title, found.arguments) == ("begun", "tiny-random-moe · random", {})
+    assert 0 < found.parts < found.of_parts and found.command
+    with pytest.raises(HostError, match="no unfinished recording 'begun'"):
+        Host(begun).resume("begun")
+
+
+def test_what_cannot_be_read_is_passed_over(begun, tmp_path):
+    for name, text in (("broken", "{"), ("foreign", "[]"), ("older", '{"title": "x"}')):
+        (tmp_path / "requests").mkdir(exist_ok=True)
+        (tmp_path / "requests" / f"{name}.json").write_text(text)
+    (tmp_path / "recordings" / "damaged").mkdir(parents=True)
+    (tmp_path / "recordings" / "damaged" / "manifest.json").write_text("{")
+    assert unfinished(tmp_path) == []
+
+
+def test_a_data_folder_that_cannot_be_written_is_said_before_anything_begins(scripted):
+    (scripted.data / "requests").write_text("a file in the way")
+    with pytest.raises(HostError, match=r"requests cannot be written .*; nothing was begun. Free the disk"):
+        scripted.record(model="tiny-moe", prompt="a")
+    assert scripted.jobs() == []
+
+
+def test_a_deleted_recording_is_gone_and_what_lies_elsewhere_stays(recording, tmp_path):
+    import shutil
+
+    data = tmp_path / "data"
+    shutil.copytree(recording.path, data / "recordings" / "mine")
+    shutil.copytree(recording.path, tmp_path / "elsewhere")
+    (data / "recordings" / "linked").symlink_to(tmp_path / "elsewhere")
+    (data / "requests").mkdir()
+    (data / "requests" / "mine.json").write_text("{}")
+    with (
+        locked(data / "recordings" / "mine"),
+        pytest.raises(RecordingError, match="is being written by another process"),
+    ):
+        delete_recording(data, "mine")
+    for name in ("mine", "linked"):
+        Host(data).delete(name)
+    assert list((data / "recordings").iterdir()) == list((data / "requests").iterdir()) == []
+    assert (tmp_path / "elsewhere" / "manifest.json").is_file()
+    for name in ("mine", "", "..", "../recordings/mine"):
+        with pytest.raises(RecordingError, match="there is no recording .* to delete"):
+            delete_recording(data, name)
+
+
+def test_what_was_used_longest_ago_goes_first(tmp_path):
+    for age, name in enumerate(("new", "middle", "old")):
+        file = tmp_path / name / "kept"
+        file.parent.mkdir()
+        file.write_bytes(b"x" * 100)
+        os.utime(file, (1000 - age, 1000 - age))
+    trim(tmp_path, 300)
+    assert sorted(file.parent.name for file in tmp_path.rglob("kept")) == ["middle", "new", "old"]
+    trim(tmp_path, 250)
+    assert sorted(file.parent.name for file in tmp_path.rglob("kept")) == ["middle", "new"]
+    trim(tmp_path / "none", 0)
+
+
+def test_maps_are_kept_up_to_a_bound(scripted, monkeypatch):
+    monkeypatch.setattr(host_queue, "_MAP_BYTES", 100)
+    (scripted.data / "maps").mkdir()
+    (scripted.data / "maps" / "old.npy").write_bytes(b"x" * 101)
+    job = scripted.attention(model="tiny-moe", token_ids=[1], layer=0, head=0)
+    running(scripted, job).let()
+    ended(scripted, job)
+    scripted.stop()
+    assert list((scripted.data / "maps").iterdir()) == []
+
+
+def test_a_log_is_cut_under_a_process_that_writes_to_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(host_kept, "_LOG_BYTES", 10)
+    log = host_kept.log_file(tmp_path, "worker.log")
+    with log.open("ab") as noise:
+        noise.write(b"longer than ten bytes")
+        noise.flush()
+        host_kept.log_file(tmp_path, "worker.log")
+        noise.write(b"and on")
+    assert log.read_text() == "and on"
+    assert Path(f"{log}.1").read_text() == "longer than ten bytes"
+
+
+def test_a_request_is_written_whole(tmp_path, monkeypatch):
+    host_kept.keep_request(tmp_path, "r", title="t", owner="", arguments={"model": "m"})
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(HostError, match="cannot be written .No space left on device.; nothing was begun"):
+        host_kept.keep_request(tmp_path, "r", title="other", owner="", arguments={})
+    assert [file.name for file in (tmp_path / "requests").iterdir()] == ["r.json"]
+    assert json.loads((tmp_path / "requests" / "r.json").read_text())["title"] == "t"
