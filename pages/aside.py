@@ -134,15 +134,13 @@ def put(shown: Any, names: Sequence[str]) -> None:
 
 
 def tell(asked: Sequence[Asked]) -> None:
-    """Writes what is put aside into the choices; the address follows where the page shows it."""
+    """Writes what is put aside into the choices and the address."""
     text = "|".join(each.text() for each in asked)
     st.session_state["chosen"].pop(NAME, None)
+    st.query_params.pop(NAME, None)
     if text:
         st.session_state["chosen"][NAME] = text
-    if NAME in st.query_params:
-        st.query_params.pop(NAME)
-        if text:
-            st.query_params[NAME] = text
+        st.query_params[NAME] = text
 
 
 def button(shown: Any, name: str, key: str) -> None:

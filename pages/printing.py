@@ -47,7 +47,7 @@ def _take(shown: Shown, key: str) -> None:
 def put_aside() -> list[tuple[Shown, tuple[str, ...]]]:
     """Everything put aside, asked for again where it is only named; what cannot be made is said, and left out."""
     found = []
-    for asked in shared.read_aside():
+    for asked in aside.told():
         try:
             recording = shared.open_named(asked.recording)
             recording = recording.of_phase(asked.phase) if asked.phase else recording

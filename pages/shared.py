@@ -33,6 +33,7 @@ def enter(page: Any) -> None:
     chosen = st.session_state.setdefault("chosen", {})
     if new:
         chosen.pop("open", None)  # what was opened there belongs to that page
+    _keep(aside.NAME, _asked(aside.NAME))  # on every page, so that no reload loses it
 
 
 def write_address() -> None:
@@ -253,12 +254,6 @@ def choose_recording(*, routed: bool = False) -> Recording:
     return recording.of_phase(
         choose("Phase", "phase", recording.phases, default="prefill", help="Given text, or text that the model wrote.")
     )
-
-
-def read_aside() -> list[aside.Asked]:
-    """What is put aside for the paper, as the address says it."""
-    _keep(aside.NAME, _asked(aside.NAME))
-    return aside.told()
 
 
 def _stop_without_routers(recording: Recording) -> None:
