@@ -115,7 +115,7 @@ def analyses_of(metric: str) -> list[str]:
 def definitions(analysis: str) -> dict[str, tuple[str, str]]:
     """The metrics that an analysis answers with: of each, by `module.name`, its definition and its source, in words."""
     reached = _reached(f"analyses.{analysis}")
-    by_field = {metric for field in _batch.get(analysis).NEEDS for metric in RECORDED.get(field, ())}
+    by_field = {metric for field in getattr(_batch.get(analysis), "NEEDS", ()) for metric in RECORDED.get(field, ())}
     found = {}
     for metric, doc in metrics():
         if f"workbench.metrics.{metric}" in reached or metric in by_field or analysis in PLAIN.get(metric, ()):

@@ -26,7 +26,7 @@ from workbench.figures.spec import Figure, HeatMap, Points, TokenStrip
 from workbench.figures.theme import DARK, LIGHT
 from workbench.recording import Recording
 
-_TITLE_PX = 36
+_TITLE_PX = 46
 _MODEBAR = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d", "toImage"]}
 DRAWING = threading.Lock()  # matplotlib's settings are one for the whole process
 
@@ -172,7 +172,10 @@ def question(name: str) -> None:
         "Definitions", icon=":material/function:", type="tertiary", key=f"{name}-definitions", on_change="rerun"
     )
     with defined:
-        for metric, (said, source) in definitions(name).items() if defined.open else ():
+        said_of = definitions(name) if defined.open else {}
+        if defined.open and not said_of:
+            st.markdown("Its formulas and their sources stand in docs/efficiency.md.")
+        for metric, (said, source) in said_of.items():
             st.markdown(f"**{plain(metric)}**")
             st.text(said)
             st.caption(f"Source: {plain(source)}")

@@ -264,6 +264,7 @@ def test_definitions_are_those_of_the_analysis():
     assert source
     assert "attention.query_statistics" in definitions("attention_heads")
     assert "load.coefficient_of_variation" not in definitions("attention_heads")
+    assert definitions("roofline") == {}  # of costs: docs/efficiency.md
 
 
 PARTS = {
