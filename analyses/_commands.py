@@ -3,11 +3,12 @@
 import inspect
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from workbench.cli import RECORDINGS, console, token_progress
+from workbench.errors import AnalysisError
 
 if TYPE_CHECKING:
     from analyses import _several
@@ -37,6 +38,7 @@ def analyze(
     phase: Annotated[str | None, typer.Option(help="prefill or decode, of a recording that holds both")] = None,
     against: Annotated[Path | None, typer.Option(help="a second recording of the same corpus to compare with")] = None,
     ceiling: Annotated[Path | None, typer.Option(help="the first recording's model recorded again")] = None,
+    untrained: Annotated[Path | None, typer.Option(help="the untrained model over the same corpus")] = None,
     experts: Annotated[str, typer.Option(help="same, matched or auto: whether equal ids are equal experts")] = "auto",
     only: Annotated[list[str] | None, typer.Option(help="a figure or table of one analysis; repeat for more")] = None,
     label: Annotated[str, typer.Option(help="name of the folder in --out, for one analysis; else the analysis'")] = "",
@@ -44,23 +46,30 @@ def analyze(
 ) -> None:
     """Runs analyses of a recording, or of two, and writes their tables and figures, with a page that shows them all."""
     from analyses import _batch, _several
-    from workbench.errors import AnalysisError
     from workbench.recording import Recording
 
     named = list(names or [])
     if not named and not all_:
         raise AnalysisError(f"name an analysis, or give --all; there are {', '.join(_batch.names(''))}.")
-    for option, given in (("--set", settings), ("--only", only), ("--label", label)):
-        if given and (all_ or len(named) != 1):
-            many = "all" if all_ else len(named)
-            raise AnalysisError(f"{option} belongs to one analysis, and {many} were named; run them one by one.")
+    _refuse_many(
+        many=all_ or len(named) != 1,
+        count="all" if all_ else str(len(named)),
+        options={
+            "--set": settings,
+            "--only": only,
+            "--label": label,
+        },
+    )
     for name in named:
         _batch.parse_settings(_batch.get(name), settings or [])  # refused before anything is run
     if width not in ("column", "text"):
         raise AnalysisError(f"--width is {width!r}; column or text was wanted.")
-    if against is None and (ceiling is not None or experts != "auto"):
+    if against is None and experts != "auto":
+        raise AnalysisError("--experts is about two recordings; give the other one: --against RECORDING.")
+    if against is not None and untrained is not None:
         raise AnalysisError(
-            "--ceiling and --experts are about two recordings; give the other one: --against RECORDING."
+            "--untrained is a control of one recording; leave it out, or compare with the untrained model itself: "
+            f"--against {untrained}."
         )
     if jobs is not None and jobs < 1:
         raise AnalysisError(f"--jobs is {jobs}; 1 or more was wanted.")
@@ -74,10 +83,19 @@ def analyze(
         if not isinstance(opened, Recording):
             raise AnalysisError(f"--phase is about recordings, and {recording} holds a measurement; leave it out.")
         opened = opened.of_phase(phase)
+    for control, path in (("ceiling", ceiling), ("untrained", untrained)):
+        if path is not None and not any(hasattr(_batch.get(name).Settings, control) for name in chosen):
+            takers = ", ".join(name for name in known if hasattr(_batch.get(name).Settings, control))
+            raise AnalysisError(f"no analysis that was named takes --{control}; these do: {takers}.")
     asked = _several.Asked(
         opened,
         out,
-        settings={name: _batch.with_ceiling(_batch.get(name), settings or [], ceiling) for name in chosen},
+        settings={
+            name: _batch.with_controls(
+                _batch.get(name), settings or [], ceiling=ceiling, untrained=untrained, of_two=against is not None
+            )
+            for name in chosen
+        },
         width=cast("Width", width),
         against=Recording.open(against) if against is not None else None,
         experts=experts,
@@ -87,11 +105,17 @@ def analyze(
     _run(asked, chosen, pass_over=all_, jobs=jobs)
 
 
+def _refuse_many(*, many: bool, count: str, options: dict[str, Any]) -> None:
+    """Refuses options of one analysis where several are asked."""
+    for option, given in options.items():
+        if given and many:
+            raise AnalysisError(f"{option} belongs to one analysis, and {count} were named; run them one by one.")
+
+
 def _run(asked: "_several.Asked", names: list[str], *, pass_over: bool = False, jobs: int | None = None) -> Path:
     """Runs the analyses; with `pass_over` those that refuse the recording are named and left out, unless all do."""
     from analyses import _several
     from workbench.bundle import finish
-    from workbench.errors import AnalysisError
     from workbench.report import write_report
 
     recording, against, out = asked.recording, asked.against, asked.out
@@ -111,7 +135,8 @@ def _run(asked: "_several.Asked", names: list[str], *, pass_over: bool = False, 
     finish(out)
     page = out / "index.html"
     title, facts = _facts(recording, against)
-    write_report(page, title=title, facts=facts, sections=sections)
+    left_out = [done[name].refused for name in names if done[name].refused]
+    write_report(page, title=title, facts=facts, sections=sections, left_out=left_out)
     console.print(f"report: {page}", soft_wrap=True)
     return page
 
