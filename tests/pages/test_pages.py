@@ -28,18 +28,8 @@ from workbench.recording_schema import FIELDS
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = ROOT / "pages"
 HELPERS = (
-    "access",
-    "app",
-    "experts",
-    "jobs",
-    "kept",
-    "mapping",
-    "measuring",
-    "serve",
-    "served",
-    "shared",
-    "showing",
-    "troubles",
+    *("access", "app", "aside", "experts", "jobs", "jumping", "kept", "mapping", "measuring", "printing", "serve"),
+    *("served", "shared", "showing", "troubles"),
 )
 NAMES = sorted(file.stem for file in PAGES.glob("*.py") if file.stem not in HELPERS)
 EXPLORING = ("attention", "tokens", "utilization", "load_balance", "specialization", "structure")
@@ -200,7 +190,7 @@ def test_an_expert_is_jumped_to_by_its_name(app):
         assert app.header[0].value == f"Expert {expert} of layer {layer}"
         assert app.text_input(key="jump").value == ""
     app.text_input(key="jump").set_value("the *fox*").run()
-    assert "“the *fox*” names no expert; write a layer and an expert, such as L17 E42" in said(app)
+    assert "“the *fox*” is neither an expert, such as L17 E42, nor a token of this recording." in said(app)
     app.text_input(key="jump").set_value("L99 E5").run()
     assert "There is no layer “99” here; there are 0, 2" in said(app)
 
@@ -224,6 +214,61 @@ def test_a_slider_says_how_much_it_hides(app):
         assert any(f"occur fewer than {least} times and are hidden" in each.value for each in app.caption)
 
 
+def test_a_choice_of_any_widget_is_taken_from_the_address(app):
+    opened(app, "tokens", colour="loss")
+    assert app.button_group(key="colour").value == "loss"
+    opened(app, "utilization", least="20", open="tables")
+    assert app.select_slider(key="least").value == 20
+    assert len(app.dataframe) > 2  # the tables of the part that is open
+    assert not app.exception and not app.error
+
+
+def test_what_was_opened_stays_with_its_page(app):
+    opened(app, "utilization", open="tables")
+    del app.query_params["open"]
+    app.switch_page("load_balance.py").run()
+    assert "open" not in app.query_params and "open" not in app.session_state["chosen"]
+
+
+def test_a_token_is_jumped_to_by_its_text(app):
+    opened(app, "tokens", document="d7", token="3")
+    text = app.dataframe[0].value["text"].iloc[0].strip()
+    app.text_input(key="jump").set_value(text.upper()).run()
+    assert not app.exception and app.toast[0].value.replace("\\", "").endswith(f"tokens that read “{text.upper()}”")
+    row = app.dataframe[0].value
+    assert row["text"].iloc[0].strip() == text
+    assert (app.query_params["document"], app.query_params["token"]) != ("d7", "3")
+    app.switch_page("utilization.py").run()
+    app.text_input(key="jump").set_value(text).run()
+    assert app.title[0].value == "Tokens" and not app.exception
+
+
+@pytest.mark.parametrize("page", ["tokens", "utilization", "load_balance", "specialization", "structure"])
+def test_a_dense_model_has_no_routing_and_the_page_says_so(app, data, dense, page):
+    from tests import tiny
+    from workbench.capture.record import record
+
+    folder = data / "recordings" / "dense"
+    record(dense, tiny.corpus(n_documents=10), folder, check=False)
+    try:
+        opened(app, page, recording="dense")
+        assert not app.exception and not app.error
+        assert "tiny-random-dense is dense: no layer has a router" in said(app)
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_definitions_are_those_of_the_analysis():
+    from analyses._definitions import definitions
+
+    said, source = definitions("load_balance")["load.coefficient_of_variation"]
+    assert said.startswith("Spread of the load over its mean, std(c) / mean(c)") and "Args" not in said
+    assert source
+    assert "attention.query_statistics" in definitions("attention_heads")
+    assert "load.coefficient_of_variation" not in definitions("attention_heads")
+    assert definitions("roofline") == {}  # of costs: docs/efficiency.md
+
+
 PARTS = {
     "load_balance": ("Scope: one document, a batch, the corpus", "How decided the routers are, and their z-loss",
                      "Distinct experts that a decoded batch meets"),
@@ -245,7 +290,7 @@ def test_a_part_that_is_opened_asks_its_question_and_draws(app, page, part, monk
     monkeypatch.setattr(sys.modules["showing"], "folded", opening(part))
     app = opened(app, page, layer="2", expert="1")
     assert not app.exception and not app.error, said(app)
-    assert len(shown) > 3 or part == "Two occurrences of one token"
+    assert len(shown) > 2 or part == "Two occurrences of one token"
     assert sum(element.value.startswith("**") for element in app.markdown) == 2  # the page's question and the part's
     assert [toggle.label for toggle in app.toggle] == ["Tables"]
     app.toggle[0].set_value(True).run()
@@ -302,9 +347,9 @@ def test_another_layer_is_counted_alone(app, data, monkeypatch):
     try:
         opened(app, "structure", recording="unseen", layer="0")
         app.selectbox(key="layer").select(2).run()
-        assert not app.exception and [each.value for each in app.header] == ["Layer 2", "Layer by layer"]
+        assert not app.exception and [each.value for each in app.header] == ["Layer 2"]
         assert "coactivation --set layer=2" in app.code[0].value
-        assert asked == [0, None, 2]
+        assert asked == [0, 2]  # and all of them where “Layer by layer” is opened
     finally:
         shutil.rmtree(data / "recordings" / "unseen")
 

@@ -1,8 +1,8 @@
 """Figures for the browser: plotly, with hover and with marks that can be clicked.
 
-Each mark carries its row as `customdata`, so that a page can link selections; each figure carries its caption and its
-text alternative in `layout.meta`. Nothing is computed here but places. Plotly reads a little HTML in every text: all
-text passes through `as_text`, because tokens and names are what other people wrote.
+Each mark carries its row as `customdata`, so that a page can link selections; each figure carries the names of the
+columns, its caption and its text alternative in `layout.meta`. Nothing is computed here but places. Plotly reads a
+little HTML in every text: all text passes through `as_text`, because tokens and names are what other people wrote.
 """
 
 import math
@@ -56,7 +56,7 @@ def screen(figure: Figure, *, dark: bool = False) -> "go.Figure":
 def _heat_map(figure: HeatMap, ink: Ink) -> "go.Figure":
     xs, ys = figure.order(figure.x), figure.order(figure.y)
     scale = ColourScale.of(figure.numbers(figure.value), center=figure.center, log=figure.log)
-    row_px = 560 / len(ys) if figure.square else min(max(420 / len(ys), 12), 32)
+    row_px = min(560 / len(ys), 60) if figure.square else min(max(420 / len(ys), 12), 32)
     canvas, parts = canvas_of(figure, ink, panel_px=int(row_px * len(ys)), foot_px=50)
     column_at, row_at = ({value: index for index, value in enumerate(values)} for values in (xs, ys))
     across = max(column for _, (_, column) in parts)
