@@ -90,7 +90,7 @@ def test_they_are_written_with_both_models_in_their_provenance(name, asked_of, t
 @pytest.mark.parametrize("name", NAMES)
 def test_what_was_not_measured_is_refused_and_what_would_measure_it_is_said(name, measurement, served):  # noqa: F811
     other = measurement if "requests" in _batch.get(name).NEEDS else served.measurement
-    with pytest.raises(AnalysisError, match=f"{name}: .* has no (samples|requests|parts|coverage); "):
+    with pytest.raises(AnalysisError, match=f"{name}: .* has no (samples|requests|parts|coverage|recording); "):
         _batch.get(name).run(other)
 
 
