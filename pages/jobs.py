@@ -128,7 +128,7 @@ def answer(key: str, jobs: dict[str, Asked] | None = None) -> dict[str, Any] | N
     if job.state == "done":
         return job.result
     if job.state in ("queued", "running"):
-        st.fragment(_progress, run_every=0.5)(job.id)
+        _follow(job.id)
         return None
     (st.warning if job.state == "cancelled" else st.error)(plain(job.message))
     if st.button("Go on" if job.kind == "record" else "Try again", key=f"again {key}"):
@@ -155,6 +155,12 @@ def _my_jobs() -> dict[str, Asked]:
 @st.cache_resource(show_spinner=False)
 def _looks(data: str) -> dict[str, Asked]:
     return {}
+
+
+def _follow(job_id: str) -> None:
+    """Shows a job's progress twice a second; where many are waiting less often, for all their pages ask one server."""
+    waiting = sum(job.state in ("queued", "running") for job in host().jobs())
+    st.fragment(_progress, run_every=max(0.5, 0.25 * waiting))(job_id)
 
 
 def _progress(job_id: str) -> None:
@@ -207,7 +213,7 @@ def wait_for_the_first() -> None:
     active = [job for job in host().jobs() if job.kind == "record" and job.state in ("queued", "running")]
     if active:
         st.info("There is no recording yet. The first one is being made; this page opens by itself.")
-        st.fragment(_progress, run_every=0.5)(active[-1].id)
+        _follow(active[-1].id)
     else:
         st.info("There is no recording yet. Make one on the Record page.")
         st.page_link("record.py", label="Record")

@@ -215,8 +215,13 @@ def test_ten_visitors_record_at_once_and_each_gets_their_own(chrome, app):
         visitor.page.get_by_label("Prompt", exact=True).fill(prompt)
     for visitor in visitors:
         visitor.page.get_by_role("button", name="Record").click()
-    for visitor, prompt in zip(visitors, prompts, strict=True):
-        assert letters(tokens_drawn(visitor)) == letters(prompt)
+    for visitor, prompt in zip(visitors, prompts, strict=True):  # each is sent to a recording: is it theirs?
+        visitor.page.wait_for_url("**/tokens?*recording=tiny-moe-prompt-*", timeout=90_000)
+        made = Recording.open(app.data / "recordings" / re.search("recording=([^&]+)", visitor.address())[1])
+        text_of = made.vocabulary.set_index("token")["text"]
+        assert letters("".join(text_of[made.tokens()["token"]]).replace("·", "")) == letters(prompt)
+        if visitor is visitors[-1]:
+            assert letters(tokens_drawn(visitor)) == letters(prompt)
         assert visitor.troubles == []
         visitor.close()
 
