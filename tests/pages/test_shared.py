@@ -1,5 +1,7 @@
 """The app for several people: who is let in, as whom, and what each may do."""
 
+import json
+import re
 import socket
 import socketserver
 import sys
@@ -62,6 +64,9 @@ def test_behind_a_proxy_each_is_known_and_limited_and_nobody_comes_past_it(chrom
     import shutil
 
     shutil.copytree(recording.path, tmp_path / "recordings" / "shared")
+    shutil.copytree(recording.path, tmp_path / "recordings" / "odd")
+    manifest = json.loads((recording.path / "manifest.json").read_text())
+    (tmp_path / "recordings" / "odd" / "manifest.json").write_text(json.dumps({**manifest, "topology": "nobody's"}))
     options = ("--shared", "--proxy-header", "X-Forwarded-User", "--visitor-rate", "1")
     with serving(tmp_path, *options) as app:
         port = int(app.url.rpartition(":")[2])
@@ -82,12 +87,35 @@ def test_behind_a_proxy_each_is_known_and_limited_and_nobody_comes_past_it(chrom
                 assert visitor.page.get_by_text(f"Signed in as {name}").is_visible()
                 assert visitor.page.get_by_text("Jobs since the app was started (1)").is_visible()
                 assert visitor.page.get_by_role("button", name="Release it").count() == 0
+            visitors[0].open("/tokens?recording=odd")
+            visitors[0].page.get_by_test_id("stAlert").first.wait_for()
+            number = re.search(r"Error ([0-9a-f]{8}): something went wrong that nobody", visitors[0].heard())[1]
+            assert "Traceback" not in visitors[0].page.content()
+            log = (tmp_path / "logs" / "app.log").read_text()
+            assert "Traceback (most recent call last)" in log.partition(f"error {number}\n")[2]
             record(visitors[0], "ada again.")
             visitors[0].page.get_by_test_id("stAlert").first.wait_for()
             assert "jobs were asked for by you within a minute" in visitors[0].heard()
             for visitor in visitors:
                 assert visitor.troubles == []
                 visitor.close()
+
+
+def test_what_nobody_foresaw_is_a_number_and_what_was_foreseen_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path))
+    monkeypatch.syspath_prepend(str(PAGES))
+    script = "import troubles; from workbench.errors import HostError; troubles.tell({})"
+    told = AppTest.from_string(script.format("ValueError('a secret of the machine')")).run()
+    assert "a secret" not in told.error[0].value and not told.exception
+    number = re.match(r"Error ([0-9a-f]{8}): something went wrong", told.error[0].value)[1]
+    assert number in (tmp_path / "logs" / "app.log").read_text()
+    assert "a secret of the machine" in (tmp_path / "logs" / "app.log").read_text()
+    told = AppTest.from_string(script.format("HostError('no *such* job')")).run()
+    assert told.error[0].value == r"no \*such\* job"
+    troubles = sys.modules.pop("troubles")
+    for handler in list(troubles._log().handlers):
+        handler.close()
+        troubles._log().removeHandler(handler)
 
 
 @pytest.fixture
