@@ -189,7 +189,9 @@ def test_a_visitor_uploads_so_much_an_hour(shared):
 
 
 def test_nobody_deletes_in_a_shared_app(shared):
-    with pytest.raises(HostError, match="'r' stays: in a shared app recordings are everybody's; ask its operator"):
+    with pytest.raises(
+        HostError, match="'r' was not deleted: in a shared app recordings are everybody's; ask its operator"
+    ):
         shared.delete("r")
 
 
