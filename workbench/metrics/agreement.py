@@ -6,7 +6,6 @@ axes.
 """
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Int, Integer, Num, UInt64
@@ -94,7 +93,7 @@ class Labels:
         squares_P = self.cell_tokens_P.astype(np.float64) ** 2
         return np.bincount(self.cell_label_P, weights=squares_P, minlength=len(self.present_N)).astype(np.int64)
 
-    @cached_property
+    @property
     def label_T(self) -> Int[np.ndarray, "T"]:
         """The label of each token in that order, as its place among those that occur."""
         return np.repeat(self.cell_label_P, self.cell_tokens_P)
@@ -102,7 +101,7 @@ class Labels:
     @property
     def nbytes(self) -> int:
         """What it holds in memory."""
-        arrays = [self.order_T, self.cell_document_P, self.cell_label_P, self.cell_tokens_P, self.label_T]
+        arrays = [self.order_T, self.cell_document_P, self.cell_label_P, self.cell_tokens_P]
         return sum(array.nbytes for array in arrays if array is not None)
 
     def ordered(self, ids_TK: Integer[np.ndarray, "T K"]) -> Integer[np.ndarray, "T K"]:
@@ -269,10 +268,10 @@ def pair_overlap(
     if not len(ids_TK):
         return np.zeros((of.n_documents, *weight_Vx.shape[1:]))
     flat = (counts_VE if len(of.present_N) == of.n_labels else counts_VE[of.present_N]).ravel()
-    with_all_T = np.empty(len(ids_TK))
+    with_all_T, label_T = np.empty(len(ids_TK)), of.label_T
     for start in range(0, len(ids_TK), _BLOCK):
         run = slice(start, start + _BLOCK)
-        cell_KT = of.label_T[run].astype(np.int64) * n_experts + ids_TK[run].T
+        cell_KT = label_T[run].astype(np.int64) * n_experts + ids_TK[run].T
         with_all_T[run] = flat.take(cell_KT).sum(axis=0)
     within_P = overlap_within(ids_TK, replace(of, order_T=None), n_experts=n_experts) if within_P is None else within_P
     first_P = np.cumsum(of.cell_tokens_P) - of.cell_tokens_P
