@@ -130,7 +130,7 @@ def answer(key: str, jobs: dict[str, Asked] | None = None) -> dict[str, Any] | N
     if job.state in ("queued", "running"):
         _follow(job.id)
         return None
-    (st.warning if job.state == "cancelled" else st.error)(plain(job.message))
+    (st.warning if job.state == "cancelled" else st.error)(plain(_end(job)))
     if st.button("Go on" if job.kind == "record" else "Try again", key=f"again {key}"):
         kept[key] = _asked(kept[key].ask)
         st.rerun()
@@ -190,6 +190,13 @@ def _words(job: Job) -> str:
     return f"{title}: {done}, {job.tokens_per_s:,.0f} tokens/s{left}{loaded}"
 
 
+def _end(job: Job) -> str:
+    if job.state != "cancelled" or not job.total_tokens:
+        return job.message
+    done = f"{job.done_tokens:,} of {job.total_tokens:,} tokens"
+    return f"Cancelled after {done}. The parts that are whole by then are kept, and “Go on” records the rest."
+
+
 def rows() -> list[dict[str, Any]]:
     """The jobs of the visitor, newest first, for a table."""
     return [
@@ -210,14 +217,25 @@ def rows() -> list[dict[str, Any]]:
 
 def wait_for_the_first() -> None:
     """Shows how the first recording comes along, where there is none yet, and stops the page."""
-    active = [job for job in host().jobs() if job.kind == "record" and job.state in ("queued", "running")]
-    if active:
+    if _active():
         st.info("There is no recording yet. The first one is being made; this page opens by itself.")
-        _follow(active[-1].id)
+        _follow(_active()[-1].id)
     else:
         st.info("There is no recording yet. Make one on the Record page.")
         st.page_link("record.py", label="Record")
     st.stop()
+
+
+def follow_first() -> None:
+    """Shows how a recording comes along that is not this visit's own, where there is one."""
+    mine = {asked.job for asked in _my_jobs().values()}
+    others = [job for job in _active() if job.id not in mine]
+    if others:
+        _follow(others[-1].id)
+
+
+def _active() -> list[Job]:
+    return [job for job in host().jobs() if job.kind == "record" and job.state in ("queued", "running")]
 
 
 def known_models() -> list[str]:

@@ -9,6 +9,11 @@ import streamlit as st
 from jobs import plain
 
 _UNFINISHED_SHOWN = 20
+FIELDS_HELP = (
+    "routing: chosen experts, their weights, entropies and margins; logprob: of each token; logits: of every router; "
+    "experts: what each chosen expert adds; weights: how alike the experts' parameters are; attention: statistics of "
+    "each head, with -tokens also of each token, with -weights those that need whole rows. More fields take more time."
+)
 
 
 def unfinished() -> None:
@@ -44,6 +49,7 @@ def recordings() -> None:
     rows = shared.recording_rows()
     if not rows:
         st.caption("There is none yet. Record a prompt above; it takes a few seconds with the bundled model.")
+        jobs.follow_first()
         return
     columns = {
         "documents": st.column_config.NumberColumn(format="localized"),
