@@ -31,6 +31,8 @@ def unfinished() -> None:
         row.caption(f"{each.parts} of {each.of_parts} parts" if each.of_parts else "not begun", width="content")
         if each.arguments:
             row.button("Go on", key=f"resume {each.name}", on_click=_resume, args=(each.name,))
+            if not each.of_parts:
+                row.button("Forget", key=f"forget {each.name}", on_click=_forget, args=(each.name,), type="tertiary")
         else:
             with row.popover("How to go on", type="tertiary"):
                 st.code(each.command, language="bash", wrap_lines=True)
@@ -41,6 +43,11 @@ def unfinished() -> None:
 def _resume(name: str) -> None:
     with jobs.sentences():
         jobs.submit("record", partial(jobs.host().resume, name))
+
+
+def _forget(name: str) -> None:
+    with jobs.sentences():
+        jobs.host().forget(name, owner=access.visitor())
 
 
 def recordings() -> None:

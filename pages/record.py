@@ -13,7 +13,7 @@ from workbench.recording_schema import FIELDS
 
 st.title("Record")
 known = jobs.known_models()
-left, right = st.columns([2, 1], gap="large")
+left, right = st.columns([3, 2], gap="medium")
 with left:
     kind = st.segmented_control("What", ["Prompt", "Corpus"], default="Prompt", required=True, key="kind")
     if kind == "Prompt":

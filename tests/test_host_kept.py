@@ -88,6 +88,8 @@ def test_a_recording_of_the_command_line_says_how_it_goes_on(begun):
     assert 0 < found.parts < found.of_parts and found.command
     with pytest.raises(HostError, match="no unfinished recording 'begun'"):
         Host(begun).resume("begun")
+    with pytest.raises(HostError, match="'begun' is nothing that was asked for here and never began"):
+        Host(begun).forget("begun")
 
 
 def test_what_cannot_be_read_is_passed_over(begun, tmp_path):
