@@ -27,6 +27,8 @@ from workbench.figures.theme import Width
 from workbench.measurement import Measurement, is_measurement
 from workbench.recording import Recording
 
+CONTROLS = ("ceiling", "untrained")  # settings that name the folder of another recording
+
 
 def names(of: str = "recording") -> list[str]:
     """The analyses there are of one kind of input, by name; `""` for all."""
@@ -202,12 +204,12 @@ def analyze(
 def sources(
     recording: Recording | Measurement, against: Recording | None = None, settings: Any = None
 ) -> tuple[Source, ...]:
-    """The recordings that a result is made of, for its provenance; a ceiling among them."""
+    """The recordings that a result is made of, for its provenance; its controls among them."""
     if isinstance(recording, Measurement):
         found = recording.models.values()
         return tuple(Source(digest=recording.digest, model=m["name"], revision=m["revision"] or None) for m in found)
-    ceiling = getattr(settings, "ceiling", "")
-    given = [recording, against, Recording.open(ceiling) if ceiling else None]
+    paths = [getattr(settings, name, "") for name in CONTROLS]
+    given = [recording, against, *(Recording.open(path) for path in paths if path)]
     models = [(each.digest, each.manifest["model"]) for each in given if each is not None]
     return tuple(Source(digest=d, model=model["name"], revision=model["revision"] or None) for d, model in models)
 
@@ -231,10 +233,21 @@ def command(
     return shlex.join([*words, "--out", "out"])
 
 
-def with_ceiling(module: types.ModuleType, settings: Sequence[str], ceiling: Path | None) -> list[str]:
-    """The settings with the recording of the same model again, where the analysis has a ceiling."""
-    knows = any(field.name == "ceiling" for field in dataclasses.fields(module.Settings))
-    return [*settings, *([f"ceiling={ceiling}"] if ceiling is not None and knows else [])]
+def with_controls(
+    module: types.ModuleType, settings: Sequence[str], *, ceiling: Path | None, untrained: Path | None, of_two: bool
+) -> list[str]:
+    """The settings with the recordings that an analysis takes as controls, those of them that it has.
+
+    Args:
+        module: The analysis.
+        settings: `key=value` texts.
+        ceiling: The same model recorded again.
+        untrained: The untrained model.
+        of_two: Whether two recordings are compared: then a control belongs to an analysis of two alone.
+    """
+    known = {field.name for field in dataclasses.fields(module.Settings)} if takes_two(module) or not of_two else set()
+    given = {"ceiling": ceiling, "untrained": untrained}
+    return [*settings, *(f"{name}={path}" for name, path in given.items() if path is not None and name in known)]
 
 
 def main() -> None:
@@ -250,6 +263,7 @@ def main() -> None:
     parser.add_argument("--phase", choices=["prefill", "decode"], help="of a recording that holds both")
     parser.add_argument("--against", type=Path, help="a second recording of the same corpus to compare with")
     parser.add_argument("--ceiling", type=Path, help="the first recording's model recorded again")
+    parser.add_argument("--untrained", type=Path, help="the untrained model over the same corpus")
     parser.add_argument("--experts", choices=EXPERTS, default="auto", help="whether equal ids are equal experts")
     arguments = parser.parse_args()
     try:
@@ -257,7 +271,13 @@ def main() -> None:
         if arguments.phase and isinstance(recording, Recording):
             recording = recording.of_phase(arguments.phase)
         how = {
-            "settings": with_ceiling(get(name), arguments.settings, arguments.ceiling),
+            "settings": with_controls(
+                get(name),
+                arguments.settings,
+                ceiling=arguments.ceiling,
+                untrained=arguments.untrained,
+                of_two=arguments.against is not None,
+            ),
             "width": arguments.width,
             "against": Recording.open(arguments.against) if arguments.against else None,
             "experts": arguments.experts,

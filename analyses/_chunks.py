@@ -3,6 +3,7 @@
 Axes: T tokens of a chunk, K chosen per token.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
@@ -10,7 +11,6 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from analyses import _parts
-from workbench.errors import AnalysisError
 from workbench.metrics.sets import shuffled_within
 from workbench.models.topology import Router
 from workbench.recording import Recording
@@ -80,6 +80,12 @@ class PerChunk(Generic[Of]):
         self._recording, self._columns, self._of = recording, columns, of
         self._kept: dict[int, Of] = {}
         self._left = KEPT_BYTES
+
+    def of_view(self, recording: Recording) -> "PerChunk[Of]":
+        """The same of a recording with the same rows, of which other columns are asked: a view of it."""
+        view = copy.copy(self)
+        view._recording = recording
+        return view
 
     def __call__(self, names: list[str]) -> Iterator[tuple[Of, list[np.ndarray]]]:
         """Chunk by chunk, with further columns of its rows as they stand."""
@@ -154,38 +160,3 @@ class Shuffles:
             self._kept[key] = made
             self._bytes += made.nbytes
         return self._kept[key]
-
-
-def untrained_recording(recording: Recording, path: str, analysis: str) -> Recording:
-    """The recording of an untrained model of the same shape over the same text.
-
-    Raises:
-        AnalysisError: it holds other text or other routers.
-        RecordingError: there is none.
-    """
-    other = Recording.open(path)
-    if recording.chosen_phase is not None:
-        other = other.of_phase(recording.chosen_phase)
-    for what, one, two in (
-        ("corpus", recording.manifest["corpus"].get("digest"), other.manifest["corpus"].get("digest")),
-        ("number of tokens", recording.n_tokens, other.n_tokens),
-        ("set of phases", recording.phases, other.phases),
-        ("set of routers", _shapes(recording), _shapes(other)),
-    ):
-        if one != two:
-            raise AnalysisError(
-                f"{analysis}: untrained is {path}, whose {what} differs from that of {recording.path}; record the "
-                "untrained model (such as tiny-moe@step-0) over the same corpus."
-            )
-    return other
-
-
-def untrained_words(other: Recording) -> str:
-    """What "untrained" means of that recording, for captions."""
-    model = other.manifest["model"]
-    name = f"{model['name']}@{model['revision']}" if model.get("revision") else model["name"]
-    return f"Untrained router: {name}, before training of its own (of an upcycled model the rest comes trained)."
-
-
-def _shapes(recording: Recording) -> list[tuple[int, str, int, int]]:
-    return [(r.layer, r.site, r.n_experts, r.top_k) for r in recording.topology.routers]

@@ -37,6 +37,7 @@ def analyze(
     phase: Annotated[str | None, typer.Option(help="prefill or decode, of a recording that holds both")] = None,
     against: Annotated[Path | None, typer.Option(help="a second recording of the same corpus to compare with")] = None,
     ceiling: Annotated[Path | None, typer.Option(help="the first recording's model recorded again")] = None,
+    untrained: Annotated[Path | None, typer.Option(help="the untrained model over the same corpus")] = None,
     experts: Annotated[str, typer.Option(help="same, matched or auto: whether equal ids are equal experts")] = "auto",
     jobs: Annotated[int | None, typer.Option(help="processes; as the recording's size and the cores allow")] = None,
 ) -> None:
@@ -55,9 +56,12 @@ def analyze(
         _batch.parse_settings(_batch.get(name), settings or [])  # refused before anything is run
     if width not in ("column", "text"):
         raise AnalysisError(f"--width is {width!r}; column or text was wanted.")
-    if against is None and (ceiling is not None or experts != "auto"):
+    if against is None and experts != "auto":
+        raise AnalysisError("--experts is about two recordings; give the other one: --against RECORDING.")
+    if against is not None and untrained is not None:
         raise AnalysisError(
-            "--ceiling and --experts are about two recordings; give the other one: --against RECORDING."
+            "--untrained is a control of one recording; leave it out, or compare with the untrained model itself: "
+            f"--against {untrained}."
         )
     if jobs is not None and jobs < 1:
         raise AnalysisError(f"--jobs is {jobs}; 1 or more was wanted.")
@@ -71,10 +75,19 @@ def analyze(
         if not isinstance(opened, Recording):
             raise AnalysisError(f"--phase is about recordings, and {recording} holds a measurement; leave it out.")
         opened = opened.of_phase(phase)
+    for control, path in (("ceiling", ceiling), ("untrained", untrained)):
+        if path is not None and not any(hasattr(_batch.get(name).Settings, control) for name in chosen):
+            takers = ", ".join(name for name in known if hasattr(_batch.get(name).Settings, control))
+            raise AnalysisError(f"no analysis that was named takes --{control}; these do: {takers}.")
     asked = _several.Asked(
         opened,
         out,
-        settings={name: _batch.with_ceiling(_batch.get(name), settings or [], ceiling) for name in chosen},
+        settings={
+            name: _batch.with_controls(
+                _batch.get(name), settings or [], ceiling=ceiling, untrained=untrained, of_two=against is not None
+            )
+            for name in chosen
+        },
         width=cast("Width", width),
         against=Recording.open(against) if against is not None else None,
         experts=experts,
@@ -107,7 +120,8 @@ def _run(asked: "_several.Asked", names: list[str], *, pass_over: bool = False, 
     write_reproduce(out, commands)
     page = out / "index.html"
     title, facts = _facts(recording, against)
-    write_report(page, title=title, facts=facts, sections=sections)
+    left_out = [done[name].refused for name in names if done[name].refused]
+    write_report(page, title=title, facts=facts, sections=sections, left_out=left_out)
     console.print(f"report: {page}", soft_wrap=True)
     return page
 

@@ -94,6 +94,12 @@ def compare(
     """
     name = module.__name__.rpartition(".")[2]
     settings = module.Settings() if settings is None else settings
+    for control in ("untrained", "ceiling"):
+        if getattr(settings, control, None):
+            raise AnalysisError(
+                f"{name}: {control} is a control of one recording, and two are compared; leave it out, or compare with "
+                "that recording itself: --against RECORDING."
+            )
     both = pair(one, other, analysis=name, experts=experts)
     documents = both.one.documents().sort_values("document", ignore_index=True)
     if getattr(settings, "document", None) == "":

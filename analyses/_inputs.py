@@ -100,6 +100,14 @@ def router_stacks(recording: Recording) -> Iterator[RouterStack]:
         yield RouterStack(same, n_experts, top_k)
 
 
+def grouped_words(recording: Recording) -> str:
+    """What nulls of random sets leave out for a router that chooses within groups; nothing where none does."""
+    rules = {router.rule for router in recording.topology.routers if router.n_groups > 1}
+    if not rules:
+        return ""
+    return f"random sets are drawn from all experts, though the model chooses {' or '.join(sorted(rules))}"
+
+
 def long_form(labels: pd.DataFrame, axis: str, values: dict[str, np.ndarray]) -> pd.DataFrame:
     """Arrays [L, n] as a long table: the labels of L repeated, the index along n under `axis`, a column per array."""
     n = next(iter(values.values())).shape[1]

@@ -18,9 +18,10 @@ from analyses._chunks import (
     next_token,
     routing_columns,
 )
+from analyses._controls import hashed_sets
 from analyses._inputs import design
 from analyses._tokens import document_rows
-from workbench.metrics import folds, heldout, specialization, vocabulary
+from workbench.metrics import folds, heldout, vocabulary
 from workbench.metrics.clusters import Clusters
 from workbench.models.topology import Router
 from workbench.recording import Recording
@@ -205,19 +206,11 @@ class _Read:
 
 def of_hash(recording: Recording, plan: Plan, *, n_experts: int, top_k: int, seed: int) -> Measured:
     """A router that sees the input id alone: K experts from a hash of it, the first choice from another hash."""
-    sets_VK, first_VK = (_hashed_sets(plan.n_ids, n_experts, k, seed) for k in (top_k, 1))
+    sets_VK, first_VK = (hashed_sets(plan.n_ids, n_experts=n_experts, top_k=k, seed=seed) for k in (top_k, 1))
     tables = _Tables(plan, n_experts, with_first=knows_first_choice(recording))
     for chunk in _small(recording):
         tables.add(chunk, sets_VK[chunk["token"]], first_VK[chunk["token"]] if tables.with_first else None)
     return tables.measured(top_k, {})
-
-
-def _hashed_sets(n_ids: int, n_experts: int, top_k: int, seed: int) -> np.ndarray:
-    id_V = np.arange(n_ids)
-    sets_VE = specialization.hash_router_counts(
-        id_V, id_V, n_documents=n_ids, n_experts=n_experts, top_k=top_k, seed=seed
-    )
-    return np.nonzero(sets_VE)[1].reshape(n_ids, top_k)
 
 
 class _Tables:

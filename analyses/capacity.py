@@ -264,7 +264,7 @@ def figures(result: Result) -> dict[str, Figure]:
             y_label="share of assignments dropped",
             hover=("mixed", "n_groups", "mean_tokens"),
             caption="Share of the assignments over an expert's capacity, factor · K · n / E rounded up, in groups of n "
-            f"tokens: single documents, and {result.batches} of mixed documents ({result.sample}). Dashed: uniform "
+            f"tokens: single documents, and mixed documents in {result.batches} ({result.sample}). Dashed: uniform "
             "random routing of groups as long, which drops by chance alone. Hypothetical: the model itself drops "
             f"nothing. {level}: ratio over clusters of documents, or over batches, t. {result.note}".strip(),
             alt=f"At factor {most['factor']:g} at most {most['dropped']:.1%} is dropped, at layer {most['layer']} by "

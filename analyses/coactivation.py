@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analyses._batch import main
-from analyses._inputs import RouterStack, design, require, router_stacks, sample_words
+from analyses._inputs import RouterStack, design, grouped_words, require, router_stacks, sample_words
 from analyses._pair_matrix import Pairs
 from analyses._tokens import (
     N_DRAWS,
@@ -78,7 +78,7 @@ class Result:
         sample: The sample in words.
         swaps: The draws in words.
         level: Coverage of the intervals.
-        note: Why intervals are missing, if they are.
+        note: Why intervals are missing, if they are, and what random sets leave out.
     """
 
     matrix: pd.DataFrame
@@ -124,7 +124,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         sample=sample_words(recording),
         swaps=f"{settings.n_draws} draws of {sizes[0]:,} tokens",
         level=settings.level,
-        note=bags.note,
+        note="; ".join(note for note in (bags.note, grouped_words(recording)) if note),
     )
 
 
@@ -318,7 +318,7 @@ def figures(result: Result) -> dict[str, Figure]:
             title="Experts chosen together",
             x_label="other expert",
             y_label="expert",
-            value_label="P(other | expert) less that of random sets",
+            value_label="P(other | expert) − random sets",
             center=0.0,
             hover=("probability", "matched_probability", "lift_over_matched", "together"),
             caption="Share of an expert's tokens that also choose another expert, less that share in random sets with "

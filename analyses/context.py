@@ -3,9 +3,11 @@
 Not shown: mechanism. The gains are those of a simple predictor on held-out documents, a lower bound of what each
 context tells; rare combinations tell it nothing, so what comes late in an order is understated, and the two orders need
 not end alike: a context's own part lies between what it adds last and what it gains first. The previous layer is known
-by its first choice alone. Computed on a sample of whole documents.
+by its first choice alone. A router that is a hash of the token id stands beside each step: what these texts let such a
+predictor learn of the token, after which nothing is left. Computed on a sample of whole documents.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +19,8 @@ from analyses._chunks import (
     first_choice,
     knows_first_choice,
     routing_columns,
-    untrained_recording,
-    untrained_words,
 )
+from analyses._controls import NAMES, Controls, hashed_sets
 from analyses._inputs import design, require, sample_words
 from analyses._tokens import document_rows, sampled
 from workbench.errors import AnalysisError
@@ -45,12 +46,14 @@ class Settings:
     Attributes:
         sample_tokens: Tokens of the sampled documents.
         untrained: Folder of a recording of the untrained model over the same corpus, as a control.
+        ceiling: Folder of a recording of the same model again, in other batches or another dtype.
         level: Coverage of the intervals.
         seed: Of the sample and the folds.
     """
 
     sample_tokens: int = 32_768
     untrained: str | None = None
+    ceiling: str | None = None
     level: float = 0.95
     seed: int = 0
 
@@ -62,12 +65,13 @@ class Result:
     Attributes:
         gains: One row per layer, order and step, in bits per assignment: the `context` that the step adds, the `gain`
             of all contexts so far over the load alone, with `low` and `high`, what this one `added`, the `ceiling`
-            (the whole set known), and where a control is given the gain of the `untrained` router.
+            (the whole set known), and the gain of controls: `hashed`, a router that is a hash of the token id, and
+            where they are given the `untrained` router and the model `again`.
         sample: The sample in words.
         sampled: The documents used, in words.
         level: Coverage of the intervals.
         note: What is missing, and why.
-        control: The untrained router in words, if there is one.
+        control: The controls that were given, in words.
     """
 
     gains: pd.DataFrame
@@ -83,19 +87,19 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
 
     Raises:
         AnalysisError: the recording holds no routing of single tokens or no token ids, `sample_tokens` is under 1, or
-            the untrained recording does not fit.
+            a control does not fit.
     """
     require(recording, NEEDS, "context", columns=("ids", "token", "position"))
     if settings.sample_tokens < 1:
         raise AnalysisError(
             f"context: sample_tokens is {settings.sample_tokens}; 1 or more was wanted, 32768 is usual."
         )
-    other = untrained_recording(recording, settings.untrained, "context") if settings.untrained else None
+    controls = Controls.of(recording, settings, "context")
     found = _found(recording, settings)
     gains = found.gains
-    if other is not None:
-        keys = [name for name in ("layer", "site", "order", "step", "context") if name in gains]
-        control = _found(other, settings).gains[[*keys, "gain"]].rename(columns={"gain": "untrained"})
+    for name, other in controls.items():
+        keys = [key for key in ("layer", "site", "order", "step", "context") if key in gains]
+        control = _found(other, settings).gains[[*keys, "gain"]].rename(columns={"gain": name})
         gains = gains.merge(control, how="left", on=keys)
     return Result(
         gains=gains,
@@ -103,7 +107,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         sampled=found.sampled,
         level=settings.level,
         note=_note(recording, found.clusters),
-        control=untrained_words(other) if other is not None else "",
+        control=controls.words,
     )
 
 
@@ -128,23 +132,41 @@ def _found(recording: Recording, settings: Settings) -> _Found:
     several = len({router.site for router in recording.topology.routers}) > 1
     rows: list[dict] = []
     before: np.ndarray | None = None
+    hashed: dict[tuple[int, int], dict[tuple[str, str], float]] = {}
     in_sample = Clusters.of(inside["domain"].to_numpy(), cluster_D=inside["cluster"].to_numpy())
     for router in recording.topology.routers:
         ids_TK, first_T = _routing(recording, router, chosen_D)
         contexts = small.contexts | ({LAYER: before} if before is not None else {})
         about = {"layer": router.layer} | ({"site": router.site} if several else {})
-        for order, names in ((FORWARD, list(contexts)), (BACKWARD, list(contexts)[::-1])):
-            steps = context_gains(
-                [contexts[name] for name in names],
-                ids_TK,
-                fold_T=small.fold_T,
-                n_folds=N_FOLDS,
-                n_experts=router.n_experts,
-            )
+        shape = router.n_experts, router.top_k
+        if shape not in hashed:
+            hashed[shape] = _hashed(small, router, settings.seed)
+        for order, names, steps in _steps(contexts, ids_TK, small.fold_T, router.n_experts):
             for row in _rows(names, steps, clusters=in_sample, top_k=router.top_k, level=settings.level):
-                rows.append(about | {"order": order} | row)
+                by_hash = hashed[shape].get((order, row["context"]), np.nan)
+                rows.append(about | {"order": order} | row | {"hashed": by_hash})
         before = first_T
     return _Found(pd.DataFrame(rows), in_sample, f"{len(small.fold_T):,} tokens of {len(inside):,} documents")
+
+
+def _steps(
+    contexts: dict[str, np.ndarray], ids_TK: np.ndarray, fold_T: np.ndarray, n_experts: int
+) -> Iterator[tuple[str, list[str], list[HeldOut]]]:
+    """The gains of each order, with the names of its contexts."""
+    for order, names in ((FORWARD, list(contexts)), (BACKWARD, list(contexts)[::-1])):
+        taken = [contexts[name] for name in names]
+        yield order, names, context_gains(taken, ids_TK, fold_T=fold_T, n_folds=N_FOLDS, n_experts=n_experts)
+
+
+def _hashed(small: "_Small", router: Router, seed: int) -> dict[tuple[str, str], float]:
+    """Of a router by token id alone: the gain in bits at each context of each order, no layer before it."""
+    token_T = small.contexts[TOKEN]
+    sets_VK = hashed_sets(int(token_T.max()) + 1, n_experts=router.n_experts, top_k=router.top_k, seed=seed)
+    return {
+        (order, name): step.gain * _BITS
+        for order, names, steps in _steps(small.contexts, sets_VK[token_T], small.fold_T, router.n_experts)
+        for name, step in zip(names, steps, strict=True)
+    }
 
 
 def _note(recording: Recording, clusters: Clusters) -> str:
@@ -217,7 +239,7 @@ def tables(result: Result) -> dict[str, pd.DataFrame]:
 
 
 def figures(result: Result) -> dict[str, Figure]:
-    """`gains` so far, by layer and order, and `added` by each context alone; `beside_untrained` where that is given."""
+    """`gains` so far, by layer and order, `added` by each context alone, and the gains `beside_controls`."""
     level = f"{result.level:.0%} interval".replace("%", " %")
     how = f"({result.sample}; {result.sampled} used)"
     kinds = [TOKEN, PREVIOUS, POSITION, DOMAIN, LAYER]
@@ -264,18 +286,22 @@ def figures(result: Result) -> dict[str, Figure]:
             alt="Two panels, one for each order; a line for each context.",
         ),
     }
-    if "untrained" in gains:
-        drawn["beside_untrained"] = _beside_untrained(result, gains[gains["order"] == FORWARD], how, level)
+    drawn["beside_controls"] = _beside_controls(result, gains[gains["order"] == FORWARD], how, level)
     return drawn
 
 
-def _beside_untrained(result: Result, gains: pd.DataFrame, how: str, level: str) -> Figure:
-    """Each step from the token on, of the model and of the untrained router."""
-    ends = gains.assign(router="model", shown=gains["gain"])
-    control = gains.assign(router="untrained router", shown=gains["untrained"], low=np.nan, high=np.nan)
-    most = gains.nlargest(1, "untrained").iloc[0]
+def _beside_controls(result: Result, gains: pd.DataFrame, how: str, level: str) -> Figure:
+    """Each step from the token on, of the model and of the controls."""
+    gains = gains[gains["context"].isin([TOKEN, DOMAIN, LAYER])]
+    given = [column for column in NAMES if column in gains]
+    lines = [gains.assign(router="model", shown=gains["gain"])]
+    for column in given:
+        shown = gains[gains[column].notna()]
+        lines.append(shown.assign(router=NAMES[column], shown=shown[column], low=np.nan, high=np.nan))
+    token = gains[gains["context"] == TOKEN].nlargest(1, "gain").iloc[0]
+    others = "".join(f", {NAMES[column]} {token[column]:.2f}" for column in given)
     return Lines(
-        pd.concat([ends, control], ignore_index=True),
+        pd.concat(lines, ignore_index=True),
         "layer",
         "shown",
         group="router",
@@ -285,14 +311,14 @@ def _beside_untrained(result: Result, gains: pd.DataFrame, how: str, level: str)
         null="nothing",
         null_label="the load alone",
         interval_label=level,
-        title="What an untrained router follows",
+        title="The gains beside other routers",
         x_label="layer",
         y_label="held-out gain so far (bits per choice)",
-        caption="The gain when contexts become known from the token on, each panel with all contexts before it, beside "
-        f"the same of an untrained router {how}. {result.control} {level}: ratio over {N_FOLDS} folds of clusters, t. "
-        f"{result.note}".strip(),
-        alt=f"The untrained router gains at most {most['untrained']:.2f} bits, at layer {most['layer']}, with contexts "
-        f"up to {most['context']}; the model there {most['gain']:.2f}.",
+        caption="The gain when contexts become known from the token on: with the token alone, with token, previous "
+        "token, position and domain, and with the previous layer too; beside that of a router that is a hash of the "
+        f"token id, for which nothing follows after the token {how}. "
+        f"{result.control} {level}: ratio over {N_FOLDS} folds of clusters, t. {result.note}".strip(),
+        alt=f"From the token alone the model gains {token['gain']:.2f} bits at layer {token['layer']}{others}.",
     )
 
 

@@ -2,7 +2,9 @@
 
 Not shown: what it is good for. The norm of what an expert adds says nothing of its direction: large outputs can cancel,
 and a small one can decide. Tokens differ in their scale, so an expert is held against the other experts that its own
-tokens chose; the routing weight is part of what it adds, so a small contribution can be a small weight.
+tokens chose; the routing weight is part of what it adds, so a small contribution can be a small weight. A router by
+token id alone adds nothing, so no hash stands beside it: `--against` a recording of the untrained model with the field
+`experts` shows what was there before.
 """
 
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from analyses._inputs import RouterStack, design, long_form, require, router_sta
 from analyses._tokens import document_rows
 from workbench.figures.spec import Figure, HeatMap, Lines, Points
 from workbench.metrics.contribution import peer_contribution
-from workbench.metrics.uncertainty import domain_ratio_interval, ratio_interval
+from workbench.metrics.uncertainty import Interval, domain_ratio_interval, ratio_interval
 from workbench.recording import Recording
 from workbench.recording_schema import prefix
 
@@ -52,8 +54,9 @@ class Result:
             sum of norms), `weight` (mean routing weight; NaN where not recorded). NaN for experts never chosen.
         domains: One row per layer, domain and expert: `relative` with `low` and `high`, `contribution`.
         layers: One row per layer: experts `never_chosen`, and of the chosen `small` and `large` (as the settings say,
-            by their interval's far end) and `small_at_most`, `large_at_most` (by its near end); smallest and largest
-            `relative`; `spearman`, rank correlation of load and relative contribution over experts.
+            by their interval's far end) and `small_at_most`, `large_at_most` (by its near end), of intervals that hold
+            for all experts of the layer at once; NaN without intervals. Smallest and largest `relative`; `spearman`,
+            rank correlation of load and relative contribution over experts.
         sample: The sample in words.
         level: Coverage of the intervals.
         note: Why intervals are missing, if they are, and what stands for peers where a token has one expert.
@@ -119,15 +122,16 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
                 "contribution": by_count.value[m],
             }
             domains.append(long_form(labels.assign(domain=str(domain)), "expert", values))
-        # Without an interval the value stands for both ends.
-        ends = [np.where(np.isnan(end), relative.value, end) for end in (low_LE, relative.high)]
+        # Many experts are looked at: Bonferroni's share of the error for each, so that all hold at once.
+        level = 1 - (1 - settings.level) / stack.n_experts
+        at_once = ratio_interval(added_DLE, peers_DLE, clusters=clusters, level=level)
         layers.append(
             labels.assign(
                 never_chosen=(counts_LE == 0).sum(-1),
-                small=(ends[1] < settings.small).sum(-1),
-                small_at_most=(ends[0] < settings.small).sum(-1),
-                large=(ends[0] > settings.large).sum(-1),
-                large_at_most=(ends[1] > settings.large).sum(-1),
+                small=_number(at_once.high < settings.small, at_once),
+                small_at_most=_number(at_once.low < settings.small, at_once),
+                large=_number(at_once.low > settings.large, at_once),
+                large_at_most=_number(at_once.high > settings.large, at_once),
                 smallest=np.nanmin(relative.value, axis=-1),
                 largest=np.nanmax(relative.value, axis=-1),
                 spearman=[_spearman(load, value) for load, value in zip(counts_LE, relative.value, strict=True)],
@@ -163,6 +167,12 @@ def _peers(recording: Recording, stack: RouterStack, row_of: np.ndarray) -> np.n
     return sum_DLE
 
 
+def _number(said_LE: np.ndarray, of: Interval) -> np.ndarray:
+    """How many experts of each layer; not known without intervals."""
+    number_L = said_LE.sum(-1)
+    return np.full(number_L.shape, np.nan) if of.note else number_L
+
+
 def _spearman(load_E: np.ndarray, relative_E: np.ndarray) -> float:
     known_E = np.isfinite(relative_E)
     load_E, relative_E = load_E[known_E], relative_E[known_E]
@@ -188,6 +198,13 @@ def figures(result: Result) -> dict[str, Figure]:
     names = {"smallest": "smallest", "largest": "largest"}
     ends = result.layers.melt("layer", list(names), var_name="expert", value_name="relative").replace({"expert": names})
     what = "what an average chosen expert adds on the same tokens"
+    counted = f"Never chosen: {int(result.layers['never_chosen'].sum())}."
+    if result.layers["small"].notna().all():
+        counted = (
+            f"Experts whose interval, made to hold for all of a layer at once, ends under {result.limits[0]:g}: "
+            f"{int(result.layers['small'].sum())}; begins over {result.limits[1]:g}: "
+            f"{int(result.layers['large'].sum())}. {counted}"
+        )
     extremes = (
         f"Least is expert {least['expert']:.0f} of layer {least['layer']:.0f}, {least['relative']:.2f} of its peers; "
         f"most expert {most['expert']:.0f} of layer {most['layer']:.0f}, {most['relative']:.2f}."
@@ -219,9 +236,7 @@ def figures(result: Result) -> dict[str, Figure]:
             x_label="layer",
             y_label="contribution / that of peers",
             caption=f"Smallest and largest contribution of a layer's experts, over {what} ({result.sample}). Picked "
-            f"after looking: they lean outwards. Experts whose interval ends under {result.limits[0]:g}: "
-            f"{int(result.layers['small'].sum())}; begins over {result.limits[1]:g}: "
-            f"{int(result.layers['large'].sum())}; never chosen: {int(result.layers['never_chosen'].sum())}.",
+            f"after looking: they lean outwards. {counted} {result.note}".strip(),
             alt=extremes,
         ),
         "by_domain": HeatMap(

@@ -1,8 +1,9 @@
 """Which experts does each domain use, and how much does a chosen expert tell about the domain?
 
 Not shown: why. Domains differ in their words, so a router that looks at the token alone also tells them apart: the
-information is read beside a random hash of the token id as router, beside documents whose domains are permuted, and
-beside an untrained router where one is given. What is left when the token is known is in `specialization`.
+information is read beside a random hash of the token id as router, beside documents whose domains are permuted, and,
+where they are given, beside an untrained router and the same model recorded again. What is left when the token is known
+is in `specialization`.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analyses._batch import main
-from analyses._chunks import untrained_recording, untrained_words
+from analyses._controls import NAMES, NO_HASH, Controls
 from analyses._inputs import RouterStack, as_lines, design, long_form, require, router_stacks, sample_words
 from analyses._tokens import evenly, layers_said
 from workbench.errors import AnalysisError
@@ -22,7 +23,6 @@ from workbench.recording import Recording
 
 NEEDS = ("routing",)
 MOST_PANELS = 4  # layers in the map: as many as a column of a paper holds
-NO_HASH = "no token ids were recorded: the hash of the token id is not known"
 _BITS = 1 / np.log(2)
 
 
@@ -33,6 +33,7 @@ class Settings:
     Attributes:
         layer: Layer of the map; some evenly spaced ones unless given.
         untrained: Folder of a recording of the untrained model over the same corpus, as a further control.
+        ceiling: Folder of a recording of the same model again, in other batches or another dtype.
         level: Coverage of the intervals.
         n_resamples: Resamples of clusters of documents.
         n_draws: Permutations of the documents' domains.
@@ -42,6 +43,7 @@ class Settings:
 
     layer: int | None = None
     untrained: str | None = None
+    ceiling: str | None = None
     level: float = 0.95
     n_resamples: int = 400
     n_draws: int = 199
@@ -59,11 +61,12 @@ class Result:
         information: One row per layer, in bits: information of a chosen expert about the domain (`value` of the
             sample, bias-corrected `estimate` with `low` and `high`), `permuted` (mean when documents' domains are
             permuted) with `p`, `hashed` (a random hash of the token id as router; NaN where an imported recording has
-            no token ids, with a `note`), `untrained` (of the sample, as `value` is), where given, and `ceiling`.
+            no token ids, with a `note`), `untrained` and `again` (of the sample, as `value` is), where given, and
+            `ceiling`.
         shown: The layers of the map.
         sample: The sample in words.
         level: Coverage of the intervals.
-        note: Why intervals are missing, if they are, and what the untrained router is.
+        note: Why intervals are missing, if they are, and what the controls are.
     """
 
     experts: pd.DataFrame
@@ -78,14 +81,14 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     """Computes rates by domain, and domain information with its controls.
 
     Raises:
-        AnalysisError: the recording holds no routing, there is no such layer, or the untrained recording does not fit.
+        AnalysisError: the recording holds no routing, there is no such layer, or a control does not fit.
     """
     require(recording, NEEDS, "domain_load")
     if settings.layer is not None and settings.layer not in recording.moe_layers:
         raise AnalysisError(
             f"domain_load: layer {settings.layer} has no router; set layer to one of {list(recording.moe_layers)}."
         )
-    untrained = untrained_recording(recording, settings.untrained, "domain_load") if settings.untrained else None
+    controls = Controls.of(recording, settings, "domain_load")
     clusters = design(recording)
     experts, information, note = [], [], ""
     for stack in router_stacks(recording):
@@ -107,10 +110,8 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
             )
             experts.append(table.assign(balanced=stack.top_k / stack.n_experts))
         found = _information(recording, stack, counts_DLE, clusters, settings)
-        information.append(found if untrained is None else found.assign(untrained=_plain(untrained, stack)))
+        information.append(found.assign(**{name: _plain(each, stack) for name, each in controls.items()}))
         note = rate.note
-    if untrained is not None:
-        note = f"{note} {untrained_words(untrained)}".strip()
     by_layer = pd.concat(experts, ignore_index=True).sort_values(["layer", "domain", "expert"], ignore_index=True)
     return Result(
         experts=by_layer,
@@ -118,7 +119,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         shown=[settings.layer] if settings.layer is not None else evenly(list(recording.moe_layers), MOST_PANELS),
         sample=sample_words(recording),
         level=settings.level,
-        note=note,
+        note=f"{note} {controls.words}".strip(),
     )
 
 
@@ -183,16 +184,15 @@ def tables(result: Result) -> dict[str, pd.DataFrame]:
 def figures(result: Result) -> dict[str, Figure]:
     """`domain_map` of every expert's lift, `information` by layer beside its controls."""
     level = f"{result.level:.0%} interval".replace("%", " %")
-    names = {
-        "value": "model", "permuted": "domains permuted", "hashed": "hash of the token id",
-        "untrained": "untrained router",
-    }  # fmt: skip
+    names = {"value": "model", "permuted": "domains permuted"} | NAMES
     long = as_lines(result.information, names, by=["layer"], line="router", value="bits")
     hashed = bool(result.information["hashed"].notna().all())
     shown, every = result.shown, result.information["layer"].nunique()
     most = result.experts.nlargest(1, "lift").iloc[0]
     top = result.information.nlargest(1, "value").iloc[0]
-    trained = "; and beside an untrained router, of the sample too" if "untrained" in result.information else ""
+    words = {"untrained": "an untrained router", "again": "the model recorded again"}
+    given = [said for column, said in words.items() if column in result.information]
+    more = f"; and beside {' and '.join(given)}, of the sample too" if given else ""
     beside = "a router that is a random hash of the token id (mean of seeds)" if hashed else f"nothing else: {NO_HASH}"
     hash_alt = f"the hash of the token id {top['hashed']:.3f}" if hashed else NO_HASH
     return {
@@ -228,7 +228,7 @@ def figures(result: Result) -> dict[str, Figure]:
             y_label="information (bits)",
             caption=f"Information between a token's domain and one of its chosen experts, equal weight per domain "
             f"({result.sample}), beside documents whose domains are permuted within strata of length, and beside "
-            f"{beside}{trained}. {level}: bias-corrected cluster bootstrap, t. {result.note}".strip(),
+            f"{beside}{more}. {level}: bias-corrected cluster bootstrap, t. {result.note}".strip(),
             alt=f"The model has at most {top['value']:.3f} bits, at layer {top['layer']}; {hash_alt}.",
         ),
     }

@@ -1,8 +1,11 @@
 """What is this one expert used for?
 
 Not shown: what it computes. Domains differ in their words, so an expert of a domain can be an expert of its words, and
-the other way round. The tokens are the foremost of many, picked after looking: their shares lean upwards. Contexts are
-drawn at random from all occurrences; they are examples, not a finding.
+the other way round: a domain's rate stands beside that of its token ids in other documents. A random hash of the token
+id has no expert that would be this one: what such a router shows of all experts is in `domain_load` and
+`specialization`; `--against` a recording of an earlier checkpoint shows the expert as it was. The tokens are the
+foremost of many, picked after looking: their shares lean upwards. Contexts are drawn at random from all occurrences;
+they are examples, not a finding.
 """
 
 from dataclasses import dataclass
@@ -12,6 +15,7 @@ import pandas as pd
 
 from analyses._batch import main
 from analyses._expert_facts import expert_facts
+from analyses._expert_tokens import ExpertTokens, by_token, read_tokens, rows_of
 from analyses._inputs import design, require, sample_words
 from analyses._partners import partners
 from workbench.errors import AnalysisError
@@ -19,7 +23,6 @@ from workbench.figures.spec import Bars, Figure, TokenStrip
 from workbench.metrics.clusters import MIN_CLUSTERS, Clusters
 from workbench.metrics.uncertainty import domain_ratio_interval, ratio_interval
 from workbench.recording import Recording
-from workbench.recording_schema import prefix
 
 NEEDS = ("routing",)
 TOKENS_DRAWN = 10  # as many names as fit under the bars of a figure of column width
@@ -57,7 +60,9 @@ class Result:
 
     Attributes:
         domains: One row per domain: `rate` (share of its tokens that choose the expert) with `low` and `high`, the
-            corpus' rate, `lift` (their ratio), the balanced rate K/E.
+            corpus' rate, `lift` (their ratio), the balanced rate K/E; `by_token`, the rate if each token id chose the
+            expert as often as it does in other clusters of documents, and `unseen`, the share of tokens whose id no
+            other cluster has, which count with the corpus' rate.
         tokens: One row per token id, the most assignments beyond the corpus' rate first: `chosen` of its `count`
             occurrences, `share` (their ratio) with `low` and `high`, the corpus' rate, `lift`, and `clusters` of
             documents that hold it; fewer than 8, or a share of 1, give no interval.
@@ -102,13 +107,14 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     require(recording, NEEDS, "expert_card", columns=("ids", "token"))
     layer, expert, counts_DE = _place(recording, settings)
     clusters, documents = design(recording), recording.documents()
-    tokens = _read(recording, layer, expert)
+    tokens = read_tokens(recording, layer, expert)
     top_k = recording.router(layer).top_k
+    row_T = rows_of(documents, tokens.document_T)
     domains, note = _domains(counts_DE, expert, top_k=top_k, clusters=clusters, level=settings.level)
+    domains = domains.merge(by_token(tokens, row_T, clusters), on="domain")
     contexts, context_tokens = _contexts(tokens, recording.vocabulary, documents, settings)
     if not recording.has("weights"):
         contexts = contexts.drop(columns="weight")
-    row_T = _rows(documents, tokens.document_T)
     beside = partners(tokens.ids_NK, row_T[tokens.chosen_T], counts_DE, expert, clusters=clusters, level=settings.level)
     return Result(
         domains=domains,
@@ -145,41 +151,6 @@ def _place(recording: Recording, settings: Settings) -> tuple[int, int, np.ndarr
     return layer, expert, counts_DE
 
 
-@dataclass(frozen=True, eq=False)
-class _Tokens:
-    """Where the expert was chosen, with what weight (NaN where not; 1 where none were recorded), and beside which."""
-
-    document_T: np.ndarray
-    position_T: np.ndarray
-    token_T: np.ndarray
-    chosen_T: np.ndarray
-    weight_T: np.ndarray
-    ids_NK: np.ndarray
-
-
-def _rows(documents: pd.DataFrame, document_T: np.ndarray) -> np.ndarray:
-    """Each token's document as a row of `documents`."""
-    row_of = np.empty(int(documents["document"].max()) + 1, dtype=np.int64)
-    row_of[documents["document"]] = np.arange(len(documents))
-    return row_of[document_T]
-
-
-def _read(recording: Recording, layer: int, expert: int) -> _Tokens:
-    """Part by part, each opened once, and of ids and weights only this expert's tokens' kept."""
-    at = prefix(recording.router(layer), recording.topology)
-    names = ["document", "position", "token"]
-    weights = [f"{at}.weights"] if recording.has("weights") else []
-    read = []
-    for part in recording.parts([*names, f"{at}.ids", *weights]):
-        mine_TK = part[f"{at}.ids"] == expert
-        chosen_T = mine_TK.any(axis=1)
-        weights_TK = part[weights[0]].astype(np.float32) if weights else np.float32(1)
-        weight_T = np.where(mine_TK, weights_TK, 0).sum(axis=1)
-        read.append([*(part[name] for name in names), chosen_T, np.where(chosen_T, weight_T, np.nan)])
-        read[-1].append(part[f"{at}.ids"][chosen_T])
-    return _Tokens(*(np.concatenate(column) for column in zip(*read, strict=True)))
-
-
 def _domains(
     counts_DE: np.ndarray, expert: int, *, top_k: int, clusters: Clusters, level: float
 ) -> tuple[pd.DataFrame, str]:
@@ -201,7 +172,7 @@ def _domains(
 
 
 def _foremost(
-    tokens: _Tokens, row_T: np.ndarray, vocabulary: pd.DataFrame, *, clusters: Clusters, settings: Settings
+    tokens: ExpertTokens, row_T: np.ndarray, vocabulary: pd.DataFrame, *, clusters: Clusters, settings: Settings
 ) -> pd.DataFrame:
     """The tokens with the most assignments beyond what the corpus' rate gives."""
     token_T, chosen_T = tokens.token_T, tokens.chosen_T
@@ -241,7 +212,7 @@ def _foremost(
     )
 
 
-def _hidden(tokens: _Tokens, settings: Settings) -> str:
+def _hidden(tokens: ExpertTokens, settings: Settings) -> str:
     """What the list of tokens leaves out, in token ids and in assignments."""
     count_V = np.bincount(tokens.token_T)
     chosen_V = np.bincount(tokens.token_T[tokens.chosen_T], minlength=len(count_V))
@@ -255,7 +226,7 @@ def _hidden(tokens: _Tokens, settings: Settings) -> str:
 
 
 def _contexts(
-    tokens: _Tokens, vocabulary: pd.DataFrame, documents: pd.DataFrame, settings: Settings
+    tokens: ExpertTokens, vocabulary: pd.DataFrame, documents: pd.DataFrame, settings: Settings
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Occurrences drawn at random, whatever the order of rows on disk, with the text around them."""
     document_T, position_T = tokens.document_T, tokens.position_T
@@ -303,11 +274,14 @@ def figures(result: Result) -> dict[str, Figure]:
     how = f"{level}: ratio over clusters of documents, t ({result.sample})."
     most = result.domains.nlargest(1, "rate").iloc[0]
     weighted = "weight" in result.contexts
+    of_domain = result.domains.assign(tokens="of the domain")
+    elsewhere = of_domain.assign(rate=of_domain["by_token"], low=np.nan, high=np.nan, tokens="same ids elsewhere")
     drawn: dict[str, Figure] = {
         "by_domain": Bars(
-            result.domains,
+            pd.concat([of_domain, elsewhere], ignore_index=True),
             "domain",
             "rate",
+            group="tokens",
             low="low",
             high="high",
             interval_label=level,
@@ -315,11 +289,14 @@ def figures(result: Result) -> dict[str, Figure]:
             null_label="rate in the corpus",
             title=f"Use of {name} by domain",
             x_label="domain",
-            y_label="share of tokens that choose it",
+            y_label="share of tokens",
             hover=("lift", "balanced"),
-            caption=f"Share of each domain's tokens that choose {name}, beside its share in the corpus. A balanced "
-            f"expert would have {result.domains['balanced'].iloc[0]:.3f}. {how} {result.note}".strip(),
-            alt=f"{most['domain']} uses it most: {most['rate']:.1%} of its tokens.".replace("%", " %"),
+            caption=f"Share of each domain's tokens that choose {name}, beside the share that they would have if each "
+            "token id chose it as often as in other clusters of documents, which is what the domain's words alone make "
+            f"of it, and beside its share in the corpus. A balanced expert would have "
+            f"{result.domains['balanced'].iloc[0]:.3f}. {how} {result.note}".strip(),
+            alt=f"{most['domain']} uses it most: {most['rate']:.1%} of its tokens, {most['by_token']:.1%} by their ids "
+            "alone.".replace("%", " %"),
         )
     }
     if len(result.tokens):
@@ -356,7 +333,7 @@ def figures(result: Result) -> dict[str, Figure]:
             interval_label=level,
             null="matched_probability",
             null_label="random sets, same loads",
-            title=f"Experts that tokens of {name} choose too",
+            title=f"Partners of {name}",
             x_label="other expert",
             y_label="share of its tokens",
             hover=("together", "lift_over_matched"),
@@ -373,7 +350,7 @@ def figures(result: Result) -> dict[str, Figure]:
             value="weight",
             value_label=f"{'routing weight' if weighted else 'choice'} of {name}",
             panel="context",
-            title=f"Some tokens that choose {name}, in their context",
+            title=f"{name.capitalize()} in context",
             hover=("position",),
             caption=f"{len(result.contexts)} of the tokens that choose {name}, drawn at random, with the text around "
             f"them ({result.sample}); grey tokens do not choose it.",

@@ -261,7 +261,7 @@ def figures(result: Result) -> dict[str, Figure]:
             title=f"Flow of experts, {between}",
             x_label=f"expert of layer {result.next_layer}",
             y_label=f"expert of layer {result.layer}",
-            value_label="P(next | expert) less that of the documents",
+            value_label="P(next | expert) − documents alone",
             center=0.0,
             hover=("probability", "permuted", "lift", "tokens"),
             caption=f"Share of the tokens of an expert of layer {result.layer} that choose an expert of layer "

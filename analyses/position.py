@@ -1,9 +1,10 @@
 """Does the routing change along the document, beyond what the documents themselves prefer?
 
 Not shown: why. Documents begin alike (titles, openings), and only long ones reach late positions: the drift stands
-beside sets permuted within documents, which keeps lengths and what each document prefers; what a text says first is
-still in it. The first token, which sees nothing before it, stands apart from all of it. Positions of a model that reads
-documents joined end to end are not known here.
+beside sets permuted within documents, which keeps lengths and what each document prefers. What a text says first is
+still in it, its words above all: a random hash of the token id as router shows how much of a drift they make, and a
+recording of the untrained model, where one is given, what of it is not learned. The first token, which sees nothing
+before it, stands apart from all of it. Positions of a model that reads documents joined end to end are not known here.
 """
 
 from dataclasses import dataclass
@@ -14,9 +15,11 @@ import pandas as pd
 
 from analyses._batch import main
 from analyses._chunks import Chunk, PerChunk, Shuffles
-from analyses._inputs import design, require, sample_words
+from analyses._controls import NAMES, NO_HASH, Controls, routed_by_token
+from analyses._inputs import as_lines, design, require, sample_words
 from analyses._parts import in_text_order
 from analyses._tokens import check_draws, document_rows, p_value
+from workbench.errors import AnalysisError
 from workbench.figures.spec import Figure, HeatMap, Lines
 from workbench.metrics import load
 from workbench.metrics.clusters import MIN_CLUSTERS, Clusters
@@ -38,11 +41,17 @@ class Settings:
 
     Attributes:
         n_draws: Permutations of the sets within documents.
+        untrained: Folder of a recording of the untrained model over the same corpus, as a control.
+        ceiling: Folder of a recording of the same model again, in other batches or another dtype.
+        n_seeds: Seeds of the hash router.
         level: Coverage of the intervals.
         seed: Of the permutations.
     """
 
     n_draws: int = 20
+    untrained: str | None = None
+    ceiling: str | None = None
+    n_seeds: int = 3
     level: float = 0.95
     seed: int = 0
 
@@ -54,14 +63,16 @@ class Result:
     Attributes:
         drift: One row per layer, in bits: information between the range of positions (the first token left out) and a
             chosen expert, `value`, beside `permuted` (mean when sets are permuted within documents), `permuted_high`
-            and `p`; `excess` is what is over it.
+            and `p`; `excess` is what is over it, with that of controls, each over its own permutations: `hashed`, a
+            router that is a hash of the token id (mean of seeds; without it where no token ids are known), and where
+            they are given the `untrained` router and the model `again`.
         positions: One row per layer and range of positions: tokens, `imbalance` of the load there (unbiased) with
             `low` and `high`, `effective_experts`, `divergence` of the load from that of all positions in bits, `excess`
             over the permuted ones, and the mean router `entropy` (over ln E) with its interval, where it was recorded.
         sample: The sample in words.
         level: Coverage of the intervals.
         n_draws: Permutations.
-        note: Why intervals are missing, if they are.
+        note: Why intervals or controls are missing, if they are, and what the controls are.
     """
 
     drift: pd.DataFrame
@@ -76,18 +87,36 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     """Computes load, entropy and drift by position.
 
     Raises:
-        AnalysisError: the recording holds no routing of single tokens, or `n_draws` is under 1.
+        AnalysisError: the recording holds no routing of single tokens, a number of draws or seeds is
+            under 1, or a control does not fit.
     """
     require(recording, NEEDS, "position", columns=("ids", "position"))
     check_draws("position", settings.n_draws)
+    if settings.n_seeds < 1:
+        raise AnalysisError(f"position: n_seeds is {settings.n_seeds}; 1 or more was wanted.")
+    controls = Controls.of(recording, settings, "position")
     clusters, row_of, shuffles = design(recording), document_rows(recording), Shuffles(settings.seed)
+    known = recording.has("token")
+    hashed: dict[tuple[int, int], float] = {}
     several = len({router.site for router in recording.topology.routers}) > 1
     drift, positions = [], []
-    places = PerChunk(recording, ["document", "position"], partial(_Places.of, row_of))
+    places = _places(recording, row_of)
+    others = {
+        name: (other, _places(other, document_rows(other)), Shuffles(settings.seed)) for name, other in controls.items()
+    }
     for router in recording.topology.routers:
         counted = _count(recording, router, places, shuffles, n_draws=settings.n_draws)
         about = {"layer": router.layer} | ({"site": router.site} if several else {})
-        drift.append(about | _drift(counted))
+        beside = {}
+        if known:
+            shape = router.n_experts, router.top_k
+            if shape not in hashed:
+                hashed[shape] = _by_hash(recording, router, places, shuffles, settings)
+            beside["hashed"] = hashed[shape]
+        for name, (other, their_places, their_shuffles) in others.items():
+            there = _count(other, router, their_places, their_shuffles, n_draws=settings.n_draws)
+            beside[name] = _drift(there)["excess"]
+        drift.append(about | _drift(counted) | beside)
         positions += [about | row for row in _positions(counted, router, clusters, settings.level)]
     return Result(
         drift=pd.DataFrame(drift),
@@ -95,8 +124,21 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         sample=sample_words(recording),
         level=settings.level,
         n_draws=settings.n_draws,
-        note=clusters.too_few,
+        note=" ".join(part for part in (controls.words, clusters.too_few, "" if known else NO_HASH) if part),
     )
+
+
+def _places(recording: Recording, row_of: np.ndarray) -> "PerChunk[_Places]":
+    return PerChunk(recording, ["document", "position"], partial(_Places.of, row_of))
+
+
+def _by_hash(
+    recording: Recording, router: Router, places: "PerChunk[_Places]", shuffles: Shuffles, settings: Settings
+) -> float:
+    """The drift of a router by token id alone, over its permutations: bits, mean over seeds."""
+    views = (routed_by_token(recording, router, seed=seed) for seed in range(settings.n_seeds))
+    counted = (_count(v, router, places.of_view(v), shuffles, n_draws=settings.n_draws) for v in views)
+    return float(np.mean([_drift(each)["excess"] for each in counted]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,21 +284,26 @@ def figures(result: Result) -> dict[str, Figure]:
     if result.drift["value"].notna().any():
         most = result.drift.nlargest(1, "excess").iloc[0]
         found = int((result.drift["p"] <= 0.05).sum())
+        by = [key for key in ("layer", "site") if key in result.drift]
+        beside = [NAMES[column] for column in NAMES if column in result.drift]
+        also = f" Beside it {', '.join(beside)}, each over its own permutations." if beside else ""
+        no_interval = result.drift.assign(low=np.nan, high=np.nan)
         drawn["drift"] = Lines(
-            result.drift,
+            as_lines(no_interval, {"excess": "model"} | NAMES, by=by, line="router", value="shown").assign(nothing=0.0),
             "layer",
-            "value",
-            null="permuted",
+            "shown",
+            group="router",
+            panel="site" if "site" in by else None,
+            null="nothing",
             null_label="sets permuted in documents",
             title="Drift of the routing along the document",
             x_label="layer",
-            y_label="information (bits)",
-            hover=("p", "excess"),
+            y_label="information over permuted (bits)",
             caption="Information between a token's range of positions "
             f"({', '.join(result.positions['position'].unique()[1:])}; without the first token) and one of its chosen "
-            f"experts ({result.sample}), beside the mean of {result.n_draws} permutations of the sets within "
-            f"documents, which no order in the text remains in; {found} of {len(result.drift)} layers are beyond "
-            "19 of 20 permutations.",
+            f"experts ({result.sample}), less the mean of {result.n_draws} permutations of the sets within "
+            f"documents, in which no order of the text is left; {found} of {len(result.drift)} layers have p ≤ .05."
+            f"{also} {result.note}".strip(),
             alt=f"Most over the permuted is layer {most['layer']}: {most['value']:.4f} bits, permuted "
             f"{most['permuted']:.4f}.",
         )
@@ -273,6 +320,7 @@ def figures(result: Result) -> dict[str, Figure]:
         x_label="position in the document",
         y_label="layer",
         value_label="divergence over permuted (bits)",
+        center=0.0,
         hover=("divergence", "permuted", "tokens", "documents"),
         caption="How far the load at each range of positions is from that of all, KL divergence in bits, less its mean "
         f"when sets are permuted within documents ({result.sample}). The first token stands alone; later ranges are of "
@@ -281,7 +329,7 @@ def figures(result: Result) -> dict[str, Figure]:
     )
     if shown["imbalance"].notna().any():
         drawn["imbalance_by_position"] = Lines(
-            shown.assign(position=_ordered(shown["position"])),
+            shown.assign(position=_ordered("position " + shown["position"])),
             "layer",
             "imbalance",
             group="position",

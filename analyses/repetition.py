@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analyses._batch import main
-from analyses._inputs import RouterStack, as_lines, design, require, router_stacks, sample_words
+from analyses._inputs import RouterStack, as_lines, design, grouped_words, require, router_stacks, sample_words
 from analyses._tokens import N_DRAWS, Tokens, check_draws, p_value, token_parts
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Bars, Figure, Lines
@@ -53,7 +53,7 @@ class Result:
             Without routing weights and ranked ids there is no "same top-1 expert".
         sample: The sample in words.
         level: Coverage of the intervals.
-        note: Why intervals or measures are missing, if they are.
+        note: Why intervals or measures are missing, if they are, and what the uniform rate leaves out.
     """
 
     rates: pd.DataFrame
@@ -77,7 +77,10 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         )
     clusters = design(recording)
     ranked = recording.has("weights") or recording.ids_ranked
-    rates, notes = [], ["" if ranked else "no routing weights were recorded: top-1 is not known"]
+    rates, notes = (
+        [],
+        ["" if ranked else "no routing weights were recorded: top-1 is not known", grouped_words(recording)],
+    )
     for stack in router_stacks(recording):
         table, note = _of_stack(recording, stack, clusters, settings, ranked=ranked)
         rates.append(table)

@@ -2,7 +2,8 @@
 
 Not shown: whether a decided router is a right one. Scores are the router's own: a family without softmax has its scores
 normalized first. Tokens with massive activations other than the first are not told apart. The margin is in the units
-that the family's top-k compares (probability, for softmax) and is undefined where groups of experts are chosen first.
+that the family's top-k compares (softmax: probability; sigmoid: score and correction bias, not normalized) and is left
+out where it is not defined: where groups of experts are chosen first, all experts, or experts by the token id.
 """
 
 from collections.abc import Iterable, Iterator
@@ -51,15 +52,17 @@ class Result:
         z_loss: One row per layer whose scores are a softmax: the mean squared log-partition `mean` with `low` and
             `high` (nats²), the mean log-partition `logsumexp`, and `undecided`, the z-loss of a router whose logits are
             all 0, (ln E)². None where the log-partition was not recorded.
+        margin_of: What the margin is a difference of, in words.
         sample: The sample in words.
         level: Coverage of the intervals.
-        note: Why intervals are missing, if they are.
+        note: Why intervals or the margin are missing, if they are.
     """
 
     layers: pd.DataFrame
     domains: pd.DataFrame
     positions: pd.DataFrame
     z_loss: pd.DataFrame
+    margin_of: str
     sample: str
     level: float
     note: str
@@ -92,9 +95,10 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         domains=pd.concat(domains, ignore_index=True),
         positions=pd.concat(positions, ignore_index=True),
         z_loss=pd.DataFrame(z_loss),
+        margin_of=_units(recording),
         sample=sample_words(recording),
         level=settings.level,
-        note=note,
+        note="; ".join(part for part in (note, _without_margin(recording)) if part),
     )
 
 
@@ -102,9 +106,21 @@ def _statistics(router: Router) -> dict[str, tuple[str, float, float]]:
     """Of each statistic its column, the factor to its unit, and its value where all scores are equal."""
     return {
         ENTROPY: ("entropy", 1 / np.log(router.n_experts), 1.0),
-        MARGIN: ("margin", 1.0, 0.0),
+        **({MARGIN: ("margin", 1.0, 0.0)} if router.has_margin else {}),
         MASS: ("topk_mass", 1.0, router.top_k / router.n_experts),
     }
+
+
+def _without_margin(recording: Recording) -> str:
+    rules = {router.rule for router in recording.topology.routers if not router.has_margin}
+    return f"no margin where a router chooses {' or '.join(sorted(rules))}" if rules else ""
+
+
+def _units(recording: Recording) -> str:
+    """What the margin is a difference of."""
+    of = {"softmax": "probabilities", "sigmoid": "sigmoid scores and correction biases, not normalized"}
+    scoring = sorted({router.scoring for router in recording.topology.routers if router.has_margin})
+    return " or ".join(of.get(each, f"{each} scores") for each in scoring)
 
 
 class _Counted:
@@ -223,6 +239,12 @@ def figures(result: Result) -> dict[str, Figure]:
     how = f"{level}: ratio over clusters of documents, t ({result.sample}). {result.note}".strip()
     by_position = result.positions[result.positions["statistic"] == ENTROPY]
     lowest = entropy.nsmallest(1, "mean").iloc[0]
+    words = {
+        ENTROPY: "router entropy over that of equal scores",
+        MARGIN: f"margin between the last chosen and the first not chosen expert ({result.margin_of})",
+        MASS: "score mass of the chosen",
+    }
+    said = [words[statistic] for statistic in result.layers["statistic"].unique()]
     return {
         "entropy": Distribution(
             entropy,
@@ -249,9 +271,8 @@ def figures(result: Result) -> dict[str, Figure]:
             title="Confidence by domain",
             x_label="layer",
             y_label="mean over tokens (unit 1)",
-            caption="Means by domain of normalized router entropy, margin between the last chosen and the first not "
-            f"chosen expert, and score mass of the chosen. {how}",
-            alt="Three panels by layer, a line for each domain.",
+            caption=f"Means by domain of {', '.join(said)}. {how}",
+            alt="A panel for each measure, by layer, with a line for each domain.",
         ),
         "entropy_by_position": HeatMap(
             by_position,

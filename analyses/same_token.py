@@ -2,7 +2,9 @@
 
 Not shown: what else the occurrences have in common. The words around a token are often alike too, so a router that
 reads the context can agree on it: agreement by token is what the token id and all that goes with it tell. Pairs are of
-different documents, so a document's own preferences do not enter; domains do.
+different documents, so a document's own preferences do not enter; domains do. Places and domains share words: what a
+random hash of the token id as router shows of them is of the words alone. No agreement can exceed that of the model
+with itself: give a recording of it made again as `ceiling`, and one of the untrained model as `untrained`.
 """
 
 from dataclasses import dataclass
@@ -11,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from analyses._batch import main
-from analyses._chunks import Chunk, PerChunk, chunks
-from analyses._inputs import RouterStack, design, require, router_stacks, sample_words
-from analyses._tokens import document_rows
+from analyses._controls import NAMES, Controls, routed_by_token
+from analyses._inputs import RouterStack, as_lines, design, require, router_stacks, sample_words
+from analyses._pair import side_by_side
+from analyses._pair_labels import DOMAIN, PAIRED, PLACE, SAME, TOKEN, TOKEN_AND_DOMAIN, WEIGHTS, PairLabels
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Figure, Lines
 from workbench.metrics import agreement
@@ -22,10 +25,6 @@ from workbench.recording import Recording
 from workbench.recording_schema import prefix
 
 NEEDS = ("routing",)
-SAME = ("token", "token and domain", "position", "domain")
-_TOKEN, _TOKEN_AND_DOMAIN, _PLACE, _DOMAIN = range(len(SAME))
-_PAIRED = (_TOKEN, _TOKEN_AND_DOMAIN, _PLACE)
-WEIGHTS = ("pairs", "tokens")
 _CELLS = 1 << 24  # of the tables of labels and experts held at once: 64 MB
 
 
@@ -34,9 +33,15 @@ class Settings:
     """Settings of the analysis.
 
     Attributes:
+        untrained: Folder of a recording of the untrained model over the same corpus, as a control.
+        ceiling: Folder of a recording of the same model again, in other batches or another dtype.
+        n_seeds: Seeds of the hash router.
         level: Coverage of the intervals.
     """
 
+    untrained: str | None = None
+    ceiling: str | None = None
+    n_seeds: int = 3
     level: float = 0.95
 
 
@@ -48,12 +53,15 @@ class Result:
         agreement: One row per layer, what the two tokens have in common (`same`) and what counts once (`weight`: each
             pair, or each token): mean share of experts in common `value`, that of pairs that do not have it in common
             `others`, their difference `excess` with `low` and `high`, the `load_matched` share Σp²/K, and the `pairs`.
-            Where each token counts once, the others are still all pairs.
+            Where each token counts once, the others are still all pairs. Beside it the excess of controls: `hashed`, a
+            router that is a hash of the token id (mean of seeds), and where they are given the `untrained` router and
+            the model `again`, with `ceiling`, the share of experts that a token keeps when it is recorded again.
         sample: The sample in words.
         unpaired: Tokens whose id no other document has: they are in no pair of the same token.
         tokens: All tokens.
         level: Coverage of the intervals.
         note: Why intervals are missing, if they are.
+        control: The controls that were given, in words.
     """
 
     agreement: pd.DataFrame
@@ -62,171 +70,103 @@ class Result:
     tokens: int
     level: float
     note: str
+    control: str
 
 
 def run(recording: Recording, settings: Settings = Settings()) -> Result:
     """Computes sums over pairs in two passes: counts by label, then each document's part in the pairs.
 
     Raises:
-        AnalysisError: the recording holds no routing of single tokens or no token ids, or no two documents.
+        AnalysisError: the recording holds no routing of single tokens or no token ids, or no two documents;
+            `n_seeds` is under 1, or a control does not fit.
     """
     require(recording, NEEDS, "same_token", columns=("ids", "token"))
     if recording.n_documents < 2:
         raise AnalysisError(
             f"same_token: {recording.path} has one document, and a pair is of two; record a corpus of several."
         )
-    clusters = design(recording)
-    labels = _Labels(recording, clusters)
-    frames = []
-    for stack in router_stacks(recording):
-        step = max(1, _CELLS // (labels.n_rows * stack.n_experts))
-        for start in range(0, len(stack.routers), step):
-            some = RouterStack(stack.routers[start : start + step], stack.n_experts, stack.top_k)
-            frames.append(_of_layers(recording, some, clusters, labels, settings.level))
+    if settings.n_seeds < 1:
+        raise AnalysisError(f"same_token: n_seeds is {settings.n_seeds}; 1 or more was wanted.")
+    controls = Controls.of(recording, settings, "same_token")
+    labels = PairLabels(recording, design(recording))
+    found, note = _found(recording, labels, settings.level)
+    for column, other in controls.items():
+        theirs, _ = _found(other, PairLabels(other, design(other)), settings.level)
+        found = _beside(found, theirs, column)
+    found = pd.concat([_by_hash(recording, stack, found, labels, settings) for stack in router_stacks(recording)])
+    if "again" in controls.recordings:
+        found = found.merge(_ceiling(recording, controls.recordings["again"]), how="left")
     return Result(
-        agreement=pd.concat([frame for frame, _ in frames], ignore_index=True),
+        agreement=found.reset_index(drop=True),
         sample=sample_words(recording),
         unpaired=labels.unpaired,
         tokens=recording.n_tokens,
         level=settings.level,
-        note=frames[0][1],
+        note=note,
+        control=controls.words,
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Chunk:
-    """The labels of a chunk's tokens, in `_PAIRED`'s order."""
-
-    order_T: np.ndarray
-    """Rows of the tokens whose id two documents have, by id, then by domain, then by document."""
-    token: agreement.Labels
-    token_and_domain: agreement.Labels
-    """Of the same cells, since a document is of one domain."""
-    place: agreement.Labels
-
-    @property
-    def kinds(self) -> tuple[agreement.Labels, ...]:
-        return self.token, self.token_and_domain, self.place
-
-    def first_of_token(self) -> np.ndarray:
-        """The first label of token and domain of each token that occurs."""
-        label_P = self.token.cell_label_P
-        first_P = np.flatnonzero(np.diff(label_P, prepend=-1))
-        return self.token_and_domain.cell_label_P[first_P]
-
-    @property
-    def nbytes(self) -> int:
-        return self.order_T.nbytes + sum(each.nbytes for each in self.kinds)
+def _found(recording: Recording, labels: PairLabels, level: float) -> tuple[pd.DataFrame, str]:
+    """The agreement of every layer, and why intervals are missing."""
+    clusters, frames = design(recording), []
+    for stack in router_stacks(recording):
+        step = max(1, _CELLS // (labels.n_rows * stack.n_experts))
+        for start in range(0, len(stack.routers), step):
+            some = RouterStack(stack.routers[start : start + step], stack.n_experts, stack.top_k)
+            frames.append(_of_layers(recording, some, clusters, labels, level))
+    return pd.concat([frame for frame, _ in frames], ignore_index=True), frames[0][1]
 
 
-@dataclass(frozen=True, eq=False)
-class _Numbers:
-    """The numbers of what tokens can have in common: ids that two documents have, these by domain, and places."""
-
-    row_of: np.ndarray
-    rank_D: np.ndarray
-    """Each document's place when those of one domain stand together."""
-    domain_D: np.ndarray
-    id_of: np.ndarray
-    """Of each token id; −1 where one document alone has it."""
-    pair_of: np.ndarray
-    """Of each id and domain, flat."""
-    sizes: tuple[int, int, int, int]
-    """Of each kind of `SAME`."""
-    unpaired: int
-
-    @classmethod
-    def of(cls, recording: Recording, clusters: Clusters) -> "_Numbers":
-        ids = recording.vocabulary["token"].to_numpy()
-        row_of, domain_D, n_domains = document_rows(recording), clusters.domain_D, len(clusters.domains)
-        tokens_VM = np.zeros((int(ids.max()) + 1, n_domains), dtype=np.int64)
-        documents_V, longest = np.zeros(len(tokens_VM), dtype=np.int64), 0
-        for chunk in chunks(recording, ["token"]):
-            token_T, row_T = chunk["token"].astype(np.int64), row_of[chunk["document"]]
-            tokens_VM += np.bincount(token_T * n_domains + domain_D[row_T], minlength=tokens_VM.size).reshape(
-                tokens_VM.shape
-            )
-            in_document = np.unique(token_T * len(domain_D) + row_T) // len(domain_D)
-            documents_V += np.bincount(in_document, minlength=len(documents_V))
-            longest = max(longest, int(chunk["position"].max()) + 1)
-        shared_V = documents_V > 1
-        id_of = np.where(shared_V, np.cumsum(shared_V) - 1, -1)
-        paired = ((tokens_VM > 0) & shared_V[:, None]).ravel()
-        rank_D = np.empty(len(domain_D), dtype=np.int64)
-        rank_D[np.argsort(domain_D, kind="stable")] = np.arange(len(domain_D))
-        sizes = int(shared_V.sum()), int(paired.sum()), longest, n_domains
-        return cls(row_of, rank_D, domain_D, id_of, np.cumsum(paired) - 1, sizes, int(tokens_VM[~shared_V].sum()))
-
-    def chunk(self, chunk: Chunk) -> _Chunk:
-        """The labels of a chunk's tokens."""
-        row_T = self.row_of[chunk["document"]]
-        token_T, n_domains = chunk["token"].astype(np.int64), self.sizes[_DOMAIN]
-        order_T = np.flatnonzero(self.id_of[token_T] >= 0)
-        # documents by rank stand domain by domain, so that both kinds have one order
-        order_T = order_T[np.argsort(token_T[order_T] * len(self.rank_D) + self.rank_D[row_T[order_T]])]
-        token_T, row_of_T = token_T[order_T], row_T[order_T]
-        pair_T = self.pair_of[token_T * n_domains + self.domain_D[row_of_T]]
-        found = [
-            agreement.labels(label_T, self.rank_D[rows_T], n_labels=size, n_documents=len(self.rank_D))
-            for label_T, rows_T, size in (
-                (self.id_of[token_T], row_of_T, self.sizes[_TOKEN]),
-                (pair_T, row_of_T, self.sizes[_TOKEN_AND_DOMAIN]),
-                (chunk["position"].astype(np.int64), row_T, self.sizes[_PLACE]),
-            )
-        ]
-        return _Chunk(order_T.astype(np.int32), *found)
+def _beside(found: pd.DataFrame, other: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The excess of a control as a column; rows of all layers where it has one layer alone."""
+    keys = [key for key in ("layer", "site", "same", "weight") if key in found and key in other]
+    return found.merge(other[[*keys, "excess"]].rename(columns={"excess": column}), how="left", on=keys)
 
 
-class _Labels:
-    """The labels of all tokens, the same for every layer.
+def _by_hash(
+    recording: Recording, stack: RouterStack, found: pd.DataFrame, labels: PairLabels, settings: Settings
+) -> pd.DataFrame:
+    """The rows of the stack's layers, with the excess of a hash of the token id as router."""
+    alone, clusters = RouterStack(stack.routers[:1], stack.n_experts, stack.top_k), design(recording)
+    views = [routed_by_token(recording, stack.routers[0], seed=seed) for seed in range(settings.n_seeds)]
+    drawn = [_of_layers(view, alone, clusters, labels.of_view(view), settings.level)[0] for view in views]
+    mean = pd.concat(drawn).groupby(["same", "weight"], sort=False)["excess"].mean().reset_index()
+    return _beside(found.merge(stack.labels()), mean, "hashed")
 
-    Attributes:
-        chunks: Of each chunk its labels, with the columns that are asked for.
-        n_domains: M.
-        n_rows: Labels whose choices are counted, in all.
-        unpaired: Tokens whose id is in one document only.
-        tokens: Of each kind of `SAME`, tokens of each label, of which two documents have the id.
-        weights: Of the pairs of each label, in the order of `WEIGHTS`.
-    """
 
-    def __init__(self, recording: Recording, clusters: Clusters) -> None:
-        self._numbers = _Numbers.of(recording, clusters)
-        self.chunks = PerChunk(recording, ["document", "position", "token"], self._numbers.chunk)
-        self.n_domains, self.n_rows = len(clusters.domains), sum(self._numbers.sizes)
-        self.unpaired, self.rank_D = self._numbers.unpaired, self._numbers.rank_D
-        self.tokens, squares = ([np.zeros(n, dtype=np.int64) for n in self._numbers.sizes] for _ in range(2))
-        tokens_D = recording.column("tokens", table="documents").astype(np.int64)
-        np.add.at(self.tokens[_DOMAIN], clusters.domain_D, tokens_D)
-        np.add.at(squares[_DOMAIN], clusters.domain_D, tokens_D**2)
-        for chunk, _ in self.chunks([]):
-            for i, found in enumerate(chunk.kinds):
-                self.tokens[i][found.present_N] += found.tokens_N
-                squares[i][found.present_N] += found.squares_N
-        self.weights = [
-            np.stack([np.ones(len(tokens)), agreement.token_weights(tokens, each)], axis=1)
-            for tokens, each in zip(self.tokens, squares, strict=True)
-        ]
+def _ceiling(recording: Recording, again: Recording) -> pd.DataFrame:
+    """The share of experts that a token keeps when the same text is recorded again, by layer."""
+    frames = []
+    for stack in router_stacks(recording):
+        kept_L, tokens = np.zeros(len(stack.routers)), 0
+        for mine, theirs in side_by_side(recording, again, stack, stack):
+            tokens += len(mine.row_T)
+            for i, (bits_TW, other_TW) in enumerate(zip(mine.bits_LTW, theirs.bits_LTW, strict=True)):
+                kept_L[i] += agreement.saturation(bits_TW, other_TW, top_k=stack.top_k).sum()
+        frames.append(stack.labels().assign(ceiling=kept_L / tokens))
+    return pd.concat(frames, ignore_index=True)
 
 
 def _of_layers(
-    recording: Recording, stack: RouterStack, clusters: Clusters, labels: _Labels, level: float
+    recording: Recording, stack: RouterStack, clusters: Clusters, labels: PairLabels, level: float
 ) -> tuple[pd.DataFrame, str]:
     n_layers, n_documents, n_experts = len(stack.routers), recording.n_documents, stack.n_experts
     names = [f"{prefix(router, recording.topology)}.ids" for router in stack.routers]
-    counts = [[np.zeros((len(labels.tokens[i]), n_experts), dtype=np.int32) for i in _PAIRED] for _ in names]
+    counts = [[np.zeros((len(labels.tokens[i]), n_experts), dtype=np.int32) for i in PAIRED] for _ in names]
     for chunk, ids_LTK in labels.chunks(names):
         first_N = chunk.first_of_token()
         domains_N = np.diff(first_N, append=len(chunk.token_and_domain.present_N))
         for of_kind, ids_TK in zip(counts, ids_LTK, strict=True):
             by_domain_TK = ids_TK.take(chunk.order_T, axis=0)
             by_domain = agreement.label_counts(by_domain_TK, chunk.token_and_domain, n_experts=n_experts)
-            _add(of_kind[_TOKEN_AND_DOMAIN], chunk.token_and_domain.present_N, by_domain)
+            _add(of_kind[TOKEN_AND_DOMAIN], chunk.token_and_domain.present_N, by_domain)
             # tokens alone are tokens and domains, added up
             for nth in range(labels.n_domains):
                 these = np.flatnonzero(domains_N > nth)
-                _add(of_kind[_TOKEN], chunk.token.present_N[these], by_domain[first_N[these] + nth])
+                _add(of_kind[TOKEN], chunk.token.present_N[these], by_domain[first_N[these] + nth])
             by_place = agreement.label_counts(ids_TK, chunk.place, n_experts=n_experts)
-            _add(of_kind[_PLACE], chunk.place.present_N, by_place)
+            _add(of_kind[PLACE], chunk.place.present_N, by_place)
     overlap, pairs = (np.zeros((len(SAME), n_layers, n_documents, len(WEIGHTS))) for _ in range(2))
     for chunk, ids_LTK in labels.chunks(names):
         pairs_3Dx = [
@@ -238,22 +178,24 @@ def _of_layers(
             within_P = agreement.overlap_within(ordered_TK, chunk.token, n_experts=n_experts)
             for i, found in enumerate(chunk.kinds):
                 sums_Dx = agreement.pair_overlap(
-                    ids_TK if i == _PLACE else ordered_TK,
+                    ids_TK if i == PLACE else ordered_TK,
                     found,
                     counts_VE=counts[layer][i],
                     weight_Vx=labels.weights[i],
-                    within_P=None if i == _PLACE else within_P,
+                    within_P=None if i == PLACE else within_P,
                 )
                 overlap[i, layer] += sums_Dx[labels.rank_D]
                 pairs[i, layer] += pairs_3Dx[i]
     counts_DLE = stack.stacked(recording, "counts")
     for layer in range(n_layers):
         sums = agreement.document_pair_sums(
-            counts_DLE[:, layer], clusters.domain_D, weight_Vx=labels.weights[_DOMAIN], top_k=stack.top_k
+            counts_DLE[:, layer], clusters.domain_D, weight_Vx=labels.weights[DOMAIN], top_k=stack.top_k
         )
-        overlap[_DOMAIN, layer], pairs[_DOMAIN, layer] = sums.overlap_Dx, sums.pairs_Dx
+        overlap[DOMAIN, layer], pairs[DOMAIN, layer] = sums.overlap_Dx, sums.pairs_Dx
     rows, note = [], ""
+    several = len({router.site for router in recording.topology.routers}) > 1
     for layer, router in enumerate(stack.routers):
+        about = {"layer": router.layer} | ({"site": router.site} if several else {})
         counts_DE = counts_DLE[:, layer]
         matched = agreement.load_matched_agreement(counts_DE.sum(0), counts_DE.sum(0), top_k=stack.top_k)
         for i, same in enumerate(SAME):
@@ -267,8 +209,8 @@ def _of_layers(
                 excess = agreement.same_token_agreement(sums, other, top_k=stack.top_k, clusters=clusters, level=level)
                 note = excess.note
                 rows.append(
-                    {
-                        "layer": router.layer,
+                    about
+                    | {
                         "same": same,
                         "weight": weight,
                         "value": float(value),
@@ -297,7 +239,7 @@ def tables(result: Result) -> dict[str, pd.DataFrame]:
 
 
 def figures(result: Result) -> dict[str, Figure]:
-    """`by_layer`, what each thing in common adds, each token counted once."""
+    """`by_layer`, what each thing in common adds beside what it adds for the controls, each token counted once."""
     level = f"{result.level:.0%} interval".replace("%", " %")
     once = result.agreement[result.agreement["weight"] == "tokens"]
     of_token = once[once["same"] == "token"]
@@ -305,25 +247,34 @@ def figures(result: Result) -> dict[str, Figure]:
         raise AnalysisError("same_token: no two documents have a token in common, so there is no pair to compare.")
     first, last = of_token.iloc[0], of_token.iloc[-1]
     missing = f"{result.unpaired:,} of {result.tokens:,} tokens are of ids that one document alone has, and in no pair."
+    kept = ""
+    if "ceiling" in of_token:
+        least, most = of_token["ceiling"].min(), of_token["ceiling"].max()
+        kept = f" Recorded again, a token keeps {least:.1%} to {most:.1%} of its experts.".replace("%", " %")
+    keys = [key for key in ("layer", "site", "same") if key in once]
     return {
         "by_layer": Lines(
-            once[once["excess"].notna()],
+            as_lines(once, {"excess": "model"} | NAMES, by=keys, line="router", value="shown").assign(nothing=0.0),
             "layer",
-            "excess",
-            group="same",
+            "shown",
+            group="router",
+            panel="same",
             low="low",
             high="high",
+            null="nothing",
+            null_label="nothing in common matters",
             interval_label=level,
+            shared_y=False,
             title="Agreement of tokens with something in common",
             x_label="layer",
             y_label="share of experts, over other pairs",
-            hover=("value", "others", "load_matched", "pairs"),
             caption="Share of experts that two tokens of different documents have in common when they have the same "
             f"token id (and domain), position, or domain, less that share for pairs that do not ({result.sample}); "
-            "each token counts once. 0 if it has nothing to do with routing; routing by it alone would give nearly 1. "
-            f"{missing} {level}: U-statistic over pairs of documents, t. {result.note}".strip(),
+            "each token counts once. Beside it a router that is a hash of the token id, which agrees on every token "
+            f"id, and on places and domains by their words alone.{kept} {missing} {level}: U-statistic over pairs of "
+            f"documents, t. {result.control} {result.note}".strip(),
             alt=f"Tokens with the same id agree by {first['excess']:.2f} more than others at layer {first['layer']} "
-            f"and by {last['excess']:.2f} at layer {last['layer']}.",
+            f"and by {last['excess']:.2f} at layer {last['layer']}; with a hash of the id {first['hashed']:.2f}.",
         )
     }
 

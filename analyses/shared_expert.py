@@ -2,7 +2,8 @@
 
 Not shown: what it is good for. Norms do not add: two outputs that cancel have large norms and a small sum, so the share
 is read beside the cosine of the two and the projection on their sum. Without the field `experts` only the gate is
-known, a factor of an output of unknown size; a shared expert without a gate then has nothing to show.
+known, a factor of an output of unknown size; a shared expert without a gate then has nothing to show. It is not chosen,
+so no router by token id stands beside it: `--against` a recording of the untrained model shows what was there before.
 """
 
 from dataclasses import dataclass

@@ -2,10 +2,10 @@
 
 Not shown: why, or whether it helps. A token's own id, the id that the model predicts after it and the id that does
 come next are correlated, so a router that sees the input id alone scores on all three: each number stands beside such a
-router (a hash of the input id), beside sets permuted within documents, and beside an untrained router where one is
-given. Sharing of an id's routing across contexts is counted by its foremost expert; groups of like ids are not sought.
-Held-out gains are those of a simple predictor, a lower bound. Ids under `min_count` are left out of the sharpness, and
-counted.
+router (a hash of the input id), beside sets permuted within documents, and, where they are given, beside an untrained
+router and the same model recorded again. Sharing of an id's routing across contexts is counted by its foremost expert;
+groups of like ids are not sought. Held-out gains are those of a simple predictor, a lower bound. Ids under `min_count`
+are left out of the sharpness, and counted.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from analyses._batch import main
-from analyses._chunks import knows_first_choice, untrained_recording, untrained_words
+from analyses._chunks import knows_first_choice
+from analyses._controls import NAMES, Controls
 from analyses._inputs import as_lines, require, sample_words
 from analyses._token_tables import ALL, FIRST, INPUT, N_FOLDS, Measured, Plan, of_hash, of_router
 from workbench.errors import AnalysisError
@@ -35,6 +36,7 @@ class Settings:
         n_permutations: Permutations of the sets within documents; 0 leaves the null out.
         n_seeds: Seeds of the hash router.
         untrained: Folder of a recording of the untrained model over the same corpus, as a further control.
+        ceiling: Folder of a recording of the same model again, in other batches or another dtype.
         level: Coverage of the intervals.
         seed: Of folds and permutations.
     """
@@ -43,6 +45,7 @@ class Settings:
     n_permutations: int = 20
     n_seeds: int = 5
     untrained: str | None = None
+    ceiling: str | None = None
     level: float = 0.95
     seed: int = 0
 
@@ -55,18 +58,18 @@ class Result:
         vocabulary: One row per layer, label of the token (input, predicted, true next) and choices (the first of a
             token, or all K): `value`, the share of an id's occurrences that its foremost expert takes, with `low` and
             `high`; `permuted` (mean when sets are permuted within documents) with `permuted_high` and `p`; `hashed` (a
-            router that is a hash of the input id); `untrained`, where given; `balanced` (1/E or K/E); the ids counted
-            and the share of tokens that they are.
+            router that is a hash of the input id); `untrained` and `again`, where given; `balanced` (1/E or K/E); the
+            ids counted and the share of tokens that they are.
         predictability: One row per layer and label, in bits per assignment: held-out gain of predicting a chosen expert
-            from the id (`value`, with `low` and `high`), beside `hashed`, `untrained`, and `ceiling` (the whole set
-            known). Without an effect of the id it is 0.
+            from the id (`value`, with `low` and `high`), beside `hashed`, `untrained`, `again`, and `ceiling` (the
+            whole set known). Without an effect of the id it is 0.
         given_token: One row per layer: what the domain says about the set when the token id is known (`value`) and when
             it is not (`alone`), in overlap of sets, with intervals; 0 where it says nothing. No rows with one domain,
             or where no id stands in two.
         sample: The sample in words.
         level: Coverage of the intervals.
         note: Why something is missing, if it is.
-        control: The untrained router in words, if there is one.
+        control: The controls that were given, in words.
     """
 
     vocabulary: pd.DataFrame
@@ -82,16 +85,16 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     """Computes sharpness and predictability of the routing by token id, and what the domain adds.
 
     Raises:
-        AnalysisError: the recording holds no routing or no token ids, a setting is out of range, or the untrained
-            recording does not fit.
+        AnalysisError: the recording holds no routing or no token ids, a setting is out of range, or a control does
+            not fit.
     """
     require(recording, NEEDS, "specialization", columns=("ids", "token"))
     for name, least in (("min_count", 1), ("n_permutations", 0), ("n_seeds", 1)):
         if getattr(settings, name) < least:
             raise AnalysisError(f"specialization: {name} is {getattr(settings, name)}; {least} or more was wanted.")
-    other = untrained_recording(recording, settings.untrained, "specialization") if settings.untrained else None
+    controls = Controls.of(recording, settings, "specialization")
     plan = Plan.of(recording, min_count=settings.min_count, seed=settings.seed)
-    other_plan = Plan.of(other, min_count=settings.min_count, seed=settings.seed) if other else None
+    plans = {name: Plan.of(each, min_count=settings.min_count, seed=settings.seed) for name, each in controls.items()}
     hashes = {
         (n_experts, top_k): [
             of_hash(recording, plan, n_experts=n_experts, top_k=top_k, seed=seed) for seed in range(settings.n_seeds)
@@ -102,7 +105,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     sharpness, predictable, given = [], [], []
     for router in recording.topology.routers:
         here = of_router(recording, plan, router, draws=settings.n_permutations)
-        there = of_router(other, other_plan, router, draws=0) if other is not None and other_plan else None
+        there = {name: of_router(each, plans[name], router, draws=0) for name, each in controls.items()}
         beside = _Beside(plan, hashes[router.n_experts, router.top_k], there, settings.level)
         about = {"layer": router.layer} | ({"site": router.site} if several else {})
         sharpness += [about | row for row in _sharpness(here, beside, router.n_experts, router.top_k)]
@@ -115,7 +118,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         sample=sample_words(recording),
         level=settings.level,
         note=_note(recording, plan, any_given=bool(given)),
-        control=untrained_words(other) if other is not None else "",
+        control=controls.words,
     )
 
 
@@ -125,7 +128,7 @@ class _Beside:
 
     plan: Plan
     hashed: list[Measured]
-    untrained: Measured | None
+    controls: dict[str, Measured]
     level: float
 
 
@@ -149,7 +152,7 @@ def _sharpness(here: Measured, beside: _Beside, n_experts: int, top_k: int) -> l
                 "permuted_high": np.quantile(drawn_B, 0.95) if known else np.nan,
                 "p": (1 + (drawn_B >= values[0]).sum()) / (len(drawn_B) + 1) if known else np.nan,
                 "hashed": np.mean([one.sharpness[name, choices][0] for one in beside.hashed]),
-                **({"untrained": beside.untrained.sharpness[name, choices][0]} if beside.untrained else {}),
+                **{control: one.sharpness[name, choices][0] for control, one in beside.controls.items()},
                 "balanced": (1 if choices == FIRST else top_k) / n_experts,
                 "ids": of_label[name].n_often,
                 "share_counted": of_label[name].occurrences_FV.sum() / max(of_label[name].tokens, 1),
@@ -171,7 +174,7 @@ def _predictability(here: Measured, beside: _Beside, top_k: int) -> list[dict]:
                 "low": float(interval.low) * _BITS,
                 "high": float(interval.high) * _BITS,
                 "hashed": np.mean([one.held_out[name].gain for one in beside.hashed]) * _BITS,
-                **({"untrained": beside.untrained.held_out[name].gain * _BITS} if beside.untrained else {}),
+                **{control: one.held_out[name].gain * _BITS for control, one in beside.controls.items()},
                 "ceiling": found.ceiling(top_k) * _BITS,
                 "method": interval.method,
             }
@@ -199,8 +202,8 @@ def _given_token(here: Measured, beside: _Beside) -> list[dict]:
         "tokens": found.tokens,
         "method": known.method,
     }
-    if beside.untrained:
-        row |= {"untrained": beside.untrained.given.value, "untrained_alone": beside.untrained.given.alone}
+    for name, one in beside.controls.items():
+        row |= {name: one.given.value, f"{name}_alone": one.given.alone}
     return [row]
 
 
@@ -228,10 +231,8 @@ def tables(result: Result) -> dict[str, pd.DataFrame]:
 def figures(result: Result) -> dict[str, Figure]:
     """`vocabulary` and `predictability` by layer beside their controls, and `given_token` where there are domains."""
     level = f"{result.level:.0%} interval".replace("%", " %")
-    names = {
-        "value": "model", "permuted": "sets permuted in documents", "hashed": "hash of the input token",
-        "untrained": "untrained router",
-    }  # fmt: skip
+    names = {"value": "model", "permuted": "sets permuted in documents"} | NAMES
+    names["hashed"] = "hash of the input token"
     first = FIRST in set(result.vocabulary["choices"])
     shown = result.vocabulary[result.vocabulary["choices"] == (FIRST if first else ALL)]
     drawn: dict[str, Figure] = {}
@@ -294,6 +295,8 @@ def _given_figure(result: Result, level: str) -> Figure:
             ("", "token not known", "alone", "alone_low", "alone_high"),
             ("untrained, ", "token known", "untrained", "", ""),
             ("untrained, ", "token not known", "untrained_alone", "", ""),
+            ("again, ", "token known", "again", "", ""),
+            ("again, ", "token not known", "again_alone", "", ""),
         )
         if column in table
     ]

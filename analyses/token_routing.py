@@ -167,7 +167,8 @@ def _read(recording: Recording, document: int, asked: Router) -> dict[str, np.nd
     of_router = [name for name in ("ids", "weights", "entropy") if recording.has(name)]
     names = [f"{at}.{name}" for at, _ in _routers(recording) for name in of_router]
     own = ("logprob", "predicted") if "logprob" in recording.fields else ()
-    margin = [f"{prefix(asked, recording.topology)}.margin"] if recording.has("margin") else []
+    has_margin = recording.has("margin") and asked.has_margin
+    margin = [f"{prefix(asked, recording.topology)}.margin"] if has_margin else []
     return recording.of_document(document, ["position", "token", *own, *names, *margin])
 
 

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RECORDED = {
     "weights": ("similarity.cosine_similarity", "similarity.router_similarity", "similarity.linear_cka",
                 "similarity.best_match", "similarity.matched_similarity", "similarity.similarity_agreement"),
-    "experts": ("contribution.peer_contribution",),
+    "experts": ("contribution.contribution", "contribution.shared_share", "contribution.peer_contribution"),
     "attention": ("attention.query_statistics", "attention.by_bin", "heads.sink_windows", "heads.repeated_scores"),
     "attention-weights": ("attention.weighed_statistics", "heads.head_divergence"),
 }  # fmt: skip
@@ -36,7 +36,7 @@ PLAIN = {
     "load.dead_experts": ("load_balance",), "load.z_loss": ("router_confidence",),
     "specialization.domain_load": ("domain_load",), "vocabulary.label_counts": ("specialization",),
     "structure.pair_counts": ("coactivation",), "structure.flow_counts": ("layer_flow",),
-    "capacity.drop_fraction": ("capacity",),
+    "capacity.drop_fraction": ("capacity",), "agreement.pair_sums": ("same_token",),
 }  # fmt: skip
 """Of all tokens at once: the recording, or the analysis part by part, adds up the same. Tests hold them together."""
 TOOLS = ("sets", "clusters", "bags", "folds", "extremes", "floors", "nulls", "uncertainty", "rounds", "matching")

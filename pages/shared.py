@@ -234,6 +234,11 @@ def choose_ceiling(recording: Recording) -> str | None:
     return None if chosen is None else str(jobs.data_folder() / "recordings" / chosen)
 
 
+def choose_controls(recording: Recording) -> dict[str, str | None]:
+    """What numbers of specialization stand beside, as settings: the untrained router, and the same model again."""
+    return {"untrained": choose_untrained(recording), "ceiling": choose_ceiling(recording)}
+
+
 def choose_untrained(recording: Recording) -> str | None:
     """The folder of a recording of the untrained model over the same corpus, chosen in the sidebar; None where none is.
 

@@ -8,10 +8,10 @@ import streamlit as st
 showing.ask("Specialization", "domain_load")
 recording = shared.choose_recording()
 layer, expert = experts.choose(recording)
-untrained = shared.choose_untrained(recording)
+controls = shared.choose_controls(recording)
 follow = {"layer": "layer", "expert": "expert"}
 with showing.told():
-    domains = showing.result(recording, "domain_load", layer=layer, untrained=untrained)
+    domains = showing.result(recording, "domain_load", layer=layer, **controls)
     showing.show(domains, "information", follow={"layer": "layer"})
     st.header(f"Layer {layer}")
     showing.show(domains, "domain_map", follow=follow)
@@ -24,11 +24,11 @@ with showing.told():
 st.header("What the choice follows from")
 with showing.part("The token, and the domain once the token is known", "specialization", recording) as is_open:
     if is_open:
-        showing.every(showing.result(recording, "specialization", untrained=untrained), follow={"layer": "layer"})
+        showing.every(showing.result(recording, "specialization", **controls), follow={"layer": "layer"})
 for title, name in {"Token, neighbours, place, domain, the layer before": "context", "The place": "position"}.items():
     with showing.part(title, name, recording) as is_open:
         if is_open:
-            showing.every(showing.result(recording, name), follow={"layer": "layer"})
+            showing.every(showing.result(recording, name, **controls), follow={"layer": "layer"})
 
 st.header("What the experts are")
 parts = {

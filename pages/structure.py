@@ -8,6 +8,7 @@ import streamlit as st
 showing.ask("Structure", "coactivation")
 recording = shared.choose_recording()
 layer, expert = experts.choose(recording)
+controls = shared.choose_controls(recording)
 with showing.told():
     pairs = showing.result(recording, "coactivation", layer=layer)
     st.header(f"Layer {layer}")
@@ -34,10 +35,12 @@ parts = {
     "Repetition: the experts of the token before": "repetition",
     "Segments: an expert kept for a stretch of text": "segment_consistency",
     "Experts that neighbouring tokens need": "activated",
-    "Two occurrences of one token": "same_token",
 }
 for title, name in parts.items():
     with showing.part(title, name, recording) as is_open:
         if is_open:
             showing.every(showing.result(recording, name), follow=follow)
+with showing.part("Two occurrences of one token", "same_token", recording) as is_open:
+    if is_open:
+        showing.every(showing.result(recording, "same_token", **controls), follow=follow)
 st.page_link("compare.py", label="Saturation: how many of a token's experts another recording of the text chose too")

@@ -98,6 +98,8 @@ def test_import_and_analyze(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(_batch, "names", lambda *_: ["expert_load", "router_confidence"])
     status, said, _ = run(monkeypatch, capsys, "analyze", out, "--all", "--out", tmp_path / "all")
     assert status == 0 and "left out: router_confidence: " in said
+    page = (tmp_path / "all" / "index.html").read_text(encoding="utf-8")
+    assert "Left out</h2>" in page and "<li>router_confidence: " in page and "no router scores" in page
     assert {file.name for file in (tmp_path / "all").iterdir() if file.is_dir()} == {"expert_load"}
     monkeypatch.setattr(_batch, "names", lambda *_: ["router_confidence"])
     status, _, said = run(monkeypatch, capsys, "analyze", out, "--all", "--out", tmp_path / "none")
@@ -153,10 +155,12 @@ def test_markup_in_names_stays_text_in_the_report(tmp_path):
 
     canary = "<script>alert('x')</script>"
     section = Section("a", canary, canary, {}, [tmp_path / "a" / "t<b>.csv"])
-    write_report(tmp_path / "index.html", title=canary, facts={canary: canary}, sections=[section])
+    write_report(
+        tmp_path / "index.html", title=canary, facts={canary: canary}, sections=[section, section], left_out=[canary]
+    )
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "<script" not in page and "t<b>" not in page
-    assert page.count("&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;") == 6
+    assert page.count("&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;") == 4 + 3 * 2 + 1
 
 
 def test_record_with_experts_and_the_parent_s_weights(inputs, tmp_path, monkeypatch, capsys):

@@ -38,13 +38,21 @@ body { max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
 h2 { font-size: 1.25rem; margin-top: 3rem; }
 .figures { display: grid; gap: 1.5rem; align-items: start; }
 .figures { grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)); }
+.contents { columns: 2; font-size: 0.875rem; margin: 1.5rem 0; }
 figure { margin: 0; } figure img { background: #fff; width: 100%; }
 figcaption, .files, .not-shown { font-size: 0.875rem; opacity: 0.8; }
 dt { float: left; clear: left; width: 12rem; opacity: 0.7; } dd { margin-left: 12rem; }
 """
 
 
-def write_report(page: Path, *, title: str, facts: Mapping[str, str], sections: Sequence[Section]) -> None:
+def write_report(
+    page: Path,
+    *,
+    title: str,
+    facts: Mapping[str, str],
+    sections: Sequence[Section],
+    left_out: Sequence[str] = (),
+) -> None:
     """Writes the page; figures are taken from the folders beside it.
 
     Args:
@@ -52,9 +60,13 @@ def write_report(page: Path, *, title: str, facts: Mapping[str, str], sections: 
         title: Its heading.
         facts: What the results are of, by name.
         sections: The analyses, in order.
+        left_out: Of each analysis that was asked and refused, why.
     """
     listed = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts.items())
-    body = "".join(_section(section, page.parent) for section in sections)
+    body = _contents(sections) + "".join(_section(section, page.parent) for section in sections)
+    if left_out:
+        why = "".join(f"<li>{_text(reason)}</li>" for reason in left_out)
+        body += f"<h2 id='left-out'>Left out</h2><ul class='not-shown'>{why}</ul>"
     document = (
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{_text(title)}</title>"
         f"<meta name='viewport' content='width=device-width'><style>{_STYLE}</style></head><body>"
@@ -62,6 +74,11 @@ def write_report(page: Path, *, title: str, facts: Mapping[str, str], sections: 
     )
     page.parent.mkdir(parents=True, exist_ok=True)
     write_whole(page, document.encode())
+
+
+def _contents(sections: Sequence[Section]) -> str:
+    listed = "".join(f"<li><a href='#{_text(each.name)}'>{_text(each.question)}</a></li>" for each in sections)
+    return f"<ul class='contents'>{listed}</ul>" if len(sections) > 1 else ""
 
 
 def _section(section: Section, folder: Path) -> str:
@@ -73,7 +90,8 @@ def _section(section: Section, folder: Path) -> str:
     )
     links = " · ".join(f"<a href='{path}'>{_text(name)}</a>" for name, path in of.items())
     return (
-        f"<h2>{_text(section.question)}</h2><p class='not-shown'>{_text(section.not_shown)}</p>"
+        f"<h2 id='{_text(section.name)}'>{_text(section.question)}</h2>"
+        f"<p class='not-shown'>{_text(section.not_shown)}</p>"
         f"<div class='figures'>{drawn}</div><p class='files'>{links}</p>"
     )
 

@@ -120,10 +120,10 @@ def test_the_contexts_of_the_model_beside_itself_as_untrained(recording):
     np.testing.assert_allclose(beside.gains["untrained"], beside.gains["gain"])
     plain = context.run(recording)
     pd.testing.assert_frame_equal(beside.gains.drop(columns="untrained"), plain.gains)
-    figure = context.figures(beside)["beside_untrained"]
-    assert set(figure.table["router"]) == {"model", "untrained router"}
+    figure = context.figures(beside)["beside_controls"]
+    assert set(figure.table["router"]) == {"model", "untrained router", "hash of the token id"}
     assert "tiny-random-moe, before training of its own" in figure.caption
-    assert "beside_untrained" not in context.figures(plain)
+    assert "untrained router" not in set(context.figures(plain)["beside_controls"].table["router"])
 
 
 def test_an_untrained_recording_of_other_text_or_shape_is_refused(recording, one_document, moe, tmp_path):

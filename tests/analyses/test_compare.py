@@ -247,5 +247,5 @@ def test_an_analysis_of_two_wants_two(name, recording):
 def test_options_of_two_without_the_second_are_refused(recording, tmp_path):
     from analyses._commands import analyze
 
-    with pytest.raises(AnalysisError, match="--ceiling and --experts are about two recordings; .*--against RECORDING"):
-        analyze(recording.path, ["expert_load"], tmp_path, ceiling=recording.path)
+    with pytest.raises(AnalysisError, match="--experts is about two recordings; .*--against RECORDING"):
+        analyze(recording.path, ["expert_load"], tmp_path, experts="same")

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -124,6 +125,52 @@ def test_a_field_that_was_not_recorded_is_named(name, moe, tmp_path):
     first = _batch.get(name).NEEDS[0]
     with pytest.raises(AnalysisError, match=f"{name}: .* was recorded without {first}.*; .*--fields logprob,{first}"):
         run(name, without, without)
+
+
+@pytest.fixture(scope="module")
+def odd(moe, tmp_path_factory) -> dict[str, Recording]:
+    """Recordings of little text, and of routers that leave no choice or one."""
+    folder = tmp_path_factory.mktemp("odd")
+    texts = tiny.corpus(n_documents=16)
+    one_domain = dataclasses.replace(
+        texts, documents=tuple(dataclasses.replace(document, domain="all") for document in texts.documents)
+    )
+    asked = {
+        "one document": (moe, tiny.corpus(n_documents=1, shortest=40)),
+        "one domain": (moe, one_domain),
+        "one choice": (tiny.moe(top_k=1), texts),
+        "no choice": (tiny.moe(n_experts=4, top_k=4), texts),
+        "few tokens": (moe, tiny.corpus(n_documents=16, shortest=1, longest=3)),
+    }
+    return {
+        kind: record(model, corpus, folder / kind, fields=FIELDS, parent=tiny.dense(n_layers=3))
+        for kind, (model, corpus) in asked.items()
+    }
+
+
+ODD = ("one document", "one domain", "one choice", "no choice", "few tokens")
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("name", NAMES)
+def test_odd_recordings_are_answered_or_refused_in_a_sentence(name, kind, odd):
+    module = _batch.get(name)
+    try:
+        result = run(name, odd[kind], odd[kind])
+        tables, figures = module.tables(result), module.figures(result)
+    except AnalysisError as error:
+        assert str(error).startswith(f"{name}: ") and str(error).endswith(".")
+        return
+    assert tables and figures
+    for table in tables.values():
+        numbers = table.select_dtypes("number")
+        assert not np.isinf(numbers.to_numpy(dtype=float)).any(), numbers.columns[np.isinf(numbers).any()].tolist()
+        ends = [column for column in table if re.fullmatch(r"(.*_)?(low|high)", column) and not DRAWN.match(column)]
+        if kind == "one document":
+            assert table[ends].isna().all(axis=None), f"an interval of one document: {ends}"
+
+
+DRAWN = re.compile(r"null|permuted|swapped|shuffled|matched")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,7 +5,15 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from analyses import domain_load, expert_load, load_balance, router_confidence, token_routing
+from analyses import (
+    coactivation,
+    domain_load,
+    expert_load,
+    load_balance,
+    repetition,
+    router_confidence,
+    token_routing,
+)
 from tests import tiny
 from workbench.errors import AnalysisError
 from workbench.metrics import load
@@ -88,6 +96,45 @@ def test_router_confidence_is_the_mean_over_tokens(recording):
     assert first.iloc[0]["tokens"] == recording.n_documents
 
 
+def chosen_by(recording, **rule) -> Recording:
+    """The recording, said to be of routers that choose in another way."""
+    stated = recording.topology.to_json()
+    routers = [{**router, **rule} for router in stated["routers"]]
+    return Recording(recording.path, {**recording.manifest, "topology": {**stated, "routers": routers}})
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ({"n_groups": 4, "groups_chosen": 2}, "no margin where a router chooses 3 of 8 by softmax, in 2 of 4 groups"),
+        ({"choice": "hash"}, "no margin where a router chooses 3 of 8 by a hash of the token id"),
+        ({"top_k": 8}, "no margin where a router chooses 8 of 8 by softmax"),
+    ],
+)
+def test_a_margin_that_is_not_defined_is_left_out_and_that_is_said(recording, rule, words):
+    result = router_confidence.run(chosen_by(recording, **rule))
+    assert set(result.layers["statistic"]) == {"entropy / ln E", "top-k mass"} and result.note.startswith(words)
+    by_domain = router_confidence.figures(result)["confidence_by_domain"]
+    assert "margin between" not in by_domain.caption and words in by_domain.caption
+    assert "margin" not in token_routing.run(chosen_by(recording, **rule)).tokens
+
+
+def test_the_margin_says_what_it_is_a_difference_of(recording):
+    for scoring, words in (
+        ("softmax", "(probabilities)"),
+        ("sigmoid", "sigmoid scores and correction biases, not"),
+    ):
+        result = router_confidence.run(chosen_by(recording, scoring=scoring))
+        assert words in router_confidence.figures(result)["confidence_by_domain"].caption and not result.note
+
+
+def test_nulls_of_random_sets_say_that_they_know_no_groups(recording):
+    grouped = chosen_by(recording, n_groups=4, groups_chosen=2)
+    for module in (repetition, coactivation):
+        assert "random sets are drawn from all experts, though the model chooses 3 of 8" in module.run(grouped).note
+        assert not module.run(recording).note
+
+
 def test_z_loss_is_that_of_all_tokens_and_only_of_softmax_routers(recording):
     result = router_confidence.run(recording)
     assert tuple(result.z_loss["layer"]) == recording.moe_layers
@@ -96,9 +143,7 @@ def test_z_loss_is_that_of_all_tokens_and_only_of_softmax_routers(recording):
         assert row.mean == pytest.approx(load.z_loss(logsumexp_T))
         assert row.logsumexp == pytest.approx(logsumexp_T.mean(dtype=float))
         assert row.low < row.mean < row.high and row.undecided == pytest.approx(np.log(8) ** 2)
-    stated = recording.topology.to_json()
-    routers = [{**router, "scoring": "sigmoid"} for router in stated["routers"]]
-    sigmoid = Recording(recording.path, {**recording.manifest, "topology": {**stated, "routers": routers}})
+    sigmoid = chosen_by(recording, scoring="sigmoid")
     assert "z_loss" not in router_confidence.tables(router_confidence.run(sigmoid))
 
 

@@ -10,6 +10,7 @@ from workbench.capture.generate import Generation
 from workbench.capture.hooks import Tracer, _keys
 from workbench.capture.record import record
 from workbench.errors import CaptureError, RecordingError
+from workbench.metrics.contribution import contribution, shared_share
 
 FIELDS = ("routing", "experts")
 
@@ -21,7 +22,7 @@ def own():
 
 
 def plainly(model, ids):
-    """Of one document: per layer contributions [T, K], and share, projection, cosine [T, 3], by loops."""
+    """Of one document: per layer contributions [T, K], and share, projection, cosine [T, 3], outputs by loops."""
     seen = {}
     blocks = {layer: model.module.model.layers[layer].mlp for layer in model.topology.moe_layers}
     handles = [
@@ -40,14 +41,14 @@ def plainly(model, ids):
             outs = []
             for expert in chosen:
                 gate, up = (block.experts.gate_up_proj[expert] @ x).chunk(2)
-                outs.append(score[expert] * (block.experts.down_proj[expert] @ (torch.nn.functional.silu(gate) * up)))
+                outs.append(block.experts.down_proj[expert] @ (torch.nn.functional.silu(gate) * up))
             s = (block.shared_expert_gate.weight @ x).sigmoid() * block.shared_expert(x)
-            r = sum(outs)
-            y = r + s
-            added.append([float(out.norm()) for out in outs])
-            cosine = s @ r / (s.norm() * r.norm())
-            parts.append([float(s.norm() / (s.norm() + r.norm())), float(s @ y / (y @ y)), float(cosine)])
-        found[layer] = np.array(added), np.array(parts)
+            r = sum(score[expert] * out for expert, out in zip(chosen, outs, strict=True))
+            added.append((score[chosen].numpy(), torch.stack(outs).numpy()))
+            parts.append((s.numpy(), r.numpy()))
+        weights_TK, outputs_TKC = (np.stack(each).astype(np.float64) for each in zip(*added, strict=True))
+        of = shared_share(*(np.stack(each).astype(np.float64) for each in zip(*parts, strict=True)))
+        found[layer] = contribution(weights_TK, outputs_TKC), np.stack([of.share_T, of.projection_T, of.cosine_T], -1)
     return found
 
 

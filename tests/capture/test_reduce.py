@@ -32,7 +32,16 @@ def captured(*, n_experts: int, top_k: int, scoring: str):
     return trace, batch, replace(facts, routers=(router,)), valid_T
 
 
-@pytest.mark.parametrize(("n_experts", "top_k"), [(8, 2), (64, 8), (300, 3), (4, 1)])
+def test_a_margin_that_means_nothing_is_not_known():
+    """Of groups, the first not chosen may never have been a candidate; by token id, no score decides."""
+    trace, batch, facts, _ = captured(n_experts=8, top_k=2, scoring="softmax")
+    for changed in ({"n_groups": 4, "groups_chosen": 2}, {"choice": "hash"}):
+        other = replace(facts, routers=(replace(facts.routers[0], **changed),))
+        tokens, _ = routing_columns(trace, batch, other, with_logits=False)
+        assert np.isnan(tokens["layer00.margin"]).all() and np.isfinite(tokens["layer00.entropy"]).all()
+
+
+@pytest.mark.parametrize(("n_experts", "top_k"), [(8, 2), (64, 8), (300, 3), (4, 1), (4, 4)])
 @pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
 def test_columns_equal_the_plain_metrics(n_experts, top_k, scoring):
     trace, batch, facts, valid_T = captured(n_experts=n_experts, top_k=top_k, scoring=scoring)

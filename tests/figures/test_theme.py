@@ -144,3 +144,13 @@ def test_ticks_that_lie_close_are_told_apart():
     assert len(set(labels)) == len(labels) > 2
     ticks = theme.ColourScale.of(np.array([0.985, 0.9974]), center=None, log=False).ticks
     assert [float(label) for label in labels] == pytest.approx(ticks, abs=1e-6)
+
+
+def test_rates_near_nothing_do_not_bleach_the_rest():
+    """Ratios of rates: at most 4, some of them from a hundredth down to nothing; of few values all are within."""
+    rng = np.random.default_rng(0)
+    ratios = np.concatenate([np.exp(rng.uniform(-1.3, np.log(4), 280)), 10.0 ** rng.uniform(-5, -2, 20)])
+    scale = theme.ColourScale.of(ratios, center=1.0, log=True)
+    assert (scale.low, scale.high, scale.extend) == (0.1, 10.0, "min")
+    few = theme.ColourScale.of(np.array([0.02, 0.9, 2.0]), center=1.0, log=True)
+    assert (few.low, few.high, few.extend) == (0.01, 100.0, "neither")

@@ -155,6 +155,22 @@ def test_saturation_by_hand():
     assert agreement.saturation(one, two, top_k=2).tolist() == [1, 0.5, 0]
 
 
+@given(st.integers(0, 2**31), st.sampled_from([(5, 2), (70, 4), (4, 4)]))
+@settings(max_examples=20)
+def test_saturation_beside_plain_sets_whatever_the_names(seed, shape):
+    n_experts, top_k = shape
+    rng = np.random.default_rng(seed)
+    one, two = (random_sets(rng, 15, n_experts=n_experts, top_k=top_k) for _ in range(2))
+    names = rng.permutation(n_experts)
+    plain = [len(set(a) & set(b)) / top_k for a, b in zip(one.tolist(), two.tolist(), strict=True)]
+    for first, second in ((one, two), (names[one], names[two]), (rng.permuted(one, axis=1), two)):
+        bits = (sets.as_bits(ids, n_experts=n_experts) for ids in (first, second))
+        np.testing.assert_allclose(agreement.saturation(*bits, top_k=top_k), plain)
+    counts = [np.bincount(ids.ravel(), minlength=n_experts) for ids in (one, two)]
+    expected = sum((a / 15) * (b / 15) for a, b in zip(*(c.tolist() for c in counts), strict=True)) / top_k
+    assert agreement.load_matched_agreement(*counts, top_k=top_k) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(("n_experts", "top_k"), [(8, 2), (16, 2), (60, 4), (64, 8), (128, 8)])
 def test_random_routers_agree_by_chance(n_experts, top_k):
     rng = np.random.default_rng(4)

@@ -1,9 +1,66 @@
-"""What peers add: by hand, at the limits, and as the null of experts that add alike."""
+"""What experts add: by hand, at the limits, beside plain Python; and peers as the null of experts that add alike."""
+
+import inspect
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from workbench.metrics.contribution import peer_contribution
+from workbench.metrics.contribution import contribution, peer_contribution, shared_share
+
+
+def test_a_contribution_by_hand():
+    outputs_TKC = np.array([[[3.0, 4.0], [0.0, 2.0]], [[1.0, 0.0], [0.0, 0.0]]])
+    found_TK = contribution(np.array([[0.5, -1.0], [2.0, 0.7]]), outputs_TKC)
+    assert found_TK.tolist() == [[2.5, 2.0], [2.0, 0.0]]
+
+
+def test_a_share_by_hand_and_at_its_limits():
+    shared_TC = np.array([[3.0, 0.0], [1.0, 1.0], [0.0, 0.0], [2.0, 0.0], [0.0, 0.0], [1.0, 0.0]])
+    routed_TC = np.array([[0.0, 1.0], [1.0, 1.0], [1.0, 0.0], [0.0, 0.0], [0.0, 0.0], [-1.0, 0.0]])
+    found = shared_share(shared_TC, routed_TC)
+    np.testing.assert_allclose(found.share_T, [0.75, 0.5, 0, 1, np.nan, 0.5])
+    np.testing.assert_allclose(found.projection_T, [0.9, 0.5, 0, 1, np.nan, np.nan])
+    np.testing.assert_allclose(found.cosine_T, [0, 1, np.nan, np.nan, np.nan, -1])
+
+
+@given(seed=st.integers(0, 1000), scale=st.floats(0.01, 100))
+@settings(max_examples=30, deadline=None)
+def test_shares_equal_plain_python_and_ignore_scale_and_turns(seed, scale):
+    rng = np.random.default_rng(seed)
+    shared_TC, routed_TC = rng.normal(size=(2, 4, 3))
+    found = shared_share(shared_TC, routed_TC)
+    for t in range(4):
+        s, r = shared_TC[t].tolist(), routed_TC[t].tolist()
+        y = [a + b for a, b in zip(s, r, strict=True)]
+        norm = {name: sum(a * a for a in of) ** 0.5 for name, of in (("s", s), ("r", r), ("y", y))}
+        assert found.share_T[t] == pytest.approx(norm["s"] / (norm["s"] + norm["r"]))
+        assert found.projection_T[t] == pytest.approx(sum(a * b for a, b in zip(s, y, strict=True)) / norm["y"] ** 2)
+        dot = sum(a * b for a, b in zip(s, r, strict=True))
+        assert found.cosine_T[t] == pytest.approx(dot / norm["s"] / norm["r"])
+    other = shared_share(routed_TC, shared_TC)
+    np.testing.assert_allclose(found.projection_T + other.projection_T, 1)
+    np.testing.assert_allclose(found.share_T + other.share_T, 1)
+    turn_CC = np.linalg.qr(rng.normal(size=(3, 3)))[0] * scale
+    turned = shared_share(shared_TC @ turn_CC, routed_TC @ turn_CC)
+    for one, two in zip(vars(found).values(), vars(turned).values(), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-9)
+
+
+def test_unrelated_outputs_share_by_their_norms_alone():
+    """The null: two outputs of one size that have nothing to do with each other are at right angles on the mean."""
+    shared_TC, routed_TC = np.random.default_rng(0).normal(size=(2, 4000, 32))
+    found = shared_share(shared_TC, routed_TC)
+    for value_T, expected in ((found.share_T, 0.5), (found.projection_T, 0.5), (found.cosine_T, 0.0)):
+        assert abs(value_T.mean() - expected) < 4 * value_T.std() / np.sqrt(4000)
+
+
+def test_outputs_of_other_tokens_are_refused():
+    with pytest.raises(ValueError, match=r"weights_TK is \(2, 2\) and outputs_TKC \(3, 2, 4\), wanted a weight for"):
+        inspect.unwrap(contribution)(np.ones((2, 2)), np.ones((3, 2, 4)))  # past the annotation, which says the same
+    with pytest.raises(ValueError, match=r"shared_TC is \(2, 4\) and routed_TC \(3, 4\), wanted the same: pass both"):
+        inspect.unwrap(shared_share)(np.ones((2, 4)), np.ones((3, 4)))
 
 
 def test_by_hand():

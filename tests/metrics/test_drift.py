@@ -31,6 +31,17 @@ def test_drift_equals_plain_information_and_ignores_names(seed):
     assert -1e-12 <= expected <= np.log(3)
 
 
+@given(seed=st.integers(0, 100))
+@settings(max_examples=20, deadline=None)
+def test_divergence_equals_plain_python(seed):
+    counts_PE = np.random.default_rng(seed).integers(0, 9, (3, 4)) + np.eye(3, 4, dtype=int)
+    whole = [sum(column) / int(counts_PE.sum()) for column in counts_PE.T.tolist()]
+    for p, row in enumerate(counts_PE.tolist()):
+        share = [c / sum(row) for c in row]
+        plain = sum(f * np.log(f / g) for f, g in zip(share, whole, strict=True) if f)
+        assert m.position_divergence(counts_PE)[p] == pytest.approx(plain, abs=1e-12)
+
+
 def test_random_routing_drifts_by_counting_alone():
     counts_BPE = np.random.default_rng(0).multinomial(200, np.full(8, 1 / 8), size=(300, 5))
     assert m.position_drift(counts_BPE).mean() == pytest.approx(4 * 7 / (2 * 1000), rel=0.05)

@@ -127,6 +127,62 @@ def test_steps_find_what_the_router_looks_at():
     assert nothing < 0.01 and later < 0.01 and last > 0.9
 
 
+def slow_steps(contexts, ids_TK, fold_T, *, n_experts: int, n_folds: int) -> list[np.ndarray]:
+    """Each fold's gain at every step, token by token."""
+    n_tokens, top_k = ids_TK.shape
+    load = np.zeros((n_tokens, top_k))
+    for t in range(n_tokens):
+        learned = [e for u in range(n_tokens) if fold_T[u] != fold_T[t] for e in ids_TK[u]]
+        for k, e in enumerate(ids_TK[t]):
+            load[t, k] = (learned.count(e) + 0.5) / (len(learned) + 0.5 * n_experts)
+
+    def best(choices: list[np.ndarray], counted: list[int]) -> np.ndarray:
+        """Of each fold the choice with the largest sum of logarithms on the others; of equal ones the last."""
+        out = choices[0].copy()
+        for fold in range(n_folds):
+            others = [t for t in counted if fold_T[t] != fold]
+            sums = [np.log(choice[others]).sum() for choice in choices]
+            chosen = max(range(len(choices)), key=lambda c: (sums[c], c))
+            mine = [t for t in range(n_tokens) if fold_T[t] == fold]
+            out[mine] = choices[chosen][mine]
+        return out
+
+    def shrunk(keys: list, broader: np.ndarray) -> np.ndarray:
+        choices, counted = [broader.copy() for _ in m.STRENGTHS], []
+        for t in range(n_tokens):
+            seen = [u for u in range(n_tokens) if keys[u] == keys[t] and fold_T[u] != fold_T[t]]
+            if not seen:
+                continue
+            counted.append(t)
+            for s, strength in enumerate(m.STRENGTHS):
+                for k, e in enumerate(ids_TK[t]):
+                    if np.isfinite(strength):
+                        times = sum(e in ids_TK[u] for u in seen)
+                        top = times + strength * top_k * broader[t, k]
+                        choices[s][t, k] = top / (len(seen) * top_k + strength * top_k)
+        return best(choices, counted)
+
+    share, gains = load.copy(), []
+    for step, context in enumerate(contexts):
+        if step:
+            alone = shrunk(context.tolist(), load)
+            share = best([weight * share + (1 - weight) * alone for weight in m.MIXTURES], list(range(n_tokens)))
+        share = shrunk([tuple(of[t] for of in contexts[: step + 1]) for t in range(n_tokens)], share)
+        gains.append(np.array([np.log(share / load)[fold_T == fold].sum() for fold in range(n_folds)]))
+    return gains
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nested_contexts_equal_plain_python(seed):
+    rng = np.random.default_rng(seed)
+    token_T, place_T, fold_T = rng.zipf(1.5, 60) % 6, rng.integers(0, 3, 60), np.arange(60) // 5 % 4
+    ids_TK = np.where(rng.random((60, 1)) < 0.7, token_sets(6, 5, 2)[token_T], token_sets(3, 5, 2, 1)[place_T])
+    contexts = [token_T, place_T, rng.integers(0, 2, 60)]
+    found = m.context_gains(contexts, ids_TK, fold_T=fold_T, n_folds=4, n_experts=5)
+    for step, plain_F in zip(found, slow_steps(contexts, ids_TK, fold_T, n_experts=5, n_folds=4), strict=True):
+        np.testing.assert_allclose(step.gain_F, plain_F, atol=1e-9)
+
+
 def test_nothing_counted_is_nan():
     empty = m.token_predictability(np.zeros((3, 2, 4), dtype=int), np.zeros((3, 4)), top_k=2)
     assert np.isnan(empty.gain) and np.isnan(empty.ceiling(2))

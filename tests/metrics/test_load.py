@@ -240,6 +240,56 @@ def test_descriptors_equal_plain_python(counts):
     assert m.dead_experts(counts, threshold=0.5) == sum(x <= 0.5 * mean for x in c)
 
 
+@given(seed=st.integers(0, 200))
+@settings(max_examples=25, deadline=None)
+def test_sums_over_tokens_equal_plain_python_in_any_order_and_in_parts(seed):
+    rng = np.random.default_rng(seed)
+    ids_TK, weights_TK, logsumexp_T = token_sets(20, 5, 2, seed), rng.random((20, 2)), rng.normal(size=20)
+    mass_E = [0.0] * 5
+    for ids, weights in zip(ids_TK.tolist(), weights_TK.tolist(), strict=True):
+        for e, w in zip(ids, weights, strict=True):
+            mass_E[e] += w
+    np.testing.assert_allclose(m.gate_mass(ids_TK, weights_TK, n_experts=5), mass_E)
+    assert m.z_loss(logsumexp_T) == pytest.approx(sum(x * x for x in logsumexp_T.tolist()) / 20)
+    order, names = rng.permutation(20), rng.permutation(5)
+    moved = m.gate_mass(names[ids_TK[order]], weights_TK[order], n_experts=5)
+    np.testing.assert_allclose(moved[names], mass_E)
+    assert m.z_loss(logsumexp_T[order]) == pytest.approx(m.z_loss(logsumexp_T))
+    parts = [m.gate_mass(ids_TK[run], weights_TK[run], n_experts=5) for run in (slice(7), slice(7, None))]
+    np.testing.assert_allclose(sum(parts), mass_E)
+
+
+@given(counts=counts_E, seed=st.integers(0, 9))
+@settings(max_examples=25, deadline=None)
+def test_balance_loss_equals_plain_python_and_ignores_names(counts, seed):
+    rng = np.random.default_rng(seed)
+    score_E, order = rng.dirichlet(np.ones(len(counts))), rng.permutation(len(counts))
+    share = [c / int(counts.sum()) for c in counts.tolist()]
+    plain = len(counts) * sum(f * p for f, p in zip(share, score_E.tolist(), strict=True))
+    assert m.balance_loss(counts, score_E) == pytest.approx(plain)
+    assert m.balance_loss(counts[order], score_E[order]) == pytest.approx(plain)
+
+
+@given(seed=st.integers(0, 200))
+@settings(max_examples=20, deadline=None)
+def test_effective_tokens_equal_plain_python(seed):
+    rng = np.random.default_rng(seed)
+    counts_DE, domain_D = rng.integers(1, 20, (9, 4)), rng.permutation([0, 0, 0, 0, 1, 1, 1, 1, 1])
+    tokens_D, total = counts_DE.sum(axis=1) / 2, counts_DE.sum() / 2
+    simple = between = 0.0
+    for e in range(4):
+        rate = counts_DE[:, e].sum() / total
+        simple += rate * (1 - rate)
+        for domain in (0, 1):
+            off = [(counts_DE[d, e] - rate * tokens_D[d]) / total for d in range(9) if domain_D[d] == domain]
+            mean = sum(off) / len(off)
+            between += len(off) / (len(off) - 1) * sum((x - mean) ** 2 for x in off)
+    clusters = Clusters.of(domain_D)
+    assert m.effective_tokens(counts_DE, top_k=2, clusters=clusters) == pytest.approx(simple / between)
+    names = rng.permutation(4)
+    assert m.effective_tokens(counts_DE[:, names], top_k=2, clusters=clusters) == pytest.approx(simple / between)
+
+
 # ---- what the numbers mean ----
 
 

@@ -160,6 +160,16 @@ def plain_f1(ids_TK: np.ndarray, window: int, n_experts: int, thresholds: list[i
     return 2 * hit / (kept + chosen)
 
 
+def f1_of_one(chosen_T: list[bool], window: int, threshold: int) -> float:
+    """Of one expert: windows that keep it on for all their tokens, against the tokens that choose it."""
+    hit = kept = chosen = 0
+    for start in range(len(chosen_T) - window + 1):
+        n = sum(chosen_T[start : start + window])
+        on = n >= threshold
+        hit, kept, chosen = hit + n * on, kept + window * on, chosen + n
+    return 2 * hit / (kept + chosen) if kept + chosen else 0.0
+
+
 @given(st.integers(0, 2**31))
 @settings(max_examples=15)
 def test_segment_consistency_beside_a_plain_f1(seed):
@@ -169,6 +179,11 @@ def test_segment_consistency_beside_a_plain_f1(seed):
     )
     best = max(plain_f1(ids_TK, 4, 5, [tau] * 5) for tau in range(5))
     assert sequence.segment_consistency(histogram) == pytest.approx(best)
+    own_E = sequence.expert_segment_consistency(histogram)
+    for expert in range(5):
+        chosen_T = (ids_TK == expert).any(axis=1).tolist()
+        best = max(f1_of_one(chosen_T, 4, tau) for tau in range(5)) if any(chosen_T) else np.nan
+        assert own_E[expert] == pytest.approx(best, nan_ok=True)
 
 
 @pytest.mark.parametrize(("n_experts", "top_k"), [(8, 2), (64, 8)])

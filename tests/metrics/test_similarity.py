@@ -4,6 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from workbench.metrics import similarity
 
@@ -158,6 +160,31 @@ def test_cka_by_hand_and_at_its_limits():
     turned = np.einsum("gf,fpc->gpc", np.linalg.qr(rng.normal(size=(6, 6)))[0], neurons_FPC) * 3 + 7
     np.testing.assert_allclose(similarity.linear_cka(np.stack([neurons_FPC, turned])), 1)
     assert np.isnan(similarity.linear_cka(np.stack([neurons_FPC, 0 * neurons_FPC]))[0, 1])
+
+
+@given(seed=st.integers(0, 100))
+@settings(max_examples=20, deadline=None)
+def test_cka_and_cosines_equal_plain_python_whatever_the_order_of_experts(seed):
+    rng = np.random.default_rng(seed)
+    neurons_EFPC = rng.normal(size=(3, 4, 2, 5))
+    found, order = similarity.linear_cka(neurons_EFPC), rng.permutation(3)
+    for i, j in itertools.product(range(3), repeat=2):
+        parts = []
+        for p in range(2):
+            one, other = (neurons_EFPC[e, :, p] for e in (i, j))
+            one, other = (w - w.mean(axis=1, keepdims=True) for w in (one, other))
+            square = {
+                name: sum(float(a @ b) ** 2 for a in first for b in second)
+                for name, first, second in (("ij", one, other), ("ii", one, one), ("jj", other, other))
+            }
+            parts.append(square["ij"] / (square["ii"] * square["jj"]) ** 0.5)
+        assert found[i, j] == pytest.approx(sum(parts) / 2)
+    np.testing.assert_allclose(similarity.linear_cka(neurons_EFPC[order]), found[np.ix_(order, order)])
+    rows = neurons_EFPC.reshape(3, -1)
+    cosines = similarity.cosine_similarity(rows)
+    for i, j in itertools.product(range(3), repeat=2):
+        length = (sum(x * x for x in rows[i]) * sum(x * x for x in rows[j])) ** 0.5
+        assert cosines[i, j] == pytest.approx(sum(a * b for a, b in zip(rows[i], rows[j], strict=True)) / length)
 
 
 def test_cka_of_unrelated_neurons_is_their_share_of_the_coordinates():

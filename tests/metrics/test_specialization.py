@@ -64,6 +64,21 @@ def test_information_equals_plain_python_and_ignores_names(seed):
     np.testing.assert_allclose(layers, expected, atol=1e-12)
 
 
+@given(seed=st.integers(0, 100))
+@settings(max_examples=20, deadline=None)
+def test_loads_by_domain_equal_plain_python_in_any_order(seed):
+    rng = np.random.default_rng(seed)
+    counts_DE, domain_D = 2 * rng.integers(0, 9, (7, 4)) + 2, rng.permutation(["a", "a", "a", "b", "b", "b", "b"])
+    order, names = rng.permutation(7), rng.permutation(4)
+    for rows, columns in ((np.arange(7), np.arange(4)), (order, names)):
+        clusters = Clusters.of(domain_D[rows])
+        load_ME = m.domain_load(m.domain_counts(counts_DE[rows][:, columns], clusters=clusters), top_k=2)
+        for domain in "ab":
+            mine = counts_DE[domain_D == domain]
+            plain = [mine[:, e].sum() / (mine.sum() / 2) for e in columns]
+            np.testing.assert_allclose(load_ME[clusters.domains.index(domain)], plain)
+
+
 def test_information_never_exceeds_its_ceiling_for_sets():
     for top_k in (1, 2, 3, 5):
         for domain_sets in combinations(list(combinations(range(6), top_k)), 2):

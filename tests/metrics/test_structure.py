@@ -210,6 +210,41 @@ def test_information_beside_a_plain_loop(seed):
     assert stacked[0] == pytest.approx(told / own)
 
 
+@given(st.integers(0, 2**31), st.sampled_from([(5, 2), (9, 1), (70, 4)]))
+@settings(max_examples=20)
+def test_flow_beside_a_plain_loop_in_any_order_and_in_parts(seed, shape):
+    n_experts, top_k = shape
+    rng = np.random.default_rng(seed)
+    one, two = (random_sets(rng, 24, n_experts=n_experts, top_k=top_k) for _ in range(2))
+    plain = np.zeros((n_experts, n_experts), dtype=int)
+    for a, b in zip(one.tolist(), two.tolist(), strict=True):
+        for i, j in itertools.product(a, b):
+            plain[i, j] += 1
+    order, names = rng.permutation(24), rng.permutation(n_experts)
+    for first, second in ((one, two), (one[order], two[order]), (rng.permuted(one, axis=1), two)):
+        np.testing.assert_array_equal(structure.flow_counts(first, second, n_experts=n_experts), plain)
+    parts = [structure.flow_counts(one[run], two[run], n_experts=n_experts) for run in (slice(9), slice(9, None))]
+    np.testing.assert_array_equal(sum(parts), plain)
+    best = sum(max(row) for row in plain.tolist()) / (24 * top_k)
+    mode = max(np.bincount(two.ravel(), minlength=n_experts).tolist()) / 24
+    renamed = structure.flow_counts(one, names[two], n_experts=n_experts)
+    for flow in (plain, renamed):
+        assert structure.successor_accuracy(flow, top_k=top_k) == pytest.approx(best)
+        assert structure.mode_accuracy(flow, top_k=top_k) == pytest.approx(mode)
+
+
+@given(st.integers(0, 2**31))
+@settings(max_examples=20)
+def test_lift_beside_a_plain_loop(seed):
+    ids_TK = random_sets(np.random.default_rng(seed), 40, n_experts=6, top_k=3)
+    lift = structure.coactivation_lift(structure.pair_counts(ids_TK, n_experts=6), top_k=3)
+    chosen = [set(token) for token in ids_TK.tolist()]
+    for i, j in itertools.permutations(range(6), 2):
+        apart = sum(i in token for token in chosen) * sum(j in token for token in chosen)
+        both = sum(i in token and j in token for token in chosen)
+        assert lift[i, j] == pytest.approx(both * 40 / apart if apart else np.nan, nan_ok=True)
+
+
 def test_permuted_flow_is_the_mean_over_permutations():
     rng = np.random.default_rng(7)
     document_T = np.repeat([0, 1, 2], [6, 1, 9])

@@ -112,6 +112,55 @@ def test_the_published_script_averages_over_distinct_ids(topk):
     assert by_type > ours + 0.25
 
 
+# ---- the rate of an expert by the tokens of a text ----
+
+
+def test_rates_elsewhere_by_hand():
+    token_T, cluster_T = np.array([7, 7, 7, 7, 3, 9, 9]), np.array([0, 0, 1, 2, 0, 1, 1])
+    chosen_T = np.array([True, False, True, False, True, True, True])
+    # id 7: cluster 0 sees clusters 1 and 2 (1 of 2), cluster 1 sees 0 and 2 (1 of 3), cluster 2 sees 0 and 1 (2 of 3)
+    found_T = m.rate_elsewhere(token_T, chosen_T, cluster_T=cluster_T)
+    np.testing.assert_allclose(found_T, [1 / 2, 1 / 2, 1 / 3, 2 / 3, np.nan, np.nan, np.nan])
+    assert len(m.rate_elsewhere(token_T[:0], chosen_T[:0], cluster_T=cluster_T[:0])) == 0
+
+
+@given(seed=st.integers(0, 100))
+@settings(max_examples=30, deadline=None)
+def test_rates_elsewhere_equal_plain_python_in_any_order_under_any_names(seed):
+    rng = np.random.default_rng(seed)
+    token_T, chosen_T, cluster_T = rng.zipf(1.5, 60) % 9, rng.random(60) < 0.4, rng.integers(0, 4, 60)
+    plain = []
+    for t in range(60):
+        others = [chosen_T[u] for u in range(60) if token_T[u] == token_T[t] and cluster_T[u] != cluster_T[t]]
+        plain.append(sum(others) / len(others) if others else np.nan)
+    np.testing.assert_allclose(m.rate_elsewhere(token_T, chosen_T, cluster_T=cluster_T), plain)
+    order, names = rng.permutation(60), rng.permutation(9) * 5
+    moved_T = m.rate_elsewhere(names[token_T[order]], chosen_T[order], cluster_T=3 - cluster_T[order])
+    np.testing.assert_allclose(moved_T, np.array(plain)[order])
+
+
+def test_rates_elsewhere_tell_words_from_domains():
+    """By the id alone, a domain's rate is that of its ids; blind routing has the corpus' rate in every domain."""
+    rng = np.random.default_rng(0)
+    domain_T, cluster_T = np.repeat([0, 1], 4000), np.arange(8000) // 100
+    token_T = np.where(domain_T == 0, rng.zipf(1.5, 8000) % 30, 29 - rng.zipf(1.5, 8000) % 30)
+    by_id_T, blind_T = (rng.random(30) < 0.4)[token_T], rng.random(8000) < 0.25
+    for chosen_T in (by_id_T, blind_T):
+        rate_T = m.rate_elsewhere(token_T, chosen_T, cluster_T=cluster_T)
+        for domain in (0, 1):
+            mine = (domain_T == domain) & ~np.isnan(rate_T)
+            expected = chosen_T[mine].mean() if chosen_T is by_id_T else 0.25
+            assert rate_T[mine].mean() == pytest.approx(expected, abs=0.02)
+    assert abs(by_id_T[domain_T == 0].mean() - by_id_T[domain_T == 1].mean()) > 0.05
+
+
+def test_rates_of_padding_are_refused():
+    with pytest.raises(ValueError, match=r"token_T holds -1, wanted 0 or more: leave padding out"):
+        m.rate_elsewhere(np.array([-1]), np.array([True]), cluster_T=np.array([0]))
+    with pytest.raises(ValueError, match=r"cluster_T holds -2, wanted 0 or more"):
+        m.rate_elsewhere(np.array([1]), np.array([True]), cluster_T=np.array([-2]))
+
+
 # ---- what a domain adds ----
 
 

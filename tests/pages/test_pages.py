@@ -269,6 +269,9 @@ def test_an_untrained_router_is_chosen_as_a_control(app):
     app.selectbox(key="untrained").select("second").run()
     assert app.query_params["untrained"] == "second"
     assert "--set untrained=" in app.code[0].value and not app.exception
+    app.selectbox(key="ceiling").select("second").run()
+    assert app.query_params["ceiling"] == "second"
+    assert "--set ceiling=" in app.code[0].value and not app.exception and not app.error
 
 
 def test_another_layer_is_counted_alone(app, data, monkeypatch):

@@ -118,6 +118,9 @@ def _reduce_router(
     selection_TE = valid(selection(router, capture))
     chosen_TK = selection_TE.gather(-1, ids_TK)
     others_TE = selection_TE.scatter(-1, ids_TK, -torch.inf)
+    margin_T = chosen_TK.amin(-1) - others_TE.amax(-1)
+    if not router.has_margin:
+        margin_T = torch.full_like(margin_T, torch.nan)
     counts = torch.bincount(
         (row_T[:, None] * router.n_experts + ids_TK).reshape(-1), minlength=n_rows * router.n_experts
     )
@@ -131,7 +134,7 @@ def _reduce_router(
         "ids": ids_TK.to(torch.int32).cpu().numpy().astype(id_dtype(router.n_experts)),
         "weights": weights_TK.to(half).cpu().numpy(),
         "entropy": torch.special.entr(score_TE).sum(-1).to(half).cpu().numpy(),
-        "margin": (chosen_TK.amin(-1) - others_TE.amax(-1)).to(half).cpu().numpy(),
+        "margin": margin_T.to(half).cpu().numpy(),
         "topk_mass": score_TE.gather(-1, ids_TK).sum(-1).to(half).cpu().numpy(),
         "logsumexp": (
             logits_TE.logsumexp(-1)

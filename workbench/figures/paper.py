@@ -79,7 +79,7 @@ def save(page: Page, file: IO[bytes], *, kind: str, metadata: Mapping[str, str])
 def _draw_heat_map(figure: HeatMap, page_in: float) -> Page:
     xs, ys = figure.order(figure.x), figure.order(figure.y)
     scale = ColourScale.of(figure.numbers(figure.value), center=figure.center, log=figure.log)
-    per_row, height_in = _heat_map_size(figure, page_in, n_rows=len(ys), n_columns=len(xs))
+    per_row, height_in = _heat_map_size(figure, page_in, xs, ys)
     page, parts = panels(figure, page_in, per_row=per_row, height_in=height_in)
     column_of, row_of = ({value: index for index, value in enumerate(values)} for values in (xs, ys))
     legend: Legend = []
@@ -109,14 +109,18 @@ def _draw_heat_map(figure: HeatMap, page_in: float) -> Page:
     return finish(page, figure, height_in=height_in, legends=[legend])
 
 
-def _heat_map_size(figure: HeatMap, page_in: float, *, n_rows: int, n_columns: int) -> tuple[int, float]:
-    """Panels per row and the height of each: rows just high enough for their names, and all on one page."""
+def _heat_map_size(figure: HeatMap, page_in: float, xs: list, ys: list) -> tuple[int, float]:
+    """Panels per row and the height of each: rows just high enough for their names, and all on one page.
+
+    Experts by experts are square.
+    """
+    n_rows, n_columns, square = len(ys), len(xs), figure.square or xs == ys
     named = not pd.api.types.is_numeric_dtype(figure.table[figure.y])
     height_in = min(max(n_rows * min(max(2.6 / n_rows, 0.125 if named else 0.05), 0.17), 0.4), 6.5)
-    if figure.square:
-        height_in = min(0.66 * page_in, 4.5) * n_rows / n_columns  # names and colour bar take the rest of the width
     count, between_in, room_in = len(figure.parts("panel")), 0.35, TALLEST_IN - 1.0
-    per_row = 1 if n_columns > 5 * page_in else 2
+    per_row = 1 if n_columns > 5 * page_in and not square else 2
+    if square:  # names and colour bar take the rest of the width
+        height_in = min(0.66 * page_in, 4.5) / min(count, per_row) * n_rows / n_columns
     while math.ceil(count / per_row) * (height_in + between_in) > room_in and per_row < min(count, 4):
         per_row += 1
     return per_row, min(height_in, room_in / math.ceil(count / per_row) - between_in)

@@ -110,7 +110,8 @@ class ColourScale:
 
     A diverging scale reaches equally far to both sides of its centre: as a factor on a log scale, else as a distance.
     Its reach leaves out the most extreme hundredth, so that one dead expert does not bleach the rest; the colour bar
-    then ends in an arrow.
+    then ends in an arrow. On a log scale it goes not much farther than what lies over the centre, or nine in ten of
+    all, since a rate falls to a hundredth of another more easily than it rises to a hundredfold.
 
     Attributes:
         low: Value at position 0.
@@ -203,9 +204,13 @@ def _between(palette: Sequence[str], position: float) -> str:
 
 def _around(values: np.ndarray, *, center: float, log: bool) -> list[float]:
     """Ticks of a diverging scale, from its low end to its high end."""
-    distance = np.abs(np.log(values / center)) if log else np.abs(values - center)
-    wanted = float(np.quantile(distance, 0.99)) if distance.size >= 100 else float(distance.max())
+    signed = np.log(values / center) if log else values - center
+    distance, many = np.abs(signed), signed.size >= 100
+    wanted = float(np.quantile(distance, 0.99 if many else 1.0))
     if log:
+        above = signed[signed > 0] if many else distance
+        near = max(float(np.quantile(above, 0.99)) if above.size else 0.0, float(np.quantile(distance, 0.9)))
+        wanted = min(wanted, _NOT_MUCH_FARTHER * near)
         factors = next((f for f in _FACTORS if math.log(f[-1]) >= wanted), _FACTORS[-1])
         return [center * factor for factor in factors]
     unit = 10 ** math.floor(math.log10(wanted)) if wanted > _NOTHING else abs(center) * 0.1 or 1.0
@@ -214,6 +219,7 @@ def _around(values: np.ndarray, *, center: float, log: bool) -> list[float]:
     return [center + reach * share for share in (-1.0, -0.5, 0.0, 0.5, 1.0)]
 
 
+_NOT_MUCH_FARTHER = 1.4
 _FACTORS = (
     (0.8, 0.9, 1.0, 1.1, 1.25),
     (0.5, 0.75, 1.0, 1.5, 2.0),

@@ -41,7 +41,7 @@ def router_similarity(rows_EC: Float[np.ndarray, "E C"]) -> Float[np.ndarray, "E
         ValueError: a value is NaN or infinite.
 
     Source:
-        METRICS section 5 (cosine between router rows); differs: rows are centred.
+        ours (a cosine; rows are centred).
     """
     return cosine_similarity(rows_EC - rows_EC.mean(axis=0, keepdims=True))
 
@@ -68,7 +68,7 @@ def best_match(neurons_FPC: Float[np.ndarray, "F P C"], candidates_GPC: Float[np
         ValueError: the two differ in parts or width, or there is no candidate.
 
     Source:
-        METRICS section 5 (matched neurons of an upcycled expert); ours.
+        ours.
     """
     if neurons_FPC.shape[1:] != candidates_GPC.shape[1:] or not len(candidates_GPC):
         raise ValueError(
@@ -89,7 +89,7 @@ def matched_similarity(neurons_EFPC: Float[np.ndarray, "E F P C"]) -> Float[np.n
         ValueError: as `best_match`.
 
     Source:
-        METRICS section 5; ours.
+        ours.
     """
     return np.array([[best_match(one, other).similarity_F.mean() for other in neurons_EFPC] for one in neurons_EFPC])
 

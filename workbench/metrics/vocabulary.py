@@ -9,7 +9,7 @@ token; x any further axes.
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int, Integer, Num
+from jaxtyping import Bool, Float, Int, Integer, Num
 
 from workbench.metrics._arithmetic import check_ids, checked_counts
 
@@ -115,6 +115,42 @@ def vocabulary_specialization(
     kept_V = occurrences_V >= min_count
     total = float(occurrences_V[kept_V].sum())
     return np.asarray(most_xV[..., kept_V].sum(axis=-1) / (total or np.nan))
+
+
+def rate_elsewhere(
+    token_T: Int[np.ndarray, "T"], chosen_T: Bool[np.ndarray, "T"], *, cluster_T: Int[np.ndarray, "T"]
+) -> Float[np.ndarray, "T"]:
+    """How often the token's id chooses an expert in other clusters, (n(v, e) − n_u(v, e)) / (n(v) − n_u(v)).
+
+    Its mean over a domain's tokens is the rate that the domain would have if its words alone decided, each as
+    everywhere else; no token is its own evidence, nor is its document.
+
+    Range [0, 1]; unit 1. NaN for a token whose id no other cluster has. Under routing that does not look at the id it
+    is the expert's rate on the mean.
+
+    Args:
+        token_T: Token ids.
+        chosen_T: Whether the token chose the expert.
+        cluster_T: u, the cluster of the token's document.
+
+    Raises:
+        ValueError: an id or a cluster is negative.
+
+    Source:
+        ours (direct standardization, as commonly given †, with rates of other clusters).
+    """
+    for name, values_T in (("token_T", token_T), ("cluster_T", cluster_T)):
+        if len(values_T) and values_T.min() < 0:
+            raise ValueError(f"{name} holds {values_T.min()}, wanted 0 or more: leave padding out")
+    ids_V, of_id_T = np.unique(token_T, return_inverse=True)
+    _, pair_T = np.unique(cluster_T.astype(np.int64) * max(len(ids_V), 1) + of_id_T, return_inverse=True)
+    weight_T = chosen_T.astype(np.float64)
+
+    def elsewhere(weight_T: np.ndarray) -> np.ndarray:
+        return np.bincount(of_id_T, weight_T)[of_id_T] - np.bincount(pair_T, weight_T)[pair_T]
+
+    others_T = elsewhere(np.ones(len(token_T)))
+    return elsewhere(weight_T) / np.where(others_T > 0, others_T, np.nan)
 
 
 @dataclass(frozen=True, eq=False)

@@ -79,6 +79,14 @@ class Router:
     shared_path: str = ""
 
     @property
+    def has_margin(self) -> bool:
+        """Whether the last chosen beats the first not chosen by their scores.
+
+        Not where all are chosen, where another group's experts were never candidates, or where the token id decides.
+        """
+        return self.top_k < self.n_experts and self.n_groups == 1 and self.choice != "hash"
+
+    @property
     def rule(self) -> str:
         """How it chooses and weighs, in words: `3 of 8 by sigmoid, + bias, in 1 of 2 groups, normalized, × 2.5`."""
         if self.choice == "hash":
