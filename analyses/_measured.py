@@ -35,7 +35,7 @@ def runs(measurement: Measurement, analysis: str) -> pd.DataFrame:
 
     `between_s` is the time per output token, the first left out: NaN where only one was written.
     """
-    table = require_table(measurement, "samples", analysis, otherwise="measure again.")
+    table = require_table(measurement, "samples", analysis, otherwise="`workbench profile` makes them.")
     first_s, last_s = (np.array([each[at] for each in table["token_s"]]) for at in (0, -1))
     steps = table["output_tokens"].to_numpy() - 1
     decode_s = np.where(steps > 0, last_s - first_s, np.nan)
@@ -76,9 +76,11 @@ def summary(table: pd.DataFrame, keys: Sequence[str], column: str, *, level: flo
     return pd.DataFrame(rows)
 
 
-def ratios(above: pd.DataFrame, below: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+def ratios(
+    above: pd.DataFrame, below: pd.DataFrame, columns: Sequence[str], point: Sequence[str] = POINT
+) -> pd.DataFrame:
     """`above` over `below`, run by run of the same point and round; a run without its partner is left out."""
-    keys = [*POINT, "round"]
+    keys = [*point, "round"]
     both = above.merge(below[[*keys, *columns]], on=keys, suffixes=("", "_below"))
     return both.assign(**{column: both[column] / both[f"{column}_below"] for column in columns})
 

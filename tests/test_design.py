@@ -24,6 +24,11 @@ TORCH_FREE_IN_THEM = (
     "workbench/capture/plan.py",
     "workbench/efficiency/energy.py",
     "workbench/efficiency/profile_command.py",
+    "workbench/efficiency/serve_command.py",
+    "workbench/efficiency/endpoints.py",
+    "workbench/efficiency/latency.py",
+    "workbench/efficiency/launch.py",
+    "workbench/efficiency/load.py",
     "workbench/efficiency/utilization.py",
 )
 HEAVY = {"torch", "transformers", "nnsight"}

@@ -48,11 +48,11 @@ def profile(
 
     refuse_occupied(out)
     asked = Asked(
-        batches=_numbers(batch, "--batch"),
-        prompt_lengths=_numbers(prompt_length, "--prompt-length"),
-        output_lengths=_numbers(output_length, "--output-length"),
-        routings=_words(routing),
-        experts=_words(experts_implementation) if experts_implementation is not None else None,
+        batches=numbers(batch, "--batch"),
+        prompt_lengths=numbers(prompt_length, "--prompt-length"),
+        output_lengths=numbers(output_length, "--output-length"),
+        routings=words(routing),
+        experts=words(experts_implementation) if experts_implementation is not None else None,
         prompts=prompts,
         rounds=rounds,
         warm_up=warm_up,
@@ -81,12 +81,18 @@ def profile(
     print(f"next: workbench analyze {out} --all --out report")
 
 
-def _numbers(text: str, option: str) -> tuple[int, ...]:
+def numbers(text: str, option: str, *, of: type = int) -> tuple:
+    """Numbers with commas between them.
+
+    Raises:
+        MeasurementError: one is no number.
+    """
     try:
-        return tuple(int(word) for word in _words(text))
+        return tuple(of(word) for word in words(text))
     except ValueError as error:
         raise MeasurementError(f"{option} is {text!r}; numbers with commas were wanted, e.g. 1,8,32.") from error
 
 
-def _words(text: str) -> tuple[str, ...]:
+def words(text: str) -> tuple[str, ...]:
+    """Words with commas between them."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
