@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: setup browser demo app test test-slow check format benchmarks clean
+.PHONY: setup browser latex demo app test test-slow check format profile-h200 benchmarks clean
 
 setup: $(STAMP)
 
@@ -21,7 +21,7 @@ app: setup  ## open the app on http://localhost:8501
 	$(BIN)/workbench app
 
 # A test is of one thread; files are dealt to as many processes as there are cores, four at most.
-test: setup browser
+test: setup browser latex
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 test-slow: setup  ## what counts over thousands of data sets; minutes
@@ -34,6 +34,13 @@ browser:
 	    && { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-liberation; } \
 	    || echo "The tests of the app in a browser need chromium (apt-get install chromium); without it they are left out."; }
 
+# The LaTeX of a bundle is compiled in the tests; as for chromium.
+latex:
+	@command -v pdflatex >/dev/null || { \
+	    [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	    && { apt-get update -qq && apt-get install -y -qq --no-install-recommends texlive-latex-recommended; } \
+	    || echo "Tests that compile LaTeX need pdflatex (apt-get install texlive-latex-recommended); without it they are left out."; }
+
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -42,6 +49,13 @@ check: setup
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# One H200, the reference pair at full size: in pieces of at most 8 minutes; the same command again goes on where it
+# stopped. PROGRAMME=tiny OUT=DIR rehearses it on any machine.
+PROGRAMME ?= h200
+OUT ?= data/reference/$(PROGRAMME)
+profile-h200: setup
+	$(BIN)/workbench programme $(PROGRAMME) --out $(OUT)
 
 benchmarks: setup
 	$(BIN)/python -m tests.benchmarks.recording

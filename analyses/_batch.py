@@ -21,8 +21,9 @@ from typing import Any
 import analyses
 from analyses import _compare
 from analyses._pair import EXPERTS
+from workbench.bundle import finish
 from workbench.errors import AnalysisError, WorkbenchError
-from workbench.export import Provenance, Source, write_reproduce, write_result
+from workbench.export import Provenance, Source, is_name, write_result
 from workbench.figures.theme import Width
 from workbench.measurement import Measurement, is_measurement
 from workbench.recording import Recording
@@ -170,6 +171,8 @@ def analyze(
     width: Width = "column",
     against: Recording | None = None,
     experts: str = "auto",
+    only: Sequence[str] = (),
+    label: str = "",
 ) -> tuple[list[Path], Mapping[str, Any]]:
     """Runs one analysis and writes its tables and figures into `out/NAME`.
 
@@ -181,6 +184,8 @@ def analyze(
         width: Of the figures: `column` or `text`.
         against: A second recording to compare with.
         experts: Of two recordings: `auto`, `same` or `matched`.
+        only: Figures and tables to write; all unless given.
+        label: Name of the folder in `out`; the analysis' unless given.
 
     Returns:
         The files written, and the figures by name.
@@ -188,17 +193,50 @@ def analyze(
     Raises:
         AnalysisError: what `get`, `parse_settings`, the analysis or the export refuse.
     """
-    answer = ask(recording, name, settings=settings, against=against, experts=experts)
+    answer = picked(ask(recording, name, settings=settings, against=against, experts=experts), name, only)
     if answer.missing:
         raise AnalysisError(answer.missing)
+    of_two: dict[str, Any] = {"against": against, "experts": experts}
     provenance = Provenance(
         analysis=name,
-        command=command(recording, name, settings=settings, width=width, against=against, experts=experts),
+        command=command(recording, name, settings=settings, width=width, **of_two, only=only, label=label),
         sources=sources(recording, against, answer.settings),
         settings=dataclasses.asdict(answer.settings),
     )
-    files = write_result(answer.tables, answer.figures, out / name, provenance=provenance, width=width)
-    return files, answer.figures
+    folder = out / named(label or name)
+    return write_result(answer.tables, answer.figures, folder, provenance=provenance, width=width), answer.figures
+
+
+def named(label: str) -> str:
+    """The label, where a folder can be called so.
+
+    Raises:
+        AnalysisError: it cannot.
+    """
+    if not is_name(label):
+        raise AnalysisError(f"--label is {label!r}; letters, digits, '_', '-' and '.' were wanted, no blank or slash.")
+    return label
+
+
+def picked(answer: Answer, name: str, only: Sequence[str]) -> Answer:
+    """An answer with the figures and tables of these names alone; of none, all.
+
+    Raises:
+        AnalysisError: one of them is not there.
+    """
+    if not only:
+        return answer
+    known = [*answer.figures, *answer.tables]
+    if unknown := [each for each in only if each not in known]:
+        raise AnalysisError(
+            f"{name}: --only {unknown[0]!r} is neither a figure nor a table; there are {_words(known)}."
+        )
+    tables, figures = ({k: v for k, v in held.items() if k in only} for held in (answer.tables, answer.figures))
+    return dataclasses.replace(answer, tables=tables, figures=figures, missing="")
+
+
+def _words(names: Sequence[str]) -> str:
+    return ", ".join(dict.fromkeys(names))
 
 
 def sources(
@@ -222,15 +260,24 @@ def command(
     width: Width = "column",
     against: Recording | None = None,
     experts: str = "auto",
+    only: Sequence[str] = (),
+    label: str = "",
 ) -> str:
     """The command that makes an analysis' result again, with the recordings named as they were opened."""
     words = ["workbench", "analyze", str(recording.path), name]
     words += ["--against", str(against.path)] if against is not None else []
     words += ["--experts", experts] if experts != "auto" else []
     words += [word for pair in settings for word in ("--set", pair)]
-    words += ["--width", width] if width != "column" else []
+    words += narrowed(only, label, width)
     words += ["--phase", phase] if (phase := getattr(recording, "chosen_phase", None)) else []
     return shlex.join([*words, "--out", "out"])
+
+
+def narrowed(only: Sequence[str], label: str, width: Width) -> list[str]:
+    """What a command says of what is written, and where."""
+    words = [word for each in only for word in ("--only", each)]
+    words += ["--label", label] if label else []
+    return words + (["--width", width] if width != "column" else [])
 
 
 def with_controls(
@@ -260,6 +307,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     parser.add_argument("--width", choices=["column", "text"], default="column")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="a figure or table; repeat for more"
+    )
+    parser.add_argument("--label", default="", help="name of the folder in --out; the analysis' unless given")
     parser.add_argument("--phase", choices=["prefill", "decode"], help="of a recording that holds both")
     parser.add_argument("--against", type=Path, help="a second recording of the same corpus to compare with")
     parser.add_argument("--ceiling", type=Path, help="the first recording's model recorded again")
@@ -281,9 +332,10 @@ def main() -> None:
             "width": arguments.width,
             "against": Recording.open(arguments.against) if arguments.against else None,
             "experts": arguments.experts,
+            "only": arguments.only,
+            "label": arguments.label,
         }
         files, _ = analyze(recording, name, arguments.out, **how)
     except WorkbenchError as error:
         sys.exit(f"workbench: {error}")
-    write_reproduce(arguments.out, [command(recording, name, **how)])
-    print("\n".join(map(str, files)))
+    print("\n".join(map(str, [*files, *finish(arguments.out)])))

@@ -3,11 +3,12 @@
 import inspect
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from workbench.cli import RECORDINGS, console, token_progress
+from workbench.errors import AnalysisError
 
 if TYPE_CHECKING:
     from analyses import _several
@@ -39,19 +40,26 @@ def analyze(
     ceiling: Annotated[Path | None, typer.Option(help="the first recording's model recorded again")] = None,
     untrained: Annotated[Path | None, typer.Option(help="the untrained model over the same corpus")] = None,
     experts: Annotated[str, typer.Option(help="same, matched or auto: whether equal ids are equal experts")] = "auto",
+    only: Annotated[list[str] | None, typer.Option(help="a figure or table of one analysis; repeat for more")] = None,
+    label: Annotated[str, typer.Option(help="name of the folder in --out, for one analysis; else the analysis'")] = "",
     jobs: Annotated[int | None, typer.Option(help="processes; as the recording's size and the cores allow")] = None,
 ) -> None:
     """Runs analyses of a recording, or of two, and writes their tables and figures, with a page that shows them all."""
     from analyses import _batch, _several
-    from workbench.errors import AnalysisError
     from workbench.recording import Recording
 
     named = list(names or [])
     if not named and not all_:
         raise AnalysisError(f"name an analysis, or give --all; there are {', '.join(_batch.names(''))}.")
-    if settings and (all_ or len(named) != 1):
-        many = "all" if all_ else len(named)
-        raise AnalysisError(f"--set belongs to one analysis, and {many} were named; run them one by one.")
+    _refuse_many(
+        many=all_ or len(named) != 1,
+        count="all" if all_ else str(len(named)),
+        options={
+            "--set": settings,
+            "--only": only,
+            "--label": label,
+        },
+    )
     for name in named:
         _batch.parse_settings(_batch.get(name), settings or [])  # refused before anything is run
     if width not in ("column", "text"):
@@ -91,15 +99,23 @@ def analyze(
         width=cast("Width", width),
         against=Recording.open(against) if against is not None else None,
         experts=experts,
+        only=only or (),
+        label=_batch.named(label) if label else "",
     )
     _run(asked, chosen, pass_over=all_, jobs=jobs)
+
+
+def _refuse_many(*, many: bool, count: str, options: dict[str, Any]) -> None:
+    """Refuses options of one analysis where several are asked."""
+    for option, given in options.items():
+        if given and many:
+            raise AnalysisError(f"{option} belongs to one analysis, and {count} were named; run them one by one.")
 
 
 def _run(asked: "_several.Asked", names: list[str], *, pass_over: bool = False, jobs: int | None = None) -> Path:
     """Runs the analyses; with `pass_over` those that refuse the recording are named and left out, unless all do."""
     from analyses import _several
-    from workbench.errors import AnalysisError
-    from workbench.export import write_reproduce
+    from workbench.bundle import finish
     from workbench.report import write_report
 
     recording, against, out = asked.recording, asked.against, asked.out
@@ -116,8 +132,7 @@ def _run(asked: "_several.Asked", names: list[str], *, pass_over: bool = False, 
     if not answered:
         raise AnalysisError(done[names[-1]].refused)
     sections = [_section(done[name]) for name in answered]
-    commands = [asked.command(name) for name in answered]
-    write_reproduce(out, commands)
+    finish(out)
     page = out / "index.html"
     title, facts = _facts(recording, against)
     left_out = [done[name].refused for name in names if done[name].refused]
@@ -171,6 +186,7 @@ def attention_map(
 ) -> None:
     """Draws the attention weights of one head on one recorded text."""
     from analyses import _attention_map, _batch
+    from workbench.bundle import finish
     from workbench.capture.heads import attention_map as weights_of
     from workbench.export import Provenance, write_result
     from workbench.models.loading import load
@@ -190,7 +206,8 @@ def attention_map(
         sources=_batch.sources(opened),
         settings={"document": document, "layer": layer, "head": head, "tokens": tokens},
     )
-    for file in write_result({"weights": table}, {"map": drawn}, out / "attention-map", provenance=provenance):
+    files = write_result({"weights": table}, {"map": drawn}, out / "attention-map", provenance=provenance)
+    for file in [*files, *finish(out)]:
         console.print(str(file), soft_wrap=True)
 
 

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analyses import _batch
+from workbench.bundle import finish
 from workbench.efficiency.costs import dtype_bytes
 from workbench.efficiency.devices import device
 from workbench.efficiency.subject import Costed, costed, with_published
 from workbench.errors import AnalysisError, ModelError, WorkbenchError
-from workbench.export import Provenance, Source, write_reproduce, write_result
+from workbench.export import Provenance, Source, write_result
 from workbench.figures.theme import Width
 
 
@@ -39,29 +40,37 @@ def ask(subject: Costed, name: str, *, settings: Sequence[str] = ()) -> _batch.A
 
 
 def write(
-    subject: Costed, name: str, out: Path, *, settings: Sequence[str] = (), width: Width = "column"
-) -> list[Path]:
-    """Runs one analysis and writes its tables and figures into `out/NAME`. Errors as of `ask`."""
-    answer = ask(subject, name, settings=settings)
-    made = provenance(subject, name, settings=settings, width=width)
-    return write_result(answer.tables, answer.figures, out / name, provenance=made, width=width)
+    subject: Costed, name: str, out: Path, *, settings: Sequence[str] = (), width: Width = "column",
+    only: Sequence[str] = (), label: str = "",
+) -> list[Path]:  # fmt: skip
+    """Runs one analysis and writes its tables and figures, or those named, into `out/NAME`. Errors as of `ask`."""
+    answer = _batch.picked(ask(subject, name, settings=settings), name, only)
+    made = provenance(subject, name, settings=settings, width=width, only=only, label=label)
+    folder = out / _batch.named(label or name)
+    return write_result(answer.tables, answer.figures, folder, provenance=made, width=width)
 
 
-def provenance(subject: Costed, name: str, *, settings: Sequence[str] = (), width: Width = "column") -> Provenance:
+def provenance(
+    subject: Costed, name: str, *, settings: Sequence[str] = (), width: Width = "column",
+    only: Sequence[str] = (), label: str = "",
+) -> Provenance:  # fmt: skip
     """Where a result comes from."""
     return Provenance(
         analysis=name,
-        command=command(subject, name, settings=settings, width=width),
+        command=command(subject, name, settings=settings, width=width, only=only, label=label),
         sources=(Source(digest=subject.digest, model=subject.name, revision=None),),
         settings=dataclasses.asdict(_batch.parse_settings(_batch.get(name), settings)),
     )
 
 
-def command(subject: Costed, name: str, *, settings: Sequence[str] = (), width: Width = "column") -> str:
+def command(
+    subject: Costed, name: str, *, settings: Sequence[str] = (), width: Width = "column",
+    only: Sequence[str] = (), label: str = "",
+) -> str:  # fmt: skip
     """What makes it again."""
     words = ["python", "-m", f"analyses.{name}", subject.name, "--against", subject.against]
     words += [word for pair in settings for word in ("--set", pair)]
-    words += ["--width", width] if width != "column" else []
+    words += _batch.narrowed(only, label, width)
     return shlex.join([*words, "--out", "out"])
 
 
@@ -97,11 +106,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     parser.add_argument("--width", choices=["column", "text"], default="column")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="a figure or table; repeat for more"
+    )
+    parser.add_argument("--label", default="", help="name of the folder in --out; the analysis' unless given")
     given = parser.parse_args()
     try:
         subject = with_published(costed(given.model, given.against))
-        files = write(subject, name, given.out, settings=given.settings, width=given.width)
-        write_reproduce(given.out, [command(subject, name, settings=given.settings, width=given.width)])
+        how = {"settings": given.settings, "width": given.width, "only": given.only, "label": given.label}
+        files = [*write(subject, name, given.out, **how), *finish(given.out)]
     except WorkbenchError as error:
         sys.exit(f"workbench: {error}")
     print("\n".join(map(str, files)))

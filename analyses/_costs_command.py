@@ -57,12 +57,12 @@ def costs(
             _costs_shown.story(subject, on, sorted({c for _, c in points}), dtype=dtype)
     if out is not None:
         from analyses import _costs
-        from workbench.export import write_reproduce
+        from workbench.bundle import finish
 
         held = with_published(subject if against else costed(model, **first))
         for name in _costs.names():
             console.print(f"{name}: {len(_costs.write(held, name, out))} files")
-        write_reproduce(out, [_costs.command(held, name) for name in _costs.names()])
+        finish(out)
 
 
 def _numbers(text: str, option: str) -> list[int]:

@@ -69,6 +69,8 @@ class Asked:
         width: Of figures.
         against: A second recording to compare with.
         experts: Of two recordings: `auto`, `same` or `matched`.
+        only: Figures and tables to write, where one analysis is asked; all unless given.
+        label: Name of its folder in `out`; the analysis' unless given.
     """
 
     recording: Recording | Measurement
@@ -77,6 +79,8 @@ class Asked:
     width: Width = "column"
     against: Recording | None = None
     experts: str = "auto"
+    only: Sequence[str] = ()
+    label: str = ""
 
     def keeping(self) -> "Asked":
         """The same for several questions in a row."""
@@ -86,11 +90,8 @@ class Asked:
 
     def _how(self, name: str) -> dict[str, Any]:
         of_two = {"against": self.against, "experts": self.experts}
-        return {"settings": self.settings.get(name, ()), "width": self.width, **of_two}
-
-    def command(self, name: str) -> str:
-        """What makes the result of an analysis again."""
-        return _batch.command(self.recording, name, **self._how(name))
+        narrowed = {"only": self.only, "label": self.label, "width": self.width}
+        return {"settings": self.settings.get(name, ()), **of_two, **narrowed}
 
     def answer(self, name: str) -> Done:
         """Runs one analysis."""

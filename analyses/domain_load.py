@@ -6,6 +6,8 @@ where they are given, beside an untrained router and the same model recorded aga
 is in `specialization`.
 """
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,10 +86,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         AnalysisError: the recording holds no routing, there is no such layer, or a control does not fit.
     """
     require(recording, NEEDS, "domain_load")
-    if settings.layer is not None and settings.layer not in recording.moe_layers:
-        raise AnalysisError(
-            f"domain_load: layer {settings.layer} has no router; set layer to one of {list(recording.moe_layers)}."
-        )
+    shown = _shown(recording.moe_layers, settings)
     controls = Controls.of(recording, settings, "domain_load")
     clusters = design(recording)
     experts, information, note = [], [], ""
@@ -116,11 +115,25 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     return Result(
         experts=by_layer,
         information=pd.concat(information, ignore_index=True),
-        shown=[settings.layer] if settings.layer is not None else evenly(list(recording.moe_layers), MOST_PANELS),
+        shown=shown,
         sample=sample_words(recording),
         level=settings.level,
         note=f"{note} {controls.words}".strip(),
     )
+
+
+def viewed(result: Result, settings: Settings) -> Result:
+    """The same result with the map of another layer: all layers are computed, whichever is shown."""
+    return dataclasses.replace(result, shown=_shown(result.information["layer"].tolist(), settings))
+
+
+def _shown(layers: Sequence[int], settings: Settings) -> list[int]:
+    known = sorted(set(layers))
+    if settings.layer is None:
+        return evenly(known, MOST_PANELS)
+    if settings.layer not in known:
+        raise AnalysisError(f"domain_load: layer {settings.layer} has no router; set layer to one of {known}.")
+    return [settings.layer]
 
 
 def _information(

@@ -25,6 +25,7 @@ page = st.navigation(
             st.Page("compare.py", title="Compare", icon=":material/compare_arrows:"),
         ],
         "Measure": [st.Page("efficiency.py", title="Efficiency", icon=":material/speed:")],
+        "Print": [st.Page("export.py", title="Export", icon=":material/print:")],
     }
 )
 with jobs.sentences():

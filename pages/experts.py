@@ -1,8 +1,8 @@
 """One expert of one layer: chosen, jumped to by name, pinned beside another, and shown as a card."""
 
-import re
 from typing import Any
 
+import jumping
 import shared
 import showing
 import streamlit as st
@@ -10,27 +10,14 @@ from jobs import plain
 
 from workbench.recording import Recording
 
-_NAME = re.compile(r"\s*L?\s*(\d{1,6})\s*[,;:/ ]?\s*E?\s*(\d{1,6})\s*", re.IGNORECASE)
 LEAST = (1, 2, 5, 10, 20, 50, 100)
 
 
 def choose(recording: Recording) -> tuple[int | None, int | None]:
     """The layer and the expert, chosen in the sidebar or jumped to; None for the busiest expert."""
-    st.sidebar.text_input("Jump to", key="jump", placeholder="L17 E42", on_change=_jump)
-    if asked := st.session_state.pop("not_understood", None):
-        st.warning(f"“{plain(asked)}” names no expert; write a layer and an expert, such as L17 E42.")
+    jumping.box(recording)
     layer = shared.choose_layer(recording)
     return layer, shared.choose_expert(recording, layer)
-
-
-def _jump() -> None:
-    """Chooses what a visitor typed; whether it is there is said where it is chosen."""
-    asked, st.session_state["jump"] = st.session_state["jump"], ""
-    found = _NAME.fullmatch(asked)
-    if found:
-        shared.pick(layer=int(found[1]), expert=int(found[2]))
-    elif asked.strip():
-        st.session_state["not_understood"] = asked[:60]
 
 
 def choose_pinned(recording: Recording, layer: int, expert: int) -> tuple[int, int] | None:
@@ -51,8 +38,8 @@ def choose_pinned(recording: Recording, layer: int, expert: int) -> tuple[int, i
 
 def choose_least() -> int:
     """How often a token must occur to be listed."""
-    chosen = st.select_slider("Tokens that occur at least … times", LEAST, value=5, key="least", width=360)
-    return int(chosen)
+    how = {"kind": "select_slider", "width": 360, "quiet": True}
+    return int(shared.choose("Tokens that occur at least … times", "least", LEAST, default=5, place=st, **how))
 
 
 def card(recording: Recording, layer: int | None, expert: int | None, *, least: int) -> Any:

@@ -5,7 +5,7 @@ import showing
 import streamlit as st
 
 showing.ask("Load balance", "load_balance")
-recording = shared.choose_recording()
+recording = shared.choose_recording(routed=True)
 balance = showing.result(recording, "load_balance")
 layer = shared.choose_layer(recording)
 showing.show(balance, "imbalance", follow={"layer": "layer"})

@@ -21,9 +21,10 @@ def show(recording: Recording, *, layer: int, head: int) -> None:
     of_document, of_length = st.columns(2)
     document, n_tokens = shared.choose_text(recording, place=of_document)
     longest = max(1, min(n_tokens, _LONGEST))
-    asked = of_length.number_input("Tokens from the beginning", 1, longest, min(64, longest), key=f"mapped {document}")
-    text = _attention_map.text_of(recording, document, n_tokens=int(asked))
-    what = (model, document, int(asked), layer, head)
+    how = {"least": 1, "most": longest, "default": min(64, longest), "place": of_length}
+    asked = shared.choose_number("Tokens from the beginning", "tokens", **how)
+    text = _attention_map.text_of(recording, document, n_tokens=asked)
+    what = (model, document, asked, layer, head)
     if st.session_state.get("mapped") != what:
         st.session_state["mapped"] = what
         ask = partial(jobs.host().attention, model=model, token_ids=text.token_ids, layer=layer, head=head)
@@ -35,7 +36,7 @@ def show(recording: Recording, *, layer: int, head: int) -> None:
         st.warning(f"{jobs.plain(model)} has other weights now than when it was recorded; this map is of those.")
     table = _attention_map.cells_of(Path(made["file"]), text.texts)
     figure = _attention_map.figure(table, layer=layer, head=head, model=model, text=text)
-    how: dict[str, Any] = {"document": document, "layer": layer, "head": head, "tokens": int(asked)}
+    how: dict[str, Any] = {"document": document, "layer": layer, "head": head, "tokens": asked}
     shown = showing.Shown(
         name="attention-map",
         recording=recording,

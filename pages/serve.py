@@ -16,14 +16,15 @@ from workbench.errors import WorkbenchError
 
 
 def _ready() -> None:
-    """The model host, the analyses, the recording that opens by itself; what goes wrong is said where it is needed."""
+    """The host, the recording that opens by itself, what is first shown of it; what goes wrong is said where needed."""
     import jobs
     import shared
+    import showing
 
     with contextlib.suppress(WorkbenchError):
         jobs.host()
         for name in list(shared.finished_recordings())[-1:]:
-            shared.open_recording(name)
+            showing.ready(shared.open_recording(name))
 
 
 if __name__ == "__main__":

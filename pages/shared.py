@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import aside
 import jobs
 import streamlit as st
 from jobs import plain
@@ -18,6 +19,7 @@ from workbench.recording import Recording, read_manifest
 from workbench.recording_schema import MANIFEST
 
 TOKENS_SHOWN = 160
+KEPT_BYTES = 64 << 20  # of decoded columns of each open recording: what a redraw reads again
 
 
 def enter(page: Any) -> None:
@@ -28,7 +30,10 @@ def enter(page: Any) -> None:
     """
     new = st.session_state.get("written") != page.url_path
     st.session_state.update(page=page.url_path, new_page=new, bare=not st.query_params, on_page=set())
-    st.session_state.setdefault("chosen", {})
+    chosen = st.session_state.setdefault("chosen", {})
+    if new:
+        chosen.pop("open", None)  # what was opened there belongs to that page
+    _keep(aside.NAME, _asked(aside.NAME))  # on every page, so that no reload loses it
 
 
 def write_address() -> None:
@@ -45,8 +50,9 @@ def _chosen_here() -> dict[str, str]:
 
 
 def choose(
-    label: str, name: str, options: Sequence[Any], *, default: Any, quiet: bool = False, place: Any = None, **how: Any
-) -> Any:
+    label: str, name: str, options: Sequence[Any], *, default: Any, quiet: bool = False, place: Any = None,
+    kind: str = "selectbox", **how: Any,
+) -> Any:  # fmt: skip
     """A choice that stands in the address as `name`, and holds on every page that has it.
 
     Streamlit's own binding of widgets to the address loses what came with an address when the page changes, and drops
@@ -59,7 +65,8 @@ def choose(
         default: What is chosen at first; None for nothing.
         quiet: Whether a choice made on another page, and not there here, is dropped without a word.
         place: Where it is shown; the sidebar unless given.
-        how: As of `st.selectbox`.
+        kind: The widget: `selectbox`, `segmented_control` or `select_slider`.
+        how: As of the widget.
     """
     by_text = {str(option): option for option in options}
     asked = _asked(name)
@@ -68,9 +75,34 @@ def choose(
     if asked is not None and asked not in by_text:
         _tell_unknown(label, name, list(by_text), quiet=quiet)
     st.session_state[name] = by_text.get(asked or "", default)
-    index = {"index": None} if default is None else {}
-    chosen = (place or st.sidebar).selectbox(label, options, key=name, on_change=_note, args=(name,), **index, **how)
+    index = {"index": None} if default is None and kind == "selectbox" else {}
+    widget = getattr(place or st.sidebar, kind)
+    chosen = widget(label, options, key=name, on_change=_note, args=(name,), **index, **how)
     return _keep(name, chosen)
+
+
+def choose_number(label: str, name: str, *, least: int, most: int, default: int, place: Any) -> int:
+    """A whole number that stands in the address as `name`; what is out of reach is the nearest in reach."""
+    asked = _asked(name)
+    wanted = int(asked) if asked is not None and asked.isdecimal() else default
+    st.session_state[name] = min(max(wanted, least), most)
+    return int(_keep(name, place.number_input(label, least, most, key=name, on_change=_note, args=(name,))))
+
+
+def opened(part: str) -> str:
+    """The key of a part that can be opened, with what the address says of it as its state."""
+    key = f"open {part}"
+    st.session_state[key] = part in (_asked("open") or "").split(",")
+    return key
+
+
+def note_opened(part: str) -> None:
+    """Takes over that a visitor opened a part, or closed it."""
+    others = [each for each in (_asked("open") or "").split(",") if each not in ("", part)]
+    names = [*others, part] if st.session_state[f"open {part}"] else others
+    st.session_state["chosen"].pop("open", None)
+    pick(open=",".join(names) or None)
+    _keep("open", ",".join(names) or None)
 
 
 def _asked(name: str) -> str | None:
@@ -172,6 +204,21 @@ def _note_token() -> None:
     pick(token=token, **({} if token is None else {"from": token - token % TOKENS_SHOWN}))
 
 
+def place() -> tuple[str, int | None]:
+    """The document and the token that were chosen last, on whatever page."""
+    chosen = st.session_state["chosen"]
+    token = chosen.get("token", "")
+    return chosen.get("document", ""), int(token) if token.isdecimal() else None
+
+
+def go_to_token(document: str, token: int) -> None:
+    """Chooses a token of a document, here or for the page Tokens; as `pick`."""
+    there = {"document": document, "token": str(token), "from": str(token - token % TOKENS_SHOWN)}
+    st.session_state["chosen"].update(there)
+    if st.session_state["page"] == "tokens":
+        pick(**there)
+
+
 @st.cache_data(max_entries=8, show_spinner=False)
 def _lengths(digest: str, _recording: Recording) -> dict[str, int]:
     documents = _recording.documents().sort_values("document")
@@ -181,10 +228,11 @@ def _lengths(digest: str, _recording: Recording) -> dict[str, int]:
 # Recordings
 
 
-def choose_recording() -> Recording:
+def choose_recording(*, routed: bool = False) -> Recording:
     """The recording chosen in the sidebar, checked and open.
 
-    Stops the page where there is none yet, and shows how the first one comes along.
+    Stops the page where there is none yet, and shows how the first one comes along; where the page is about routing
+    (`routed`), also at a recording of a model without routers.
 
     Raises:
         RecordingError: the address names a recording that is not there, is damaged, unfinished, or of a newer schema.
@@ -199,24 +247,37 @@ def choose_recording() -> Recording:
         _refuse_recording(asked)
     # Newest on top; the oldest unless the address says otherwise, for it is the one that stays the same.
     recording = open_recording(choose("Recording", "recording", names, default=names[-1]))
-    if len(recording.phases) == 1:
+    if routed and not recording.moe_layers:
+        _stop_without_routers(recording)
+    if len(recording.phases) <= 1:  # of some imported traces none is known
         return recording
     return recording.of_phase(
         choose("Phase", "phase", recording.phases, default="prefill", help="Given text, or text that the model wrote.")
     )
 
 
-def choose_other(recording: Recording) -> Recording | None:
+def _stop_without_routers(recording: Recording) -> None:
+    model = plain(recording.manifest["identity"]["model"])
+    st.info(f"{model} is dense: no layer has a router, so there is no routing to show. Choose another recording.")
+    if "attention" in recording.fields:
+        st.page_link("attention.py", label="Its attention heads")
+    st.stop()
+
+
+def choose_other(recording: Recording, *, optional: bool = False) -> Recording | None:
     """The recording to compare with, chosen in the sidebar; None where there is no second one.
 
-    At first the oldest of the same corpus, if there is any.
+    At first the oldest of the same corpus, if there is any; where it is optional, none.
     """
     names = {name: found for name, found in finished_recordings().items() if name != st.session_state["recording"]}
     if not names:
         return None
     corpus = recording.manifest["corpus"].get("digest")
     alike = [name for name, found in names.items() if found["corpus"].get("digest") == corpus]
-    return open_recording(choose("Against", "against", list(names), default=(alike or list(names))[-1]))
+    first = None if optional else (alike or list(names))[-1]
+    how = {"placeholder": "none", "quiet": True} if optional else {}
+    chosen = choose("Against", "against", list(names), default=first, **how)
+    return None if chosen is None else open_recording(chosen)
 
 
 def choose_ceiling(recording: Recording) -> str | None:
@@ -294,6 +355,17 @@ def offer_second(recording: Recording) -> None:
         row.page_link("record.py", label="Record another model over the same corpus")
 
 
+def open_named(name: str) -> Recording:
+    """A recording that an address names.
+
+    Raises:
+        RecordingError: there is none of that name, or it is not finished.
+    """
+    if name not in finished_recordings():
+        _refuse_recording(name)
+    return open_recording(name)
+
+
 def open_recording(name: str) -> Recording:
     """A recording of the data folder, its manifest and row counts checked, and every digest once."""
     folder = jobs.data_folder() / "recordings" / name
@@ -304,7 +376,7 @@ def open_recording(name: str) -> Recording:
 def _recording(path: str, changed_ns: int) -> Recording:
     recording = Recording.open(path)
     recording.verify()
-    return recording
+    return recording.keeping(KEPT_BYTES)
 
 
 def _refuse_recording(name: str) -> None:

@@ -2,29 +2,34 @@
 
 import hashlib
 import inspect
+import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import aside
 import streamlit as st
 from jobs import plain
-from shared import pick
+from shared import TOKENS_SHOWN, note_opened, opened, pick
 
 from analyses import _batch, _compare, _costs
+from analyses._definitions import definitions
 from workbench.efficiency.subject import Costed
 from workbench.errors import AnalysisError
 from workbench.figures.screen import screen
 from workbench.figures.spec import Figure, HeatMap, Points, TokenStrip
 from workbench.figures.theme import DARK, LIGHT
+from workbench.measurement import Measurement
 from workbench.recording import Recording
 
+_TITLE_PX = 46
 _MODEBAR = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d", "toImage"]}
-_DRAWING = threading.Lock()  # matplotlib's settings are one for the whole process
+DRAWING = threading.Lock()  # matplotlib's settings are one for the whole process
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +38,7 @@ class Shown:
 
     Attributes:
         name: Of the analysis.
-        recording: What it was asked of; None where it was asked of costs.
+        recording: What it was asked of, a recording or a measurement; None where it was asked of costs.
         settings: As `key=value`, those that are not defaults.
         result: As the analysis gave it.
         tables: By name.
@@ -48,7 +53,7 @@ class Shown:
     """
 
     name: str
-    recording: Recording | None
+    recording: Recording | Measurement | None
     settings: tuple[str, ...]
     result: Any
     tables: Mapping[str, Any]
@@ -64,12 +69,27 @@ class Shown:
     @property
     def command(self) -> str:
         """What makes it again."""
+        return self._command()
+
+    def _command(self, **narrowed: Any) -> str:
         if self.subject is not None:
-            return _costs.command(self.subject, self.name, settings=self.settings)
+            return _costs.command(self.subject, self.name, settings=self.settings, **narrowed)
+        how = {"against": self.against, "experts": self.experts, "settings": self.settings}
+        return self.made_by or _batch.command(self.recording, self.name, **how, **narrowed)
+
+    def provenance(self, **narrowed: Any) -> Any:
+        """Where it comes from; `narrowed` says what of it is written: `only`, `label`, `width`."""
+        from workbench.export import Provenance
+
+        if self.subject is not None:
+            return _costs.provenance(self.subject, self.name, settings=self.settings, **narrowed)
+        said = {"analysis": self.name, "command": self._command(**narrowed)}
         if self.made_by:
-            return self.made_by
-        how = {"against": self.against, "experts": self.experts}
-        return _batch.command(self.recording, self.name, settings=self.settings, **how)
+            return Provenance(**said, sources=_batch.sources(self.recording), settings=self.asked)
+        settings = _batch.parse_settings(_batch.get(self.name), self.settings)
+        return Provenance(
+            **said, sources=_batch.sources(self.recording, self.against, settings), settings=asdict(settings)
+        )
 
 
 def result(
@@ -77,16 +97,26 @@ def result(
 ) -> Shown:
     """Runs an analysis, or finds its result, which is kept by the recordings' content, the source and the settings."""
     pairs = tuple(f"{key}={value}" for key, value in settings.items() if value is not None)
-    code = [_batch.get(name), *([] if against is None else [_compare])]
-    source = hashlib.sha256("".join(map(inspect.getsource, code)).encode()).hexdigest()
-    digest, path = f"{recording.digest} {recording.chosen_phase}", str(recording.path)
-    if against is not None:
-        digest, path = f"{digest} against {against.digest} experts {experts}", f"{path} {against.path}"
     with st.spinner(f"Computing {name.replace('_', ' ')} over {recording.n_tokens:,} tokens …"):
-        found = _result(digest, path, source, name, pairs, recording, against, experts)
+        found = _found(recording, name, against, experts, pairs)
     if found.missing:
         st.info(plain(f"This recording holds too little for the figures, so only tables are shown. {found.missing}"))
     return found
+
+
+def ready(recording: Recording) -> None:
+    """Asks beforehand, when the app starts, what the pages first show of a recording, and draws it."""
+    layers, documents = recording.moe_layers, recording.documents().nsmallest(1, "document")["id"].tolist()
+    if not layers:
+        return
+    middle, document = {"layer": layers[len(layers) // 2]}, {"document": documents[0], "first": 0, "last": TOKENS_SHOWN}
+    first = [("token_routing", {**middle, **document}), ("token_routing", document), ("expert_load", {})]
+    first += [("expert_card", {**middle, "min_count": 5}), ("load_balance", {}), ("domain_load", middle)]
+    for name, settings in [*first, ("coactivation", middle)]:
+        with suppress(AnalysisError):
+            shown = _found(recording, name, None, "auto", tuple(f"{key}={value}" for key, value in settings.items()))
+            for figure in shown.figures:
+                _drawn(shown.key, figure, False, shown.figures[figure])
 
 
 def of_costs(subject: Costed, name: str, **settings: Any) -> Shown:
@@ -97,13 +127,44 @@ def of_costs(subject: Costed, name: str, **settings: Any) -> Shown:
     return Shown(name, None, pairs, said.result, said.tables, said.figures, "", key, subject=subject)
 
 
+def _found(recording: Recording, name: str, against: Recording | None, experts: str, pairs: tuple[str, ...]) -> Shown:
+    code = [_batch.get(name), *([] if against is None else [_compare])]
+    source = hashlib.sha256("".join(map(inspect.getsource, code)).encode()).hexdigest()
+    digest, path = f"{recording.digest} {recording.chosen_phase}", str(recording.path)
+    if against is not None:
+        digest, path = f"{digest} against {against.digest} experts {experts}", f"{path} {against.path}"
+    return _result(digest, path, source, name, pairs, recording, against, experts)
+
+
+def of_measurement(measurement: Measurement, name: str) -> Shown:
+    """Runs an analysis of a measurement, or finds its result."""
+    source = hashlib.sha256(inspect.getsource(_batch.get(name)).encode()).hexdigest()
+    with st.spinner(f"Computing {name.replace('_', ' ')} …"):
+        found = _of_measurement(measurement.digest, str(measurement.path), source, name, measurement)
+    if found.missing:
+        st.info(plain(f"This measurement holds too little for the figures, so only tables are shown. {found.missing}"))
+    return found
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _of_measurement(digest: str, path: str, source: str, name: str, _measurement: Measurement) -> Shown:
+    said = _batch.ask(_measurement, name)
+    key = (digest, source, name, ())
+    return Shown(name, _measurement, (), said.result, said.tables, said.figures, said.missing, key)
+
+
 @st.cache_resource(max_entries=64, show_spinner=False)
 def _result(
     digest: str, path: str, source: str, name: str, pairs: tuple[str, ...],
     _recording: Recording, _against: Recording | None, _experts: str,
 ) -> Shown:  # fmt: skip
+    key, module = (digest, source, name, pairs), _batch.get(name)
+    if _against is None and hasattr(module, "viewed") and any(pair.startswith("layer=") for pair in pairs):
+        rest = tuple(pair for pair in pairs if not pair.startswith("layer="))  # it says only what is drawn
+        kept = _result(digest, path, source, name, rest, _recording, None, _experts)
+        seen = module.viewed(kept.result, _batch.parse_settings(module, pairs))
+        return Shown(name, _recording, pairs, seen, module.tables(seen), module.figures(seen), kept.missing, key)
     said = _batch.ask(_recording, name, settings=pairs, against=_against, experts=_experts)
-    key = (digest, source, name, pairs)
     return Shown(name, _recording, pairs, said.result, said.tables, said.figures, said.missing, key, _against, _experts)
 
 
@@ -120,11 +181,27 @@ def ask(title: str, name: str) -> None:
 
 def question(name: str) -> None:
     """An analysis' question, and what its numbers do not show."""
-    asked, _, rest = (inspect.getdoc(_batch.get(name)) or "").partition("\n\n")
-    left, right = st.columns([5, 1], vertical_alignment="center")
-    left.markdown(f"**{plain(asked)}**")
-    with right.popover("Not shown", icon=":material/help:", type="tertiary", key=f"{name}-not-shown"):
+    _, _, rest = (inspect.getdoc(_batch.get(name)) or "").partition("\n\n")
+    st.markdown(f"**{plain(question_of(name))}**")
+    row = st.container(horizontal=True, gap="small")
+    with row.popover("Not shown", icon=":material/help:", type="tertiary", key=f"{name}-not-shown"):
         st.markdown(plain(rest.removeprefix("Not shown:").strip()))
+    defined = row.popover(
+        "Definitions", icon=":material/function:", type="tertiary", key=f"{name}-definitions", on_change="rerun"
+    )
+    with defined:
+        said_of = definitions(name) if defined.open else {}
+        if defined.open and not said_of:
+            st.markdown("Its formulas and their sources stand in docs/efficiency.md.")
+        for metric, (said, source) in said_of.items():
+            st.markdown(f"**{plain(metric)}**")
+            st.text(said)
+            st.caption(f"Source: {plain(source)}")
+
+
+def question_of(name: str) -> str:
+    """What an analysis asks."""
+    return (inspect.getdoc(_batch.get(name)) or "").partition("\n\n")[0]
 
 
 @contextmanager
@@ -159,7 +236,8 @@ def every(shown: Shown, *, follow: Mapping[str, str] | None = None) -> None:
     """All figures of a result, one beside another where neither has panels, and its tables where they are asked for."""
     row: list[str] = []
     for name, figure in [*shown.figures.items(), ("", None)]:
-        narrow = figure is not None and figure.panel is None and not isinstance(figure, HeatMap)
+        wide = isinstance(figure, HeatMap) or getattr(figure, "base", None) is not None
+        narrow = figure is not None and figure.panel is None and not wide
         row += [name] if narrow else []
         if len(row) == 2 or (row and not narrow):
             for column, each in zip(st.columns(2) if len(row) == 2 else [st], row, strict=True):
@@ -168,7 +246,8 @@ def every(shown: Shown, *, follow: Mapping[str, str] | None = None) -> None:
             row = []
         if figure is not None and not narrow:
             show(shown, name, follow=_known(shown, name, follow))
-    if st.toggle("Tables", key=f"{shown.name}-tables"):
+    part = f"{shown.name}-tables"
+    if st.toggle("Tables", key=opened(part), on_change=note_opened, args=(part,)):
         for name in shown.tables:
             table(shown, name)
 
@@ -198,9 +277,11 @@ def show(shown: Shown, name: str, *, follow: Mapping[str, str] | None = None, ta
     draw(figure, key, drawn=type(drawn)(drawn), follow=follow)  # a copy: choices are outlined in it
     below = st.container(gap=None)
     below.caption(plain(figure.caption))
-    with below.popover("Save", icon=":material/download:", type="tertiary", key=f"{key}-save"):
-        _downloads(key, ("pdf", "svg", "png"), partial(_figure_bytes, shown, name))
-        st.code(shown.command, language="bash", wrap_lines=True)
+    with below.container(horizontal=True, gap="small"):
+        with st.popover("Save", icon=":material/download:", type="tertiary", key=f"{key}-save"):
+            _downloads(key, ("pdf", "svg", "png"), partial(_figure_bytes, shown, name))
+            st.code(shown.command, language="bash", wrap_lines=True)
+        aside.button(shown, name, key)
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
@@ -222,6 +303,8 @@ def draw(
     """
     ink = DARK if is_dark() else LIGHT
     drawn = screen(figure, dark=is_dark()) if drawn is None else drawn
+    st.markdown(f"**{plain(figure.title)}**")  # above the chart it folds; in it, a narrow page would cut it
+    drawn.update_layout(title=None, height=drawn.layout.height - _TITLE_PX, margin_t=drawn.layout.margin.t - _TITLE_PX)
     drawn.update_layout(modebar={"bgcolor": "rgba(0,0,0,0)", "color": ink.faint, "activecolor": ink.text})
     if isinstance(figure, TokenStrip):
         drawn.update_layout(margin={"l": 0})  # it has no axis to leave room for, and its letters want the width
@@ -234,25 +317,28 @@ def draw(
         drawn,
         key=key,
         theme=None,
-        on_select=partial(_follow, key, follow) if follow else "ignore",
+        on_select=partial(_follow, key, figure.columns(), follow) if follow else "ignore",
         selection_mode="points",
         config=_MODEBAR,
         alt=figure.alt,
     )
 
 
-def _follow(key: str, follow: Mapping[str, str]) -> None:
+def _follow(key: str, columns: Sequence[str], follow: Mapping[str, str]) -> None:
     points = st.session_state[key]["selection"]["points"]
     if points:
-        pick(**{choice: points[0]["customdata"][column] for column, choice in follow.items()})
+        row = points[0]["customdata"]
+        row = [row[str(index)] for index in range(len(columns))] if isinstance(row, dict) else row
+        pick(**{choice: row[columns.index(column)] for column, choice in follow.items()})
 
 
 def _outline(drawn: Any, chosen: Mapping[str, Any]) -> None:
     """Outlines the marks of what is chosen."""
-    ink = DARK if is_dark() else LIGHT
+    ink, columns = (DARK if is_dark() else LIGHT), list(drawn.layout.meta["columns"])
+    wanted = [(columns.index(column), text) for column, text in chosen.items()]
     for trace in drawn.data:
         rows = trace.customdata if trace.customdata is not None else ()
-        at = [i for i, row in enumerate(rows) if all(str(row[column]) == text for column, text in chosen.items())]
+        at = [i for i, row in enumerate(rows) if all(str(row[place]) == text for place, text in wanted)]
         if not at:
             continue
         if trace.type == "bar":  # a token: plotly gives selected bars no border of their own
@@ -273,10 +359,12 @@ def _outline(drawn: Any, chosen: Mapping[str, Any]) -> None:
 def table(shown: Shown, name: str, rows: Any = None, *, tag: str = "") -> None:
     """Shows a table, or the given rows of it, with downloads of the whole; `tag` as of `show`."""
     key = f"{tag}{shown.name}-{name}-table"
-    st.dataframe(shown.tables[name] if rows is None else rows, hide_index=True, key=key)
-    with st.popover("Save", icon=":material/download:", type="tertiary", key=f"{key}-save"):
-        _downloads(f"{tag}{shown.name}-{name}", ("csv", "tex"), partial(_table_bytes, shown, name))
-        st.code(shown.command, language="bash", wrap_lines=True)
+    st.dataframe(shown.tables[name] if rows is None else rows, hide_index=True, key=key, placeholder="–")
+    with st.container(horizontal=True, gap="small"):
+        with st.popover("Save", icon=":material/download:", type="tertiary", key=f"{key}-save"):
+            _downloads(f"{tag}{shown.name}-{name}", ("csv", "tex"), partial(_table_bytes, shown, name))
+            st.code(shown.command, language="bash", wrap_lines=True)
+        aside.button(shown, name, key)
 
 
 def facts(named: Mapping[str, str]) -> None:
@@ -288,7 +376,7 @@ def facts(named: Mapping[str, str]) -> None:
 
 def show_token(at_layer: Any, at_all: Any) -> None:
     """The chosen token: its row at the layer, and its first expert at every layer, to be opened."""
-    st.dataframe(at_layer, hide_index=True, key="token-row")
+    st.dataframe(at_layer, hide_index=True, key="token-row", placeholder="–")
     row = st.container(horizontal=True)
     for layer, expert in zip(at_all["layer"].tolist(), at_all["top1"].tolist(), strict=True):
         there = {"layer": str(layer), "expert": str(expert), "recording": st.session_state["recording"]}
@@ -298,7 +386,8 @@ def show_token(at_layer: Any, at_all: Any) -> None:
 @contextmanager
 def folded(title: str) -> Iterator[bool]:
     """A part of the page that is folded away at first; whether it is open, for what is folded is not made."""
-    box = st.expander(title, key=title, on_change="rerun")
+    part = re.sub("[^a-z0-9]+", "-", title.lower()).strip("-")
+    box = st.expander(title, key=opened(part), on_change=note_opened, args=(part,))
     with box:
         yield bool(box.open)
 
@@ -311,11 +400,10 @@ def _downloads(stem: str, kinds: Sequence[str], make: Callable[[str], bytes]) ->
 
 
 def _figure_bytes(shown: Shown, name: str, kind: str) -> bytes:
-    from workbench.export import write_figure
+    from workbench.export import figure_bytes
 
-    with tempfile.TemporaryDirectory() as folder, _DRAWING:
-        files = write_figure(shown.figures[name], Path(folder) / name, provenance=_provenance(shown))
-        return next(file for file in files if file.suffix == f".{kind}").read_bytes()
+    with DRAWING:
+        return figure_bytes(shown.figures[name], kind, provenance=shown.provenance())
 
 
 def _table_bytes(shown: Shown, name: str, kind: str) -> bytes:
@@ -324,21 +412,9 @@ def _table_bytes(shown: Shown, name: str, kind: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         label = f"{shown.name}-{name}"
         files = write_table(
-            shown.tables[name], Path(folder) / name, provenance=_provenance(shown), caption=label, label=label
+            shown.tables[name], Path(folder) / name, provenance=shown.provenance(), caption=label, label=label
         )
         return next(file for file in files if file.suffix == f".{kind}").read_bytes()
-
-
-def _provenance(shown: Shown) -> Any:
-    from workbench.export import Provenance
-
-    if shown.subject is not None:
-        return _costs.provenance(shown.subject, shown.name, settings=shown.settings)
-    if shown.made_by:
-        return Provenance(shown.name, shown.command, _batch.sources(shown.recording), shown.asked)
-    settings = _batch.parse_settings(_batch.get(shown.name), shown.settings)
-    sources = _batch.sources(shown.recording, shown.against, settings)
-    return Provenance(analysis=shown.name, command=shown.command, sources=sources, settings=asdict(settings))
 
 
 def is_dark() -> bool:

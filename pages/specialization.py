@@ -6,7 +6,7 @@ import showing
 import streamlit as st
 
 showing.ask("Specialization", "domain_load")
-recording = shared.choose_recording()
+recording = shared.choose_recording(routed=True)
 layer, expert = experts.choose(recording)
 controls = shared.choose_controls(recording)
 follow = {"layer": "layer", "expert": "expert"}

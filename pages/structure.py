@@ -6,7 +6,7 @@ import showing
 import streamlit as st
 
 showing.ask("Structure", "coactivation")
-recording = shared.choose_recording()
+recording = shared.choose_recording(routed=True)
 layer, expert = experts.choose(recording)
 controls = shared.choose_controls(recording)
 with showing.told():
@@ -22,9 +22,11 @@ with showing.told():
     with showing.folded("Tables of pairs") as is_open:
         for table in pairs.tables if is_open else ():
             showing.table(pairs, table)
-    if len(recording.moe_layers) > 1:  # after what is seen first: it counts every layer
-        st.header("Layer by layer")
-        showing.show(showing.result(recording, "coactivation"), "by_layer", follow={"layer": "layer"}, tag="all-")
+    if len(recording.moe_layers) > 1:
+        with showing.folded("Layer by layer") as is_open:
+            if is_open:  # it counts the pairs of every layer
+                every = showing.result(recording, "coactivation")
+                showing.show(every, "by_layer", follow={"layer": "layer"}, tag="all-")
 
 follow = {"layer": "layer", "expert": "expert"}
 with showing.part("Flow to the next layer", "layer_flow", recording) as is_open:

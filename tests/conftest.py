@@ -1,6 +1,7 @@
 """Fixtures of all tests: tiny random models that bite, and a recording of one of them."""
 
 import os
+import shutil
 from pathlib import Path
 
 import beartype  # noqa: F401  before nnsight, which hangs a method on `object` that beartype cannot hash
@@ -38,3 +39,15 @@ def recording(moe: Model, tmp_path_factory: pytest.TempPathFactory) -> Recording
     out: Path = tmp_path_factory.mktemp("recordings") / "shared"
     how = {"fields": FIELDS, "parent": tiny.dense(n_layers=3), "batch_tokens": 256, "shard_tokens": 512}
     return record(moe, tiny.corpus(), out, **how)
+
+
+@pytest.fixture(scope="session")
+def pdflatex() -> str:
+    """The program, which may be missing on a developer's machine only."""
+    found = shutil.which("pdflatex")
+    if found is None:
+        missing = "there is no pdflatex (apt-get install texlive-latex-recommended)"
+        if os.environ.get("CI"):
+            pytest.fail(f"{missing}, and CI is set: what compiles LaTeX must not be left out")
+        pytest.skip(missing)
+    return found

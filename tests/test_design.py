@@ -27,9 +27,10 @@ TORCH_FREE_IN_THEM = (
     "workbench/efficiency/serve_command.py",
     "workbench/efficiency/endpoints.py",
     "workbench/efficiency/latency.py",
-    "workbench/efficiency/launch.py",
+    "workbench/efficiency/servers.py",
     "workbench/efficiency/load.py",
     "workbench/efficiency/utilization.py",
+    "workbench/efficiency/work.py",
 )
 HEAVY = {"torch", "transformers", "nnsight"}
 

@@ -5,8 +5,6 @@ import hashlib
 import io
 import json
 import re
-import stat
-import subprocess
 
 import numpy as np
 import pandas as pd
@@ -18,7 +16,7 @@ from PIL import Image
 from tests.figures.examples import CANARY, load_map, strip
 from workbench import export
 from workbench.errors import AnalysisError
-from workbench.export import Provenance, Source, write_figure, write_reproduce, write_result, write_table
+from workbench.export import Provenance, Source, write_figure, write_result, write_table
 
 PROVENANCE = Provenance(
     analysis="expert_load",
@@ -37,7 +35,6 @@ TABLE = pd.DataFrame(
         "top token": ["=SUM(A1)", "50% a_b #1 {x} ~^\\ $", "line\nbreak"],
     }
 )
-LATEX_ONLY = r"\\[a-zA-Z]+(\{\})?|\\[&%$#_{}]|\{[][*]\}|-\{\}|\$\\[a-z]+\$|\$-\$"
 
 
 def write(folder, **options):
@@ -146,60 +143,6 @@ def test_no_cell_of_a_csv_is_a_formula(cells, name):
         assert not str(cell).startswith(("=", "+", "-", "@", "\t", "\r"))
 
 
-def test_latex_is_escaped_rounded_and_says_where_it_comes_from(tmp_path):
-    _, path = write_table(TABLE, tmp_path / "t", provenance=PROVENANCE, caption="100 % of a_b", label="expert load")
-    lines = path.read_text().splitlines()
-    comments = [line for line in lines if line.startswith("%")]
-    assert any('"digest": "sha256:0123"' in line for line in comments)
-    assert comments[-1] == r"% needs \usepackage{booktabs}"
-    assert lines[len(comments) :] == [
-        r"\begin{table}",
-        r"\centering",
-        r"\caption{100 \% of a\_b}\label{tab:expert-load}",
-        r"\begin{tabular}{rrrrll}",
-        r"\toprule",
-        r"layer & load\_over\_balance & p & tokens & dead & top token \\",
-        r"\midrule",
-        r"0 & 1.250 & $1.23\times 10^{-5}$ & 12,345 & no & =SUM(A1) \\",
-        r"1 & 0.500 & 0.500 & 7 & yes & 50\% a\_b \#1 \{x\} \textasciitilde{}\textasciicircum{}\textbackslash{} \$ \\",
-        r"2 & -- & 1.000 & 0 & no & line$\hookleftarrow$break \\",
-        r"\bottomrule",
-        r"\end{tabular}",
-        r"\end{table}",
-    ]
-
-
-@given(st.text())
-def test_no_text_is_a_command_of_latex(text):
-    bare = re.sub(LATEX_ONLY, "", export._escape(text))
-    assert not re.search(r"[\\{}$&#^_%~\[\]*`<>|\n\r]|--", bare)
-
-
-def test_escape_of_all_specials():
-    assert export._escape(r"\{}$&#^_%~") == (r"\textbackslash{}\{\}\$\&\#\textasciicircum{}\_\%\textasciitilde{}")
-    assert export._escape("a -- b --- [c] * <d> `e` ≤ −1") == (
-        r"a -{}- b -{}-{}- {[}c{]} {*} \textless{}d\textgreater{} \textasciigrave{}e\textasciigrave{} $\le$ $-$1"
-    )
-    assert "script" in export._escape(CANARY)
-
-
-def test_negative_infinite_and_large_numbers():
-    column = pd.Series([-1.5, np.inf, -np.inf, 2.5e9, 0.0])
-    assert export._cells(column) == ["$-$1.50", r"$\infty$", r"$-\infty$", r"$2.50\times 10^{9}$", "0.00"]
-    assert export._cells(pd.Series([-3, 1000], dtype="Int64")) == ["$-$3", "1,000"]
-    assert export._cells(pd.Series([1, None], dtype="Int64")) == ["1", "--"]
-
-
-def test_a_long_table_breaks_over_pages(tmp_path):
-    long = pd.concat([TABLE] * 30)
-    _, path = write_table(long, tmp_path / "t", provenance=PROVENANCE, caption="c", label="l")
-    text = path.read_text()
-    assert r"\begin{longtable}{rrrrll}" in text
-    assert r"% needs \usepackage{booktabs,longtable}" in text
-    assert text.count("\n0 & 1.250") == 30
-    assert text.index(r"\endhead") < text.index(r"\endfoot") < text.index("\n0 & 1.250")
-
-
 def test_figures_carry_title_caption_and_provenance(tmp_path):
     figure = load_map(2, 4)
     pdf, svg, png = write_figure(figure, tmp_path / "map.v1", provenance=PROVENANCE)
@@ -227,11 +170,3 @@ def test_metadata_may_say_anything(tmp_path):
 def test_versions_are_read_without_importing():
     versions = export.software_versions()
     assert {"moe-workbench", "matplotlib", "torch"} <= set(versions)
-
-
-def test_reproduce_runs_the_commands_and_stops_at_a_failure(tmp_path):
-    path = write_reproduce(tmp_path / "bundle", ["echo one", "false", "echo two"])
-    assert path.stat().st_mode & stat.S_IXUSR
-    done = subprocess.run([path], capture_output=True, text=True, check=False)
-    assert (done.stdout, done.returncode) == ("one\n", 1)
-    assert [entry.name for entry in path.parent.iterdir()] == ["reproduce.sh"]

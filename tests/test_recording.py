@@ -272,3 +272,14 @@ def test_what_is_decoded_is_kept_up_to_a_bound(recording, monkeypatch):
         read.clear()
         list(little.parts(["token"]))
     assert read == ["token"] * (len(plain) - 1)  # the first part alone
+
+
+def test_the_rows_of_a_document_are_the_same_kept_and_read_again(recording):
+    columns = ["position", "token", "layer02.weights"]
+    kept = recording.keeping(1 << 20)
+    for names in (columns[:2], columns, columns):
+        for document in (3, 7):
+            plain, again = recording.of_document(document, names), kept.of_document(document, names)
+            assert list(again) == names
+            for name in names:
+                np.testing.assert_array_equal(plain[name], again[name])

@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import math
 import os
 import re
 import secrets
@@ -22,13 +21,13 @@ from typing import Any
 
 import pandas as pd
 
+from workbench import latex
 from workbench.errors import AnalysisError
 from workbench.figures.paper import paper, save
 from workbench.figures.spec import Figure
 from workbench.figures.theme import Width, printable
 
-LONGEST_TABLE = 60  # rows that a page of a paper holds; a longer table breaks over pages
-OURS = ("provenance.json", "reproduce.sh")
+OURS = ("provenance.json", "reproduce.sh", "paper.tex")
 _PACKAGES = ("moe-workbench", "torch", "transformers", "nnsight", "numpy", "scipy", "pandas", "matplotlib")
 
 
@@ -94,6 +93,11 @@ class Provenance:
 # Whole results
 
 
+def is_name(text: str) -> bool:
+    """Whether a text can name a file of a bundle."""
+    return bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", text))
+
+
 def write_result(
     tables: Mapping[str, pd.DataFrame],
     figures: Mapping[str, Figure],
@@ -124,7 +128,7 @@ def write_result(
     """
     folder = Path(os.path.abspath(folder))
     for name in (*tables, *figures):
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        if not is_name(name):
             raise AnalysisError(
                 f"{name!r} is no name for a file; letters, digits, '_', '-' and '.' are wanted, rename it"
             )
@@ -132,7 +136,7 @@ def write_result(
     with _writing(folder), _replacing(folder) as draft:
         files: list[Path] = []
         for name, table in tables.items():
-            caption, label = (captions or {}).get(name, name.replace("_", " ")), f"{provenance.analysis}-{name}"
+            caption, label = (captions or {}).get(name, name.replace("_", " ")), f"{folder.name}-{name}"
             files += write_table(table, draft / name, provenance=provenance, caption=caption, label=label)
         for name, figure in figures.items():
             files += write_figure(figure, draft / name, provenance=provenance, width=width)
@@ -144,14 +148,15 @@ def write_result(
     return [folder / file.name for file in files]
 
 
-def write_reproduce(folder: Path, commands: Sequence[str]) -> Path:
-    """Writes `reproduce.sh`, which runs the commands and stops at the first that fails."""
-    path = Path(folder) / "reproduce.sh"
+def put(path: Path, content: bytes, *, mode: int = 0o666) -> None:
+    """Writes one more file of a bundle, whole or not at all.
+
+    Raises:
+        AnalysisError: it cannot be written.
+    """
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        script = "\n".join(("#!/usr/bin/env bash", "set -euo pipefail", "", *commands, ""))
-        _write(path, script.encode(), mode=0o755)
-    return path
+        _write(path, content, mode=mode)
 
 
 def _refuse_foreign(folder: Path, analysis: str) -> None:
@@ -235,6 +240,21 @@ def write_figure(figure: Figure, stem: Path, *, provenance: Provenance, width: W
     Returns:
         The three files.
     """
+    files = []
+    for kind, content in _drawn(figure, ("pdf", "svg", "png"), provenance=provenance, width=width):
+        files.append(stem.with_name(f"{stem.name}.{kind}"))
+        _write(files[-1], content)
+    return files
+
+
+def figure_bytes(figure: Figure, kind: str, *, provenance: Provenance, width: Width = "column") -> bytes:
+    """What `write_figure` writes as pdf, svg or png."""
+    return next(content for _, content in _drawn(figure, (kind,), provenance=provenance, width=width))
+
+
+def _drawn(
+    figure: Figure, kinds: Sequence[str], *, provenance: Provenance, width: Width
+) -> Iterator[tuple[str, bytes]]:
     maker = f"moe-workbench {provenance.versions.get('moe-workbench', '')}".strip()
     words = {
         "pdf": {"Title": figure.title, "Subject": figure.caption, "Keywords": str(provenance), "Creator": maker},
@@ -242,13 +262,10 @@ def write_figure(figure: Figure, stem: Path, *, provenance: Provenance, width: W
         "png": {"Title": figure.title, "Description": figure.caption, "Provenance": str(provenance)},
     }
     page = paper(figure, width=width)
-    files = []
-    for kind, metadata in words.items():
+    for kind in kinds:
         drawn = io.BytesIO()
-        save(page, drawn, kind=kind, metadata={key: printable(text) for key, text in metadata.items()})
-        files.append(stem.with_name(f"{stem.name}.{kind}"))
-        _write(files[-1], drawn.getvalue())
-    return files
+        save(page, drawn, kind=kind, metadata={key: printable(text) for key, text in words[kind].items()})
+        yield kind, drawn.getvalue()
 
 
 # Tables
@@ -270,7 +287,8 @@ def write_table(table: pd.DataFrame, stem: Path, *, provenance: Provenance, capt
     Returns:
         The two files.
     """
-    texts = {".csv": _csv(table), ".tex": _latex(table, provenance=provenance, caption=caption, label=label)}
+    written = latex.table(table, provenance=provenance.as_dict(), caption=caption, label=label)
+    texts = {".csv": _csv(table), ".tex": written}
     files = [stem.with_name(stem.name + ending) for ending in texts]
     for file, text in zip(files, texts.values(), strict=True):
         _write(file, text.encode("utf-8", errors="backslashreplace"))
@@ -284,98 +302,3 @@ def _csv(table: pd.DataFrame) -> str:
 
 def _no_formula(cell: object) -> object:
     return "'" + cell if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
-
-
-def _latex(table: pd.DataFrame, *, provenance: Provenance, caption: str, label: str) -> str:
-    columns = [_cells(table[column]) for column in table.columns]
-    head = " & ".join(_escape(str(column)) for column in table.columns) + r" \\"
-    body = [" & ".join(row) + r" \\" for row in zip(*columns, strict=True)]
-    align = "".join("r" if _is_number(table[column]) else "l" for column in table.columns)
-    title = rf"\caption{{{_escape(caption)}}}\label{{tab:{re.sub('[^A-Za-z0-9]+', '-', label)}}}"
-    said = [
-        f"% {printable(line)}" for line in json.dumps(provenance.as_dict(), ensure_ascii=False, indent=1).split("\n")
-    ]
-    if len(table) <= LONGEST_TABLE:
-        opening = [
-            r"\begin{table}",
-            r"\centering",
-            title,
-            rf"\begin{{tabular}}{{{align}}}",
-            r"\toprule",
-            head,
-            r"\midrule",
-        ]
-        lines = [*opening, *body, r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-        needs = r"% needs \usepackage{booktabs}"
-    else:
-        repeated = [r"\toprule", head, r"\midrule", r"\endhead", r"\bottomrule", r"\endfoot"]
-        lines = [rf"\begin{{longtable}}{{{align}}}", title + r" \\", *repeated, *body, r"\end{longtable}"]
-        needs = r"% needs \usepackage{booktabs,longtable}"
-    return "\n".join((*said, needs, *lines, ""))
-
-
-def _is_number(column: pd.Series) -> bool:
-    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
-
-
-def _cells(column: pd.Series) -> list[str]:
-    """A column as LaTeX: whole numbers whole, others with as many places as their median needs for three digits."""
-    values = column.tolist()
-    if not _is_number(column):
-        return ["--" if _is_missing(value) else _escape(_word(value)) for value in values]
-    sizes = sorted(abs(value) for value in values if not _is_missing(value) and value and math.isfinite(value))
-    median = sizes[(len(sizes) - 1) // 2] if sizes else 1.0
-    places = min(max(2 - math.floor(math.log10(median)), 0), 6)
-    return ["--" if _is_missing(value) else _number(value, places=places) for value in values]
-
-
-def _is_missing(value: object) -> bool:
-    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
-
-
-def _word(value: object) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
-
-
-def _number(value: float, *, places: int) -> str:
-    if isinstance(value, int):
-        text = f"{value:,}"
-    elif math.isinf(value):
-        text = r"$-\infty$" if value < 0 else r"$\infty$"
-    elif value and (abs(value) >= 1e7 or abs(value) < 1e-4):
-        mantissa, exponent = f"{value:.2e}".split("e")
-        text = rf"${mantissa}\times 10^{{{int(exponent)}}}$"
-    elif value and abs(value) < 10.0 ** (1 - places):  # the column's places would leave one digit or none
-        text = f"{value:.{1 - math.floor(math.log10(abs(value)))}f}"
-    else:
-        text = f"{value:,.{places}f}"
-    return text if "$" in text else text.replace("-", "$-$")
-
-
-def _escape(text: str) -> str:
-    """Text that LaTeX prints letter by letter."""
-    letters = "".join(_LATEX.get(c, c) for c in printable(text))
-    return re.sub("-(?=-)", "-{}", letters)  # else two hyphens become a dash
-
-
-# Beside the ten specials: what text fonts print as something else, what begins an argument after \\, and signs that
-# pdfLaTeX does not know as letters.
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    **{special: f"\\{special}" for special in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "`": r"\textasciigrave{}",
-    **{bracket: f"{{{bracket}}}" for bracket in "[]*"},
-    **{
-        sign: f"${command}$"
-        for sign, command in {"≤": r"\le", "≥": r"\ge", "−": "-", "Σ": r"\Sigma", "Δ": r"\Delta"}.items()
-    },
-    "↵": r"$\hookleftarrow$",
-    "⇥": r"$\rightarrow$",
-    "⟨": r"$\langle$",
-    "⟩": r"$\rangle$",
-}

@@ -6,7 +6,7 @@ is an analysis'. A measurement is a folder:
     manifest.json    schema, models, what was asked, machine, versions, warm-up, what could not be measured, digests
     samples.parquet  a row per timed run: who ran, with what batch, in which round, when each token was there
     parts.parquet    a row per watched run and part of the model: its seconds
-    memory.parquet, coverage.parquet, checks.parquet, energy.parquet
+    memory.parquet, coverage.parquet, device.parquet, checks.parquet, energy.parquet, recording.parquet
     requests.parquet a row per request to a served model: when each chunk of its answer came, what became of it
 
 A measurement has the tables of what it measured, not all.
@@ -33,7 +33,7 @@ from workbench.recording import file_digest, json_digest
 MANIFEST = "manifest.json"
 KIND = "measurement"
 SCHEMA = 1
-TABLES = ("samples", "parts", "memory", "coverage", "checks", "energy", "requests")
+TABLES = ("samples", "parts", "memory", "coverage", "device", "checks", "energy", "recording", "requests")
 _NOT_IN_DIGEST = ("created", "digest")
 
 

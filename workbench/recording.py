@@ -304,9 +304,14 @@ class Recording:
         """
         for index, part in enumerate(self.parts(["document"], table="documents")):
             if document in part["document"]:
-                (read,) = self.of_part(index).parts(["document", *columns])
-                here = read["document"] == document
-                return {name: read[name][here] for name in columns}
+                place = self.path / f"part {index} document {document}"
+                kept = self._kept.of(place)
+                if wanted := [name for name in columns if name not in kept]:
+                    (read,) = self.of_part(index).parts(["document", *wanted])
+                    here = read["document"] == document
+                    kept = {**kept, **{name: read[name][here] for name in wanted}}
+                    self._kept.keep(place, {name: kept[name] for name in wanted}, kinds="iuf")
+                return {name: kept[name] for name in columns}
         raise RecordingError(f"{self.path} has no document number {document}; it has {self.n_documents}.")
 
     def parts(self, columns: list[str], *, table: str = "tokens") -> Iterator[dict[str, np.ndarray]]:
@@ -412,7 +417,7 @@ class Recording:
 
 
 class _Kept:
-    """Decoded columns of whole numbers by file, up to a number of bytes.
+    """Decoded columns of whole numbers by file, and of any numbers of one document, up to a number of bytes.
 
     The first that come stay: every question starts over, so that what was used longest ago is what is wanted next.
     """
@@ -424,9 +429,9 @@ class _Kept:
     def of(self, file: Path) -> dict[str, np.ndarray]:
         return self._columns.get(file, {})
 
-    def keep(self, file: Path, decoded: dict[str, np.ndarray]) -> None:
+    def keep(self, file: Path, decoded: dict[str, np.ndarray], *, kinds: str = "iu") -> None:
         for name, values in decoded.items():
-            if values.dtype.kind in "iu" and values.nbytes <= self._left:
+            if values.dtype.kind in kinds and values.nbytes <= self._left:
                 values.flags.writeable = False
                 self._columns.setdefault(file, {})[name] = values
                 self._left -= values.nbytes

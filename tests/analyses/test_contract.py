@@ -230,3 +230,27 @@ def test_settings_are_read_by_their_types():
 def test_an_unknown_analysis_lists_the_known_ones():
     with pytest.raises(AnalysisError, match="unknown analysis 'vibes'; there are .*expert_load, .*load_balance"):
         _batch.get("vibes")
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (
+            {"only": ["load_map", "maps"]},
+            "expert_load: --only 'maps' is neither a figure nor a table; there are load_map",
+        ),
+        ({"label": "../out"}, "--label is '../out'; letters, digits, '_', '-' and '.' were wanted, no blank or slash"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(recording, tmp_path, how, message):
+    with pytest.raises(AnalysisError, match=re.escape(message)):
+        _batch.analyze(recording, "expert_load", tmp_path, **how)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_some_figures_and_tables_of_one_analysis_under_a_name(recording, tmp_path):
+    files, figures = _batch.analyze(recording, "expert_load", tmp_path, only=["layers"], label="loads")
+    assert [file.name for file in files] == ["layers.csv", "layers.tex", "provenance.json"] and not figures
+    assert {file.parent for file in files} == {tmp_path / "loads"}
+    assert json.loads(files[-1].read_text())["command"].endswith("expert_load --only layers --label loads --out out")
+    assert r"\label{tab:loads-layers}" in files[1].read_text()

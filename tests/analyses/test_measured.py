@@ -11,7 +11,8 @@ import pytest
 
 from analyses import _batch, _measured, forced_routing, kernel_choice, latency_breakdown, throughput
 from tests.efficiency.conftest import measurement, served  # noqa: F401  the fixtures
-from workbench.efficiency.measure import Asked, profile
+from workbench.efficiency.asked import Asked
+from workbench.efficiency.measure import profile
 from workbench.errors import AnalysisError
 from workbench.figures.paper import paper
 from workbench.figures.screen import screen

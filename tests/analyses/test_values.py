@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analyses import (
@@ -210,3 +211,13 @@ def test_token_routing_shows_the_document_in_its_order(recording):
 def test_token_routing_refuses_what_is_not_there(recording, settings, message):
     with pytest.raises(AnalysisError, match=message):
         token_routing.run(recording, settings)
+
+
+def test_the_map_of_another_layer_is_that_of_a_run_for_it(recording):
+    from analyses import domain_load
+
+    everything, wanted = domain_load.run(recording), domain_load.Settings(layer=2)
+    for seen in (domain_load.viewed(everything, wanted), domain_load.run(recording, wanted)):
+        assert seen.shown == [2]
+        assert set(domain_load.figures(seen)["domain_map"].table["layer"]) == {2}
+        pd.testing.assert_frame_equal(seen.experts, everything.experts)

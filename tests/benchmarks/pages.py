@@ -3,7 +3,8 @@
     python -m tests.benchmarks.pages [--folder FOLDER] [--rounds 3]
 
 Each round starts the app anew over a synthetic recording (28 layers, 64 experts, top-8) of a million tokens and, ten
-seconds later, opens one page in it in a new browser profile: no analysis has run, and the browser has cached nothing.
+seconds later, opens one page in it in a new browser profile: the app has asked by itself what pages show first, and the
+browser has cached nothing.
 The first draw counts from the request of the page to the last change of it. Then the layer alone is changed, several
 times. At last a prompt is typed over the bundled model, loaded before, and timed from the click to the coloured tokens.
 """
@@ -107,8 +108,8 @@ def main() -> None:
         for path, last in PAGES.items():
             rounds = [page_times(browser, data, path, last) for _ in range(asked.rounds)]
             starts += [start for start, _, _ in rounds]
-            say(f"{path} first draw", [first for _, first, _ in rounds], 4)
-            say(f"{path} redraw at another layer", [one for _, _, redraws in rounds for one in redraws], 1)
+            say(f"{path} first draw", [first for _, first, _ in rounds], 3)
+            say(f"{path} redraw at another layer", [one for _, _, redraws in rounds for one in redraws], 0.7)
         say("first request after the start", starts, 3)
         say("typed prompt to coloured tokens", prompt_times(browser, max(5, asked.rounds)), 3)
         shutil.rmtree(temporary, ignore_errors=True)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.efficiency.endpoint import Script, serving
+from workbench.efficiency.asked import Asked
 from workbench.efficiency.endpoints import reach
-from workbench.efficiency.measure import Asked, profile
+from workbench.efficiency.measure import profile
 from workbench.efficiency.serving import Served, serve_bench
 from workbench.measurement import Measurement
 from workbench.models.bundled import MODELS
@@ -15,7 +16,7 @@ from workbench.models.loading import Model
 
 ASKED = Asked(
     batches=(1, 4), prompt_lengths=(6,), output_lengths=(4,), routings=("natural", "uniform", "zipf:1.5", "worst"),
-    rounds=7, warm_up=1,
+    rounds=7, warm_up=1, recording_rounds=1,
 )  # fmt: skip
 
 

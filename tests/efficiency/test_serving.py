@@ -16,7 +16,7 @@ from analyses import served as analysis
 from tests.efficiency.conftest import BOTH
 from tests.efficiency.endpoint import Script, serving
 from tests.test_cli import run as command
-from workbench.efficiency import launch, load
+from workbench.efficiency import load, servers
 from workbench.efficiency.endpoints import Endpoint, reach
 from workbench.efficiency.load import OUTCOMES, Load, send
 from workbench.efficiency.serving import Served, serve_bench
@@ -294,18 +294,18 @@ def test_a_server_ends_with_who_started_it():
 def test_what_cannot_be_served_is_refused_and_what_a_server_said_is_told(tmp_path):
     with (
         pytest.raises(MeasurementError, match="--launch cannot serve 'nothing'.*tiny-dense, tiny-moe"),
-        launch.launched(["nothing"]),
+        servers.launched(["nothing"]),
     ):
         pass
     (tmp_path / "config.json").write_text("{}")
     with (
         pytest.raises(MeasurementError, match="transformers serve of .* ended with .*; the end of what it said: "),
-        launch.launched([str(tmp_path)]),
+        servers.launched([str(tmp_path)]),
     ):
         pass
     with (
         pytest.raises(MeasurementError, match="transformers serve of tiny-moe did not answer in 0 s"),
-        launch.launched(["tiny-moe"], healthy_s=0.0),
+        servers.launched(["tiny-moe"], healthy_s=0.0),
     ):
         pass
     assert not _servers()

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.figures.examples import CANARY, awkward, examples, load_map, series, strip
+from tests.figures.examples import CANARY, awkward, examples, load_map, series, strip, waterfall
 from workbench.figures import Bars
 from workbench.figures.canvas import as_text
 from workbench.figures.screen import screen
@@ -25,31 +25,35 @@ def test_every_kind_is_drawn_with_its_words(name):
     figure = FIGURES[name]
     drawn = drawn_of(name)
     sent = json.loads(drawn.to_json())
-    assert sent["layout"]["meta"] == {"title": figure.title, "caption": figure.caption, "alt": figure.alt}
+    words = {"title": figure.title, "caption": figure.caption, "alt": figure.alt}
+    assert sent["layout"]["meta"] == {**words, "columns": figure.columns()}
     clickable = [trace for trace in drawn.data if trace.customdata is not None]
     assert sum(len(trace.customdata) for trace in clickable) == len(figure.table)
-    assert {tuple(mark) for trace in clickable for mark in trace.customdata} == {tuple(figure.columns())}
+    assert {len(mark) for trace in clickable for mark in trace.customdata} == {len(figure.columns())}
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_no_text_is_markup(name):
     sent = json.loads(drawn_of(name).to_json())
     for text in shown_texts(sent):
-        assert set(re.findall("<[^>]*>?", text)) <= {"<br>"}
+        assert set(re.findall("<[^>]*>?", text)) <= {"<br>", "<extra>", "</extra>"}
         assert "$" not in text
 
 
 def shown_texts(node, key=""):
-    """All that plotly would read as its HTML; customdata and meta are data."""
+    """All that plotly would read as its HTML, and so does with customdata, which stands in the hover; meta is data."""
     if isinstance(node, dict):
         for name, value in node.items():
-            if name not in ("customdata", "meta"):
+            if name != "meta":
                 yield from shown_texts(value, name)
     elif isinstance(node, list):
         for value in node:
             yield from shown_texts(value, key)
-    elif isinstance(node, str) and key in ("text", "hovertext", "name", "ticktext"):
+    elif isinstance(node, str) and key in _SHOWN:
         yield node
+
+
+_SHOWN = ("text", "hovertext", "hovertemplate", "customdata", "name", "ticktext")
 
 
 def test_the_canary_is_shown_letter_by_letter():
@@ -61,10 +65,12 @@ def test_a_heat_map_has_a_layer_that_hears_clicks():
     cells, marks = screen(load_map(4, 8)).data
     assert (cells.type, marks.type) == ("heatmap", "scatter")
     assert marks.marker.opacity == 0
-    assert set(marks.customdata[3]) == {"layer", "expert", "load", "tokens"}
-    assert (marks.customdata[9]["layer"], marks.customdata[9]["expert"]) == (1, 1)
+    columns = screen(load_map(4, 8)).layout.meta["columns"]
+    assert set(columns) == {"layer", "expert", "load", "tokens"}
+    assert [marks.customdata[9][columns.index(name)] for name in ("layer", "expert")] == [1, 1]
     assert cells.z[1][1] == pytest.approx(screen(load_map(4, 8)).data[0].z[1][1])
-    assert marks.hovertext[9].split("<br>")[:2] == ["expert: 1", "layer: 1"]
+    assert marks.hovertemplate.split("<br>")[:2] == ["expert: %{customdata[0]}", "layer: %{customdata[1]}"]
+    assert list(marks.customdata[9][:2]) == [1, 1]
 
 
 def test_hover_names_interval_and_null():
@@ -81,17 +87,30 @@ def test_hover_names_interval_and_null():
         null="null",
         null_label="uniform routing",
     )
-    lines = screen(figure).data[0].hovertext[0].split("<br>")
+    lines = screen(figure).data[0].hovertemplate.removesuffix("<extra></extra>").split("<br>")
     assert [line.split(":")[0] for line in lines] == [
         *("domain", "imbalance (unit 1)", "95 % interval, jackknife, from", "95 % interval, jackknife, to"),
         "uniform routing",
     ]
 
 
-def test_a_missing_value_is_null_to_a_page_and_words_to_a_reader():
-    marks = drawn_of("ordered categories").data[1]
-    (missing,) = [i for i, mark in enumerate(marks.customdata) if mark["share"] is None]
-    assert "no value" in marks.hovertext[missing]
+def test_a_bar_with_a_base_goes_from_it_to_its_value_with_its_text_over_it():
+    figure = waterfall()
+    drawn = screen(figure)
+    ends = {
+        x: (b, b + h) for bar in drawn.data if bar.type == "bar" for x, b, h in zip(bar.x, bar.base, bar.y, strict=True)
+    }
+    for place, row in enumerate(figure.table.itertuples()):
+        assert ends[place] == pytest.approx((row.before, row.after))
+    said = [one for one in drawn.data if getattr(one, "mode", "") == "text"]
+    texts = {x: (t, y) for one in said for x, t, y in zip(one.x, one.text, one.y, strict=True)}
+    assert texts[1][0] == "×0.50" and texts[1][1] == pytest.approx(2.3)  # over where it begins, for it falls
+
+
+def test_a_missing_value_is_said_in_words():
+    figure, drawn = FIGURES["ordered categories"], drawn_of("ordered categories")
+    at = figure.columns().index("share")
+    assert [mark[at] == "no value" for mark in drawn.data[1].customdata] == figure.table["share"].isna().tolist()
 
 
 def test_a_flow_goes_from_its_sources_to_its_targets():
@@ -109,5 +128,6 @@ def test_tokens_stand_in_order_and_do_not_overlap():
     spans = list(zip(bars.y, bars.base, bars.x, strict=True))
     for (line, left, wide), (next_line, next_left, _) in itertools.pairwise(spans):
         assert (next_line, next_left) == (line, left + wide) or (next_line > line and next_left == 0)
-    assert bars.customdata[0]["loss"] is None
-    assert "loss (nats): no value" in bars.hovertext[0]
+    at = screen(strip(300, colour="loss")).layout.meta["columns"].index("loss")
+    assert bars.customdata[0][at] == "no value"
+    assert f"loss (nats): %{{customdata[{at}]}}" in bars.hovertemplate

@@ -180,9 +180,34 @@ class Visitor:
         self.page.keyboard.press("Escape")
         return content
 
+    def choose(self, label: str, option: str) -> None:
+        """Chooses in a list by typing."""
+        chooser = self.page.get_by_role("combobox", name=label, exact=True)
+        chooser.click()
+        chooser.fill(option)
+        self.page.keyboard.press("Enter")
+        self.settle()
+
+    def put_aside(self, key: str) -> None:
+        """Adds a figure or table to the export."""
+        self.page.locator(f".st-key-{key}-aside button").press("Enter")
+        self.settle()
+        self.page.locator(f".st-key-{key}-aside").get_by_text("In the export").wait_for(timeout=30_000)
+
+    def download(self, button: str) -> bytes:
+        """What a button downloads."""
+        with self.page.expect_download(timeout=120_000) as waiting:
+            self.page.get_by_role("button", name=button).press("Enter")
+        return Path(waiting.value.path()).read_bytes()
+
     def address(self) -> str:
         """Path and query of the address bar."""
         return str(self.page.evaluate("location.pathname + location.search"))
+
+    def seen(self) -> list[str]:
+        """What the page says, and what its figures show as text."""
+        main = self.page.get_by_test_id("stMain")
+        return [*main.inner_text().split("\n"), *main.locator(".main-svg text").all_text_contents()]
 
     def heard(self) -> str:
         """All messages on the page."""

@@ -1,19 +1,23 @@
 """The app in a real browser: what researchers do with it, and what must not happen."""
 
+import io
+import json
 import re
 import shutil
 import socket
+import zipfile
 
 import pytest
 
 from tests.pages.browser import Visitor, serving
+from tests.test_latex import compiled
 from workbench.corpus import Corpus
 from workbench.host_kept import keep_request
 from workbench.recording import Recording
 
 PAGES = {"/": "Models", "/record": "Record", "/tokens": "Tokens", "/utilization": "Utilization",
          "/load_balance": "Load balance", "/attention": "Attention", "/compare": "Compare",
-         "/structure": "Structure", "/specialization": "Specialization"}  # fmt: skip
+         "/structure": "Structure", "/specialization": "Specialization", "/export": "Export"}  # fmt: skip
 
 
 def record(visitor: Visitor, prompt: str, *, check: bool = False) -> None:
@@ -48,9 +52,10 @@ def test_a_page_opens_without_an_error(chrome, app, path, title, dark):
     visitor.close()
 
 
-def test_prompt_to_tokens_to_expert_to_pdf(visitor):
+def test_prompt_to_tokens_to_expert_to_compare_to_the_bundle(visitor, app, tmp_path, pdflatex):
     record(visitor, "The river rose in the night, and 1,204 sandbags lined the bank.", check=True)
     assert letters(tokens_drawn(visitor)) == "Theriverroseinthenight,and1,204sandbagslinedthebank."
+    visitor.put_aside("token_routing-strip_expert")
     visitor.click_token("token_routing-strip_expert", 4)
     assert "token=4" in visitor.address()
     link = visitor.page.get_by_role("link", name="L1 E")
@@ -61,6 +66,56 @@ def test_prompt_to_tokens_to_expert_to_pdf(visitor):
     assert visitor.save("expert_load-load_map", "PDF").startswith(b"%PDF")
     assert visitor.save("expert_load-load_map", "SVG").startswith(b"<?xml")
     assert visitor.save("expert_load-load_map", "PNG").startswith(b"\x89PNG")
+    visitor.put_aside("expert_card-contexts")
+    shutil.copytree(app.data / "recordings" / "shared", app.data / "recordings" / "again")
+    try:
+        visitor.choose("Recording", "shared")
+        visitor.go("Compare")
+        visitor.choose("Against", "again")
+        visitor.chart("differences-by_layer")
+        visitor.put_aside("differences-by_layer")
+        visitor.go("Export")
+        visitor.page.locator("[data-testid=stImage] img").nth(2).wait_for(timeout=60_000)
+        width = visitor.page.locator("[data-testid=stImage] img").first.bounding_box()["width"]
+        assert width == pytest.approx(3.25 * 96, abs=1)  # the size it has on paper
+        packed = visitor.download("Download the bundle")
+    finally:
+        shutil.rmtree(app.data / "recordings" / "again")
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        archive.extractall(tmp_path)
+    bundle = tmp_path / "bundle"
+    for figure in ("token_routing/strip_expert", "expert_card/contexts", "differences/by_layer"):
+        assert (bundle / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
+        assert json.loads((bundle / figure).with_name("provenance.json").read_text())["sources"]
+    commands = (bundle / "reproduce.sh").read_text()
+    assert f"expert_card --set layer=1 --set expert={chosen}" in commands and "--against" in commands
+    compiled(pdflatex, bundle)
+
+
+def test_an_address_shows_the_same_in_another_browser(chrome, app, visitor):
+    visitor.open("/tokens?document=d7&layer=0")
+    visitor.page.get_by_text("router entropy", exact=True).first.click()
+    visitor.settle()
+    visitor.click_token("token_routing-strip_entropy", 2)
+    visitor.page.get_by_text("Table", exact=True).click()
+    visitor.settle()
+    visitor.put_aside("token_routing-strip_entropy")
+    assert all(part in visitor.address() for part in ("colour=entropy", "token=2", "open=table", "aside="))
+    other = Visitor(chrome, app)
+    for way in (None, "Export", "Structure"):
+        if way is not None:
+            visitor.go(way)
+        if way == "Structure":
+            visitor.page.get_by_text("Layer by layer").click()
+            visitor.chart("all-coactivation-by_layer")
+        visitor.settle()
+        other.open(visitor.address())
+        other.page.wait_for_timeout(500)
+        other.settle()
+        assert other.address() == visitor.address()
+        assert other.seen() == visitor.seen()
+    assert other.troubles == []
+    other.close()
 
 
 def test_a_click_on_the_map_chooses_the_expert_and_another_browser_sees_the_same(chrome, app, visitor):

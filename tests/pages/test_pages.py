@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from analyses import _batch
+from tests.efficiency.conftest import measurement  # noqa: F401  the fixture
 from tests.hostile import HOSTILE
 from workbench.host import Host
 from workbench.recording import recording_digest
@@ -25,7 +27,10 @@ from workbench.recording_schema import FIELDS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = ROOT / "pages"
-HELPERS = ("access", "app", "experts", "jobs", "kept", "mapping", "serve", "served", "shared", "showing", "troubles")
+HELPERS = (
+    *("access", "app", "aside", "experts", "jobs", "jumping", "kept", "mapping", "measuring", "printing", "serve"),
+    *("served", "shared", "showing", "troubles"),
+)
 NAMES = sorted(file.stem for file in PAGES.glob("*.py") if file.stem not in HELPERS)
 EXPLORING = ("attention", "tokens", "utilization", "load_balance", "specialization", "structure")
 
@@ -185,7 +190,7 @@ def test_an_expert_is_jumped_to_by_its_name(app):
         assert app.header[0].value == f"Expert {expert} of layer {layer}"
         assert app.text_input(key="jump").value == ""
     app.text_input(key="jump").set_value("the *fox*").run()
-    assert "“the *fox*” names no expert; write a layer and an expert, such as L17 E42" in said(app)
+    assert "“the *fox*” is neither an expert, such as L17 E42, nor a token of this recording." in said(app)
     app.text_input(key="jump").set_value("L99 E5").run()
     assert "There is no layer “99” here; there are 0, 2" in said(app)
 
@@ -209,6 +214,61 @@ def test_a_slider_says_how_much_it_hides(app):
         assert any(f"occur fewer than {least} times and are hidden" in each.value for each in app.caption)
 
 
+def test_a_choice_of_any_widget_is_taken_from_the_address(app):
+    opened(app, "tokens", colour="loss")
+    assert app.button_group(key="colour").value == "loss"
+    opened(app, "utilization", least="20", open="tables")
+    assert app.select_slider(key="least").value == 20
+    assert len(app.dataframe) > 2  # the tables of the part that is open
+    assert not app.exception and not app.error
+
+
+def test_what_was_opened_stays_with_its_page(app):
+    opened(app, "utilization", open="tables")
+    del app.query_params["open"]
+    app.switch_page("load_balance.py").run()
+    assert "open" not in app.query_params and "open" not in app.session_state["chosen"]
+
+
+def test_a_token_is_jumped_to_by_its_text(app):
+    opened(app, "tokens", document="d7", token="3")
+    text = app.dataframe[0].value["text"].iloc[0].strip()
+    app.text_input(key="jump").set_value(text.upper()).run()
+    assert not app.exception and app.toast[0].value.replace("\\", "").endswith(f"tokens that read “{text.upper()}”")
+    row = app.dataframe[0].value
+    assert row["text"].iloc[0].strip() == text
+    assert (app.query_params["document"], app.query_params["token"]) != ("d7", "3")
+    app.switch_page("utilization.py").run()
+    app.text_input(key="jump").set_value(text).run()
+    assert app.title[0].value == "Tokens" and not app.exception
+
+
+@pytest.mark.parametrize("page", ["tokens", "utilization", "load_balance", "specialization", "structure"])
+def test_a_dense_model_has_no_routing_and_the_page_says_so(app, data, dense, page):
+    from tests import tiny
+    from workbench.capture.record import record
+
+    folder = data / "recordings" / "dense"
+    record(dense, tiny.corpus(n_documents=10), folder, check=False)
+    try:
+        opened(app, page, recording="dense")
+        assert not app.exception and not app.error
+        assert "tiny-random-dense is dense: no layer has a router" in said(app)
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_definitions_are_those_of_the_analysis():
+    from analyses._definitions import definitions
+
+    said, source = definitions("load_balance")["load.coefficient_of_variation"]
+    assert said.startswith("Spread of the load over its mean, std(c) / mean(c)") and "Args" not in said
+    assert source
+    assert "attention.query_statistics" in definitions("attention_heads")
+    assert "load.coefficient_of_variation" not in definitions("attention_heads")
+    assert definitions("roofline") == {}  # of costs: docs/efficiency.md
+
+
 PARTS = {
     "load_balance": ("Scope: one document, a batch, the corpus", "How decided the routers are, and their z-loss",
                      "Distinct experts that a decoded batch meets"),
@@ -230,7 +290,7 @@ def test_a_part_that_is_opened_asks_its_question_and_draws(app, page, part, monk
     monkeypatch.setattr(sys.modules["showing"], "folded", opening(part))
     app = opened(app, page, layer="2", expert="1")
     assert not app.exception and not app.error, said(app)
-    assert len(shown) > 3 or part == "Two occurrences of one token"
+    assert len(shown) > 2 or part == "Two occurrences of one token"
     assert sum(element.value.startswith("**") for element in app.markdown) == 2  # the page's question and the part's
     assert [toggle.label for toggle in app.toggle] == ["Tables"]
     app.toggle[0].set_value(True).run()
@@ -287,9 +347,9 @@ def test_another_layer_is_counted_alone(app, data, monkeypatch):
     try:
         opened(app, "structure", recording="unseen", layer="0")
         app.selectbox(key="layer").select(2).run()
-        assert not app.exception and [each.value for each in app.header] == ["Layer 2", "Layer by layer"]
+        assert not app.exception and [each.value for each in app.header] == ["Layer 2"]
         assert "coactivation --set layer=2" in app.code[0].value
-        assert asked == [0, None, 2]
+        assert asked == [0, 2]  # and all of them where “Layer by layer” is opened
     finally:
         shutil.rmtree(data / "recordings" / "unseen")
 
@@ -437,6 +497,44 @@ def test_costs_of_a_model_are_shown_beside_its_counterpart(app):
 def test_a_device_that_is_not_there_is_said(app):
     opened(app, "efficiency", model="tiny-moe", beside="tiny-dense", device="abacus")
     assert "There is no device “abacus” here" in said(app)
+
+
+def test_measurements_are_shown_with_every_analysis_that_their_tables_allow(app, data, measurement):  # noqa: F811
+    shutil.copytree(measurement.path, data / "measurements" / "pair")
+    try:
+        opened(app, "efficiency", model="tiny-moe", beside="tiny-dense", measurement="pair")
+        assert not app.exception and not app.error
+        assert app.selectbox(key="measurement").value == "pair"
+        titles = {expander.label for expander in app.expander}
+        first = next(name for name in sys.modules["measuring"].FIRST)
+        known = {name.replace("_", " ").capitalize() for name in _batch.names("measurement") if name != first}
+        lacking = [caption.value.replace("\\", "") for caption in app.caption if caption.value.startswith("Not asked")]
+        assert {title for title in known if not any(title in line for line in lacking)} <= titles
+        commands, folder = [code.value for code in app.code], data / "measurements"
+        assert any(command.startswith(f"workbench analyze {folder / 'pair'} {first}") for command in commands)
+        assert f"workbench profile tiny-moe --against tiny-dense --out {folder / 'tiny-moe-tiny-dense'}" in commands
+    finally:
+        shutil.rmtree(data / "measurements")
+
+
+def test_without_a_measurement_the_command_that_makes_one_is_said(app, data):
+    opened(app, "efficiency", model="qwen2-57b-a14b", beside="iso-active")
+    assert "Nothing was measured into this data folder yet" in said(app)
+    assert "Measure" in [button.label for button in app.button]
+    out = data / "measurements" / "qwen2-57b-a14b"
+    words = f"workbench profile qwen2-57b-a14b --weights dummy --dtype bfloat16 --out {out}"
+    assert words in [code.value for code in app.code]
+
+
+def test_a_damaged_measurement_is_a_sentence(app, data, measurement):  # noqa: F811
+    shutil.copytree(measurement.path, data / "measurements" / "cut")
+    file = data / "measurements" / "cut" / "samples.parquet"
+    file.write_bytes(file.read_bytes()[:-9])
+    try:
+        opened(app, "efficiency", model="tiny-moe", beside="tiny-dense", measurement="cut")
+        assert not app.exception and "samples.parquet is not as it was written" in said(app)
+    finally:
+        shutil.rmtree(data / "measurements")
 
 
 def test_text_is_shown_letter_by_letter(app):

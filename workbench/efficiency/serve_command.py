@@ -52,8 +52,8 @@ def serve_bench(
 ) -> None:
     """Times two served models in rounds: throughput and latency by concurrency and rate. Every request is kept."""
     from workbench.efficiency.endpoints import reach
-    from workbench.efficiency.launch import launched
     from workbench.efficiency.load import require_guidellm
+    from workbench.efficiency.servers import launched
     from workbench.efficiency.serving import Served
     from workbench.efficiency.serving import serve_bench as measure
     from workbench.measurement import refuse_occupied

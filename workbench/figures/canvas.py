@@ -67,7 +67,7 @@ def dress(canvas: "go.Figure", figure: Any, ink: Ink, *, plot_px: int, foot_px: 
     """Title, colours, height, and what lets marks be hovered and clicked."""
     canvas.update_layout(
         title={"text": _folded(figure.title, 90), "x": 0, "xref": "paper", "font": {"size": 15}},
-        meta={"title": figure.title, "caption": figure.caption, "alt": figure.alt},
+        meta={"title": figure.title, "caption": figure.caption, "alt": figure.alt, "columns": figure.columns()},
         template="none",
         height=plot_px + 70 + foot_px,
         margin={"l": 70, "r": 20, "t": 70, "b": foot_px},
@@ -89,15 +89,29 @@ def _folded(text: str, letters: int) -> str:
 
 
 def marks(figure: Any, rows: pd.DataFrame) -> dict[str, Any]:
-    """What every mark carries: its row as it is for whoever is told of a click, and as text for the hover."""
-    columns, records = figure.columns(), rows[figure.columns()].to_dict("records")
-    plain = [
-        {c: None if v is pd.NA or (isinstance(v, float) and math.isnan(v)) else v for c, v in r.items()}
-        for r in records
-    ]
-    labels = _labels(figure)
-    lines = [[f"{as_text(labels.get(c, c))}: {as_text(_value(record[c]))}" for c in columns] for record in plain]
-    return {"customdata": plain, "hovertext": ["<br>".join(each) for each in lines], "hoverinfo": "text"}
+    """What every mark carries: its row, for whoever is told of a click and for the hover, whose words are sent once.
+
+    A row is a list in the order of `layout.meta["columns"]`: whole numbers as they are, everything else as the text
+    that is shown. A map of thousands of cells is a quarter as large so as with the words beside each.
+    """
+    columns, labels = figure.columns(), _labels(figure)
+    texts_TC = np.empty((len(rows), len(columns)), dtype=object)  # plotly walks through lists, cell by cell
+    for index, column in enumerate(columns):
+        texts_TC[:, index] = _shown(rows[column].tolist())
+    lines = [f"{as_text(labels.get(c, c))}: %{{customdata[{i}]}}" for i, c in enumerate(columns)]
+    return {"customdata": texts_TC, "hovertemplate": "<br>".join(lines) + "<extra></extra>"}
+
+
+def hover_texts(figure: Any, rows: pd.DataFrame) -> list[str]:
+    """What a hover says of each row, for marks that cannot put it together themselves."""
+    columns, labels = figure.columns(), _labels(figure)
+    texts = [[f"{as_text(labels.get(c, c))}: {text}" for text in _shown(rows[c].tolist())] for c in columns]
+    return ["<br>".join(lines) for lines in zip(*texts, strict=True)]
+
+
+def _shown(values: list) -> list[int | str]:
+    """Whole numbers as they are; other values as text."""
+    return [value if type(value) is int else as_text(_value(value)) for value in values]
 
 
 def _labels(figure: Any) -> dict[str, str]:
@@ -114,7 +128,7 @@ def _labels(figure: Any) -> dict[str, str]:
 
 
 def _value(value: object) -> str:
-    if value is None:
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return "no value"
     return theme.number(value, digits=4) if isinstance(value, float) else str(value)
 
@@ -208,7 +222,8 @@ def groups(
     for part, place in parts:
         for index, (name, rows) in enumerate(figure.parts("group", part)):
             if spread:
-                shift = (index - (len(colours) - 1) / 2) * spread / len(colours)
+                shared = isinstance(figure, Bars) and figure.base is not None
+                shift = 0.0 if shared else (index - (len(colours) - 1) / 2) * spread / len(colours)
                 at = rows[figure.x].map(rank).to_numpy(float) + shift
             else:
                 at = column_of(rows, figure.x)

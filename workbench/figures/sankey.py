@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workbench.figures import theme
-from workbench.figures.canvas import add, as_text, column_of, dress, marks
+from workbench.figures.canvas import add, as_text, column_of, dress, hover_texts, marks
 from workbench.figures.spec import Flow
 from workbench.figures.theme import DARK, Ink
 
@@ -23,7 +23,6 @@ def draw_sankey(figure: Flow, ink: Ink) -> "go.Figure":
     colours = [ring[i % len(ring)] for i in range(len(sources))]  # as on paper
     rows = figure.table
     at = rows[figure.source].map(of_source).to_numpy(int)
-    told = marks(figure, rows)
     canvas = go.Figure()
     nodes = {
         "label": [as_text(value) for value in (*sources, *targets)],
@@ -38,10 +37,10 @@ def draw_sankey(figure: Flow, ink: Ink) -> "go.Figure":
         "target": (rows[figure.target].map(of_target).to_numpy(int) + len(sources)).tolist(),
         "value": np.nan_to_num(column_of(rows, figure.value)).tolist(),
         "color": [_veiled(colours[i]) for i in at],
-        "customdata": told["hovertext"],
+        "customdata": hover_texts(figure, rows),
         "hovertemplate": "%{customdata}<extra></extra>",
     }
-    add(canvas, "Sankey", node=nodes, link=links, customdata=told["customdata"], arrangement="snap")
+    add(canvas, "Sankey", node=nodes, link=links, customdata=marks(figure, rows)["customdata"], arrangement="snap")
     tall_px = int(np.clip(22 * max(len(sources), len(targets)), 300, 900))
     dress(canvas, figure, ink, plot_px=tall_px, foot_px=60)
     heads = ((figure.source_label, 0, "left"), (figure.target_label, 1, "right"))

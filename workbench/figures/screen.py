@@ -1,8 +1,8 @@
 """Figures for the browser: plotly, with hover and with marks that can be clicked.
 
-Each mark carries its row as `customdata`, so that a page can link selections; each figure carries its caption and its
-text alternative in `layout.meta`. Nothing is computed here but places. Plotly reads a little HTML in every text: all
-text passes through `as_text`, because tokens and names are what other people wrote.
+Each mark carries its row as `customdata`, so that a page can link selections; each figure carries the names of the
+columns, its caption and its text alternative in `layout.meta`. Nothing is computed here but places. Plotly reads a
+little HTML in every text: all text passes through `as_text`, because tokens and names are what other people wrote.
 """
 
 import math
@@ -56,7 +56,7 @@ def screen(figure: Figure, *, dark: bool = False) -> "go.Figure":
 def _heat_map(figure: HeatMap, ink: Ink) -> "go.Figure":
     xs, ys = figure.order(figure.x), figure.order(figure.y)
     scale = ColourScale.of(figure.numbers(figure.value), center=figure.center, log=figure.log)
-    row_px = 560 / len(ys) if figure.square else min(max(420 / len(ys), 12), 32)
+    row_px = min(560 / len(ys), 60) if figure.square else min(max(420 / len(ys), 12), 32)
     canvas, parts = canvas_of(figure, ink, panel_px=int(row_px * len(ys)), foot_px=50)
     column_at, row_at = ({value: index for index, value in enumerate(values)} for values in (xs, ys))
     across = max(column for _, (_, column) in parts)
@@ -85,9 +85,12 @@ def _heat_map(figure: HeatMap, ink: Ink) -> "go.Figure":
 
 def _bars(figure: Bars, ink: Ink) -> "go.Figure":
     canvas, parts = canvas_of(figure, ink, panel_px=_plot_px(figure), foot_px=110)
-    wide = 0.8 / _count(figure)
+    wide = 0.8 / (1 if figure.base else _count(figure))
     for group in groups(figure, parts, ink, spread=0.8):
         bar = {"x": group.at, "y": column_of(group.rows, figure.y), "width": wide * 0.92}
+        if figure.base:
+            begin = column_of(group.rows, figure.base)
+            bar |= {"base": begin, "y": bar["y"] - begin}
         add(
             canvas,
             "Bar",
@@ -99,8 +102,14 @@ def _bars(figure: Bars, ink: Ink) -> "go.Figure":
         )
         _null_ticks(canvas, figure, group, ink, wide=wide)
         _whiskers(canvas, figure, group, colour=ink.text)
+        if figure.label:
+            said = {"mode": "text", "text": [as_text(text) for text in group.rows[figure.label]], "hoverinfo": "skip"}
+            look = {"textposition": "top center", "cliponaxis": False, "textfont": {"color": ink.text}}
+            add(canvas, "Scatter", group.place, x=group.at, y=figure.tops(group.rows), **said, **look, **group.unnamed)
     _name_marks(canvas, figure, ink)
     _rank_axis(canvas, figure)
+    if figure.base and figure.panel is None:  # bars without a height would push the others aside
+        canvas.update_xaxes(range=[-0.6, len(figure.order(figure.x)) - 0.4])
     return canvas
 
 
