@@ -129,9 +129,9 @@ def answer(key: str, jobs: dict[str, Asked] | None = None) -> dict[str, Any] | N
     if job.state == "done":
         return job.result
     if job.state in ("queued", "running"):
-        st.fragment(_progress, run_every=0.5)(job.id)
+        _follow(job.id)
         return None
-    (st.warning if job.state == "cancelled" else st.error)(plain(job.message))
+    (st.warning if job.state == "cancelled" else st.error)(plain(_end(job)))
     if st.button("Go on" if job.kind == "record" else "Try again", key=f"again {key}"):
         kept[key] = _asked(kept[key].ask)
         st.rerun()
@@ -156,6 +156,12 @@ def _my_jobs() -> dict[str, Asked]:
 @st.cache_resource(show_spinner=False)
 def _looks(data: str) -> dict[str, Asked]:
     return {}
+
+
+def _follow(job_id: str) -> None:
+    """Shows a job's progress twice a second; where many are waiting less often, for all their pages ask one server."""
+    waiting = sum(job.state in ("queued", "running") for job in host().jobs())
+    st.fragment(_progress, run_every=max(0.5, 0.25 * waiting))(job_id)
 
 
 def _progress(job_id: str) -> None:
@@ -187,6 +193,13 @@ def _words(job: Job) -> str:
     return f"{title}: {done}, {job.tokens_per_s:,.0f} tokens/s{left}{loaded}"
 
 
+def _end(job: Job) -> str:
+    if job.state != "cancelled" or not job.total_tokens:
+        return job.message
+    done = f"{job.done_tokens:,} of {job.total_tokens:,} tokens"
+    return f"Cancelled after {done}. The parts that are whole by then are kept, and “Go on” records the rest."
+
+
 def rows() -> list[dict[str, Any]]:
     """The jobs of the visitor, newest first, for a table."""
     return [
@@ -207,14 +220,25 @@ def rows() -> list[dict[str, Any]]:
 
 def wait_for_the_first() -> None:
     """Shows how the first recording comes along, where there is none yet, and stops the page."""
-    active = [job for job in host().jobs() if job.kind == "record" and job.state in ("queued", "running")]
-    if active:
+    if _active():
         st.info("There is no recording yet. The first one is being made; this page opens by itself.")
-        st.fragment(_progress, run_every=0.5)(active[-1].id)
+        _follow(_active()[-1].id)
     else:
         st.info("There is no recording yet. Make one on the Record page.")
         st.page_link("record.py", label="Record")
     st.stop()
+
+
+def follow_first() -> None:
+    """Shows how a recording comes along that is not this visit's own, where there is one."""
+    mine = {asked.job for asked in _my_jobs().values()}
+    others = [job for job in _active() if job.id not in mine]
+    if others:
+        _follow(others[-1].id)
+
+
+def _active() -> list[Job]:
+    return [job for job in host().jobs() if job.kind == "record" and job.state in ("queued", "running")]
 
 
 def known_models() -> list[str]:

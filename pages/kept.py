@@ -9,6 +9,11 @@ import streamlit as st
 from jobs import plain
 
 _UNFINISHED_SHOWN = 20
+FIELDS_HELP = (
+    "routing: chosen experts, their weights, entropies and margins; logprob: of each token; logits: of every router; "
+    "experts: what each chosen expert adds; weights: how alike the experts' parameters are; attention: statistics of "
+    "each head, with -tokens also of each token, with -weights those that need whole rows. More fields take more time."
+)
 
 
 def unfinished() -> None:
@@ -26,6 +31,8 @@ def unfinished() -> None:
         row.caption(f"{each.parts} of {each.of_parts} parts" if each.of_parts else "not begun", width="content")
         if each.arguments:
             row.button("Go on", key=f"resume {each.name}", on_click=_resume, args=(each.name,))
+            if not each.of_parts:
+                row.button("Forget", key=f"forget {each.name}", on_click=_forget, args=(each.name,), type="tertiary")
         else:
             with row.popover("How to go on", type="tertiary"):
                 st.code(each.command, language="bash", wrap_lines=True)
@@ -38,12 +45,18 @@ def _resume(name: str) -> None:
         jobs.submit("record", partial(jobs.host().resume, name))
 
 
+def _forget(name: str) -> None:
+    with jobs.sentences():
+        jobs.host().forget(name, owner=access.visitor())
+
+
 def recordings() -> None:
     """The list of recordings; a chosen one can be opened and, in an app that is not shared, deleted."""
     st.subheader("Recordings")
     rows = shared.recording_rows()
     if not rows:
         st.caption("There is none yet. Record a prompt above; it takes a few seconds with the bundled model.")
+        jobs.follow_first()
         return
     columns = {
         "documents": st.column_config.NumberColumn(format="localized"),

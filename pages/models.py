@@ -34,7 +34,9 @@ if look is not None:
         st.subheader("Memory forecast")
         table, sentence = picture.memory(look["forecast"])
         st.write(jobs.plain(sentence))
-        st.dataframe(table, hide_index=True, column_config={"GiB": st.column_config.NumberColumn(format="%.3f")})
+        gib = st.column_config.NumberColumn(format="%.3f")
+        order = ["GiB", "what"]  # the figure stays in sight where there is little room
+        st.dataframe(table, hide_index=True, column_order=order, column_config={"GiB": gib})
         st.button("Look again", on_click=jobs.look_again, args=(model,), type="tertiary", icon=":material/refresh:")
     with capture:
         st.subheader("Capture check")

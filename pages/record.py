@@ -13,7 +13,7 @@ from workbench.recording_schema import FIELDS
 
 st.title("Record")
 known = jobs.known_models()
-left, right = st.columns([2, 1], gap="large")
+left, right = st.columns([3, 2], gap="medium")
 with left:
     kind = st.segmented_control("What", ["Prompt", "Corpus"], default="Prompt", required=True, key="kind")
     if kind == "Prompt":
@@ -24,7 +24,7 @@ with left:
         what = {"corpus": st.selectbox("Corpus", jobs.known_corpora(), disabled=upload is not None)}
 with right:
     model = st.selectbox("Model", known, index=known.index("tiny-moe"), accept_new_options=True, key="recorded-model")
-    fields = st.pills("Fields", FIELDS, selection_mode="multi", default=FIELDS[:2], key="fields")
+    fields = st.multiselect("Fields", FIELDS, default=FIELDS[:2], key="fields", help=jobs.plain(kept.FIELDS_HELP))
     parent = None
     if "weights" in fields:
         help_ = "The dense model that the MoE was made from: the recording then holds what is left of its neurons."

@@ -403,9 +403,13 @@ def all_recordings() -> dict[str, dict[str, Any]]:
 @st.cache_data(max_entries=500, show_spinner=False)
 def _manifest(folder: str, changed_ns: int) -> dict[str, Any]:
     try:
-        return read_manifest(Path(folder))
+        manifest = read_manifest(Path(folder))
     except RecordingError as error:
         return {"error": str(error)}
+    missing = [key for key in ("status", "identity", "model", "corpus", "fields", "check") if key not in manifest]
+    return (
+        {"error": f"its manifest is damaged: it has no {missing[0]}; restore it from a copy"} if missing else manifest
+    )
 
 
 def recording_rows() -> list[dict[str, Any]]:

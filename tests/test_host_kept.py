@@ -71,15 +71,17 @@ def test_what_the_app_took_with_it_can_be_asked_for_again(scripted):
     assert requests(again) == []
 
 
-def test_another_visitors_request_is_not_resumed(scripted):
+def test_another_visitors_request_is_neither_resumed_nor_forgotten(scripted):
     scripted.record(model="tiny-moe", prompt="mine", name="mine", owner="ada")
     scripted.stop()
     again = Host(scripted.data)
     for name, owner in (("mine", "bob"), ("none", "ada"), ("../mine", "ada")):
-        with pytest.raises(
-            HostError, match=f"no unfinished recording '{name}' that was asked for here; record it anew"
-        ):
+        with pytest.raises(HostError, match=f"no unfinished recording '{name}' that was asked for here; record it"):
             again.resume(name, owner=owner)
+        with pytest.raises(HostError, match=f"'{name}' is nothing that was asked for here and never began"):
+            again.forget(name, owner=owner)
+    again.forget("mine", owner="ada")
+    assert again.unfinished(owner="ada") == []
 
 
 def test_a_recording_of_the_command_line_says_how_it_goes_on(begun):
@@ -88,6 +90,8 @@ def test_a_recording_of_the_command_line_says_how_it_goes_on(begun):
     assert 0 < found.parts < found.of_parts and found.command
     with pytest.raises(HostError, match="no unfinished recording 'begun'"):
         Host(begun).resume("begun")
+    with pytest.raises(HostError, match="'begun' is nothing that was asked for here and never began"):
+        Host(begun).forget("begun")
 
 
 def test_what_cannot_be_read_is_passed_over(begun, tmp_path):

@@ -17,10 +17,10 @@ LIMITS = Limits(jobs=2, jobs_per_minute=4, upload_bytes_per_hour=100, tokens_per
 @pytest.fixture
 def places(tmp_path):
     """A data folder, a root beside it with a model and a corpus, and a model outside both."""
-    for folder in ("data/mine", "shared/given", "outside/secret"):
+    for folder in ("data/mine", "allowed/given", "outside/secret"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "config.json").write_text("{}")
-    (tmp_path / "shared" / "given.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "allowed" / "given.jsonl").write_text('{"text": "a"}\n')
     (tmp_path / "outside" / "secret.jsonl").write_text('{"text": "a"}\n')
     return tmp_path
 
@@ -34,34 +34,34 @@ def shared(tmp_path, monkeypatch):
 
 
 def test_a_local_model_lies_below_a_root(places, monkeypatch):
-    rules, data = Rules(models=(places / "shared",)), places / "data"
+    rules, data = Rules(models=(places / "allowed",)), places / "data"
     for name, found in (
         ("data/mine", "data/mine"),
-        ("shared/given", "shared/given"),
-        ("shared/../shared/given", "shared/given"),
+        ("allowed/given", "allowed/given"),
+        ("allowed/../allowed/given", "allowed/given"),
     ):
         assert rules.checked_model(str(places / name), data) == str(places / found)
-    assert rules.checked_model("given", data) == str(places / "shared" / "given")  # as it is called below its root
+    assert rules.checked_model("given", data) == str(places / "allowed" / "given")  # as it is called below its root
     monkeypatch.setenv("HOME", str(places))
-    assert rules.checked_model("~/shared/given", data) == str(places / "shared" / "given")
+    assert rules.checked_model("~/allowed/given", data) == str(places / "allowed" / "given")
 
 
 @pytest.mark.parametrize(
     "way", ["there", "missing", "dots", "link", "linked file", "relative", "~/outside/secret", "../x"]
 )
 def test_of_a_model_elsewhere_nothing_is_told(places, monkeypatch, way):
-    rules, data = Rules(models=(places / "shared",)), places / "data"
+    rules, data = Rules(models=(places / "allowed",)), places / "data"
     outside = places / "outside" / "secret"
-    (places / "shared" / "link").symlink_to(outside)
-    (places / "shared" / "given" / "model.safetensors").symlink_to(outside / "config.json")
+    (places / "allowed" / "link").symlink_to(outside)
+    (places / "allowed" / "given" / "model.safetensors").symlink_to(outside / "config.json")
     monkeypatch.chdir(places / "outside")
     monkeypatch.setenv("HOME", str(places))
     name = {
-        "there": str(outside), "missing": str(outside) + "-not", "dots": f"{places}/shared/../outside/secret",
-        "link": str(places / "shared" / "link"), "linked file": str(places / "shared" / "given"), "relative": "secret",
+        "there": str(outside), "missing": str(outside) + "-not", "dots": f"{places}/allowed/../outside/secret",
+        "link": f"{places}/allowed/link", "linked file": f"{places}/allowed/given", "relative": "secret",
     }.get(way, way)  # fmt: skip
     with pytest.raises(
-        HostError, match=r"is no model folder below .*/data, .*/shared, links followed\. Put it there, or"
+        HostError, match=r"is no model folder below .*/data, .*/allowed, links followed\. Put it there, or"
     ):
         rules.checked_model(name, data)
 
@@ -79,17 +79,17 @@ def test_what_is_no_hub_id_is_refused(tmp_path, name):
 
 
 def test_a_corpus_lies_below_a_root(places):
-    data, given = places / "data", places / "shared" / "given.jsonl"
-    assert Rules(corpora=(places / "shared",)).checked_corpus(str(given), data) == given
-    for rules, file in ((Rules(), given), (Rules(corpora=(places / "shared",)), places / "outside" / "secret.jsonl")):
+    data, given = places / "data", places / "allowed" / "given.jsonl"
+    assert Rules(corpora=(places / "allowed",)).checked_corpus(str(given), data) == given
+    for rules, file in ((Rules(), given), (Rules(corpora=(places / "allowed",)), places / "outside" / "secret.jsonl")):
         with pytest.raises(CorpusError, match="nor a file below .*/data.*workbench app --corpora DIR"):
             rules.checked_corpus(str(file), data)
 
 
 def test_what_lies_below_the_roots_can_be_chosen(places):
-    rules = Rules(models=(places / "shared",), corpora=(places / "shared",))
-    assert rules.local_models(places / "data") == [str(places / "shared" / "given")]
-    assert rules.local_corpora(places / "data") == [str(places / "shared" / "given.jsonl")]
+    rules = Rules(models=(places / "allowed",), corpora=(places / "allowed",))
+    assert rules.local_models(places / "data") == [str(places / "allowed" / "given")]
+    assert rules.local_corpora(places / "data") == [str(places / "allowed" / "given.jsonl")]
     assert Rules().local_models(places / "data") == Rules().local_corpora(places / "data") == []
     assert Rules().local_models(host_rules.BUNDLED.parent) == []  # the bundled ones have names
 
@@ -189,7 +189,9 @@ def test_a_visitor_uploads_so_much_an_hour(shared):
 
 
 def test_nobody_deletes_in_a_shared_app(shared):
-    with pytest.raises(HostError, match="'r' stays: in a shared app recordings are everybody's; ask its operator"):
+    with pytest.raises(
+        HostError, match="'r' was not deleted: in a shared app recordings are everybody's; ask its operator"
+    ):
         shared.delete("r")
 
 

@@ -168,6 +168,16 @@ class Host(Queue):
         found = host_kept.unfinished(self.data)
         return [each for each in found if each.owner in ("", owner) and each.name not in active]
 
+    def forget(self, name: str, *, owner: str = "") -> None:
+        """Forgets what was asked for and never began.
+
+        Raises:
+            HostError: nothing of that name was asked for here by this visitor, or it was begun.
+        """
+        if not any(each.name == name and not each.of_parts for each in self.unfinished(owner=owner)):
+            raise HostError(f"{name[:200]!r} is nothing that was asked for here and never began.")
+        host_kept.drop_request(self.data, name, also_begun=False)
+
     def delete(self, name: str) -> None:
         """Deletes a recording, finished or not; there is no way back.
 

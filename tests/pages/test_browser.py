@@ -12,6 +12,7 @@ import pytest
 from tests.pages.browser import Visitor, serving
 from tests.test_latex import compiled
 from workbench.corpus import Corpus
+from workbench.host_kept import keep_request
 from workbench.recording import Recording
 
 PAGES = {"/": "Models", "/record": "Record", "/tokens": "Tokens", "/utilization": "Utilization",
@@ -253,7 +254,7 @@ def test_a_corpus_is_cancelled_and_goes_on(visitor, app):
     visitor.page.get_by_text("tokens/s").wait_for(timeout=60_000)
     visitor.page.get_by_role("button", name="Cancel").click()
     visitor.page.get_by_role("button", name="Go on").wait_for(timeout=60_000)
-    assert "cancelled after" in visitor.heard()
+    assert "Cancelled after" in visitor.heard() and "“Go on” records the rest" in visitor.heard()
     visitor.page.get_by_role("button", name="Go on").click()
     visitor.page.wait_for_url("**/tokens?*recording=tiny-moe-demo-*", timeout=120_000)
     name = re.search("recording=([^&]+)", visitor.address())[1]
@@ -270,8 +271,13 @@ def test_ten_visitors_record_at_once_and_each_gets_their_own(chrome, app):
         visitor.page.get_by_label("Prompt", exact=True).fill(prompt)
     for visitor in visitors:
         visitor.page.get_by_role("button", name="Record").click()
-    for visitor, prompt in zip(visitors, prompts, strict=True):
-        assert letters(tokens_drawn(visitor)) == letters(prompt)
+    for visitor, prompt in zip(visitors, prompts, strict=True):  # each is sent to a recording: is it theirs?
+        visitor.page.wait_for_url("**/tokens?*recording=tiny-moe-prompt-*", timeout=90_000)
+        made = Recording.open(app.data / "recordings" / re.search("recording=([^&]+)", visitor.address())[1])
+        text_of = made.vocabulary.set_index("token")["text"]
+        assert letters("".join(text_of[made.tokens()["token"]]).replace("·", "")) == letters(prompt)
+        if visitor is visitors[-1]:
+            assert letters(tokens_drawn(visitor)) == letters(prompt)
         assert visitor.troubles == []
         visitor.close()
 
@@ -290,6 +296,32 @@ def test_the_model_is_killed_and_the_app_lives_on(visitor, app):
     assert "was ended by signal 9" in visitor.heard()
     record(visitor, "And it still answers.")
     assert letters(tokens_drawn(visitor)) == "Anditstillanswers."
+
+
+def test_what_the_app_took_with_it_goes_on_after_it_and_is_deleted_when_asked(chrome, tmp_path, recording):
+    shutil.copytree(recording.path, tmp_path / "recordings" / "shared")
+    arguments = {"model": "tiny-moe", "prompt": "Begun before.", "fields": ["routing", "logprob"], "check": False}
+    keep_request(tmp_path, "mine", title="tiny-moe · “Begun before.”", owner="", arguments=arguments)
+    with serving(tmp_path) as app:
+        visitor = Visitor(chrome, app)
+        visitor.open("/record")
+        assert visitor.page.get_by_text("not begun").is_visible()
+        visitor.page.get_by_role("button", name="Go on").click()
+        visitor.page.wait_for_url("**/tokens?*recording=mine*", timeout=90_000)
+        visitor.settle()
+        assert list((tmp_path / "requests").iterdir()) == []
+        visitor.go("Record")
+        table = visitor.page.get_by_test_id("stDataFrame").first
+        table.scroll_into_view_if_needed()
+        box = table.locator("canvas").first.bounding_box()
+        visitor.page.mouse.click(box["x"] + 17, box["y"] + 53)  # the box of the first row, the newest
+        visitor.page.get_by_role("button", name="Open mine").wait_for()
+        visitor.page.get_by_role("button", name="Delete").click()
+        visitor.page.get_by_role("button", name="Delete for good").click()
+        visitor.page.get_by_text("mine is deleted").wait_for()
+        assert [folder.name for folder in (tmp_path / "recordings").iterdir()] == ["shared"]
+        assert visitor.troubles == []
+        visitor.close()
 
 
 def test_the_apps_process_holds_no_torch(visitor, app):

@@ -1,7 +1,6 @@
 """Hostile text through the whole app in a browser: no script runs, no file appears elsewhere, nothing breaks."""
 
 import json
-import subprocess
 from pathlib import Path
 from urllib.parse import quote
 
@@ -27,10 +26,10 @@ def corpus(tmp_path) -> Path:
     return file
 
 
-def untouched() -> str:
-    """What git sees of the checkout, and the place that the hostile paths lead to."""
-    seen = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return f"{seen}{list(Path('/tmp').glob('moe-canary*'))}"
+def strangers(data: Path) -> list[Path]:
+    """Files where the hostile paths lead to: out of the data folder, and where the app was started."""
+    places = [Path("/tmp"), data.parent, ROOT, *ROOT.parents]
+    return [file for place in set(places) for file in place.glob("*canary*")] + sorted(data.parent.iterdir())
 
 
 def refuse_scripts(visitor: Visitor) -> None:
@@ -44,7 +43,7 @@ def refuse_scripts(visitor: Visitor) -> None:
 
 
 def test_hostile_text_passes_through_every_page_as_letters(visitor, corpus):
-    before = untouched()
+    before = strangers(visitor.app.data)
     record(visitor, MARKUP)
     assert letters(tokens_drawn(visitor)) == letters(MARKUP)
     visitor.click_token("token_routing-strip_expert", 2)
@@ -74,4 +73,4 @@ def test_hostile_text_passes_through_every_page_as_letters(visitor, corpus):
         path = {"model": "/", "against": "/compare", "statistic": "/attention"}.get(place, "/utilization")
         visitor.open(f"{path}?{place}={quote(MARKUP)}")
         refuse_scripts(visitor)
-    assert untouched() == before
+    assert strangers(visitor.app.data) == before

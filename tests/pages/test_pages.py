@@ -406,7 +406,7 @@ def test_a_dense_parent_is_asked_for_where_weights_are_recorded(app, monkeypatch
     monkeypatch.setattr(Host, "record", lambda self, **what: asked.append(what) or "job")
     opened(app, "record")
     assert not [box for box in app.selectbox if box.key == "parent"]
-    app.button_group(key="fields").set_value(["routing", "weights"]).run()
+    app.multiselect(key="fields").set_value(["routing", "weights"]).run()
     app.selectbox(key="parent").select("tiny-dense")
     app.text_area(key="prompt").set_value("a few words")
     app.button[0].click().run()

@@ -1,5 +1,8 @@
 """The app for several people: who is let in, as whom, and what each may do."""
 
+import http.server
+import json
+import re
 import socket
 import socketserver
 import sys
@@ -43,7 +46,7 @@ def reverse_proxy(port: int, named: tuple[str, ...]) -> Iterator[int]:
             try:
                 while content := self.rfile.read1(65_536):
                     upstream.sendall(content)
-            except OSError:  # the other side is done
+            except (OSError, ValueError):  # the other side is done
                 return
 
     class Server(socketserver.ThreadingTCPServer):
@@ -62,6 +65,9 @@ def test_behind_a_proxy_each_is_known_and_limited_and_nobody_comes_past_it(chrom
     import shutil
 
     shutil.copytree(recording.path, tmp_path / "recordings" / "shared")
+    shutil.copytree(recording.path, tmp_path / "recordings" / "odd")
+    manifest = json.loads((recording.path / "manifest.json").read_text())
+    (tmp_path / "recordings" / "odd" / "manifest.json").write_text(json.dumps({**manifest, "topology": "nobody's"}))
     options = ("--shared", "--proxy-header", "X-Forwarded-User", "--visitor-rate", "1")
     with serving(tmp_path, *options) as app:
         port = int(app.url.rpartition(":")[2])
@@ -82,12 +88,73 @@ def test_behind_a_proxy_each_is_known_and_limited_and_nobody_comes_past_it(chrom
                 assert visitor.page.get_by_text(f"Signed in as {name}").is_visible()
                 assert visitor.page.get_by_text("Jobs since the app was started (1)").is_visible()
                 assert visitor.page.get_by_role("button", name="Release it").count() == 0
+            visitors[0].open("/tokens?recording=odd")
+            visitors[0].page.get_by_test_id("stAlert").first.wait_for()
+            number = re.search(r"Error ([0-9a-f]{8}): something went wrong that nobody", visitors[0].heard())[1]
+            assert "Traceback" not in visitors[0].page.content()
+            log = (tmp_path / "logs" / "app.log").read_text()
+            assert "Traceback (most recent call last)" in log.partition(f"error {number}\n")[2]
             record(visitors[0], "ada again.")
             visitors[0].page.get_by_test_id("stAlert").first.wait_for()
             assert "jobs were asked for by you within a minute" in visitors[0].heard()
             for visitor in visitors:
                 assert visitor.troubles == []
                 visitor.close()
+
+
+@contextmanager
+def provider() -> Iterator[str]:
+    """An OpenID provider, as far as its door."""
+
+    class Door(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            base = f"http://127.0.0.1:{self.server.server_address[1]}"
+            ways = {f"{way}_endpoint": f"{base}/{way}" for way in ("authorization", "token")}
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"issuer": base, "jwks_uri": f"{base}/jwks", **ways}).encode())
+
+        def log_message(self, *_: object) -> None:
+            """Nobody reads it."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Door) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def test_streamlits_log_in_leads_to_the_provider(chrome, tmp_path):
+    with provider() as url:
+        secrets = tmp_path / "secrets.toml"
+        secrets.write_text(
+            '[auth]\nredirect_uri = "http://127.0.0.1:8501/oauth2callback"\nclient_id = "workbench"\n'
+            f'cookie_secret = "{"long and random " * 3}"\nclient_secret = "s"\n'
+            f'server_metadata_url = "{url}/.well-known/openid-configuration"\n'
+        )
+        with serving(tmp_path, "--shared", "--secrets", str(secrets)) as app:
+            visitor = Visitor(chrome, app)
+            visitor.open("/record")
+            assert visitor.page.get_by_role("heading").all_inner_texts() == ["MoE workbench"]
+            visitor.page.get_by_role("button", name="Sign in").click()
+            visitor.page.wait_for_url(f"{url}/authorization?*client_id=workbench*", timeout=60_000)
+            visitor.close()
+
+
+def test_what_nobody_foresaw_is_a_number_and_what_was_foreseen_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path))
+    monkeypatch.syspath_prepend(str(PAGES))
+    script = "import troubles; from workbench.errors import HostError; troubles.tell({})"
+    told = AppTest.from_string(script.format("ValueError('a secret of the machine')"), default_timeout=60).run()
+    assert "a secret" not in told.error[0].value and not told.exception
+    number = re.match(r"Error ([0-9a-f]{8}): something went wrong", told.error[0].value)[1]
+    assert number in (tmp_path / "logs" / "app.log").read_text()
+    assert "a secret of the machine" in (tmp_path / "logs" / "app.log").read_text()
+    told = AppTest.from_string(script.format("HostError('no *such* job')"), default_timeout=60).run()
+    assert told.error[0].value == r"no \*such\* job"
+    troubles = sys.modules.pop("troubles")
+    for handler in list(troubles._log().handlers):
+        handler.close()
+        troubles._log().removeHandler(handler)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ checkpoints are never opened. Names are resolved here and nowhere else.
 
 import hashlib
 import json
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -252,7 +253,7 @@ def _config(source: _Source) -> Any:
         raise ModelError(
             f"{source.name}: the config cannot be read ({_first_line(error)}). "
             + (
-                "If the name is right, check the connection to the hub, or give a local folder."
+                f"If the name is right, {_hub_advice()}, or give a local folder."
                 if source.kind == "hub"
                 else "Mend config.json or save the model again."
             )
@@ -331,6 +332,12 @@ def _tokenizer(source: _Source) -> PreTrainedTokenizerBase | None:
             return tokenizer if len(tokenizer) > len(tokenizer.all_special_ids) else None
     except (OSError, ValueError, KeyError):
         return None  # a corpus of token ids needs none; one of text is refused by name when it is recorded
+
+
+def _hub_advice() -> str:
+    if os.environ.get("HF_HUB_OFFLINE"):
+        return "it is not on this machine yet, and the hub is not asked here (workbench app --hub, or HF_HUB_OFFLINE=0)"
+    return "check the connection to the hub"
 
 
 def _hub_revision(source: _Source) -> str | None:
