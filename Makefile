@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: setup browser latex demo app test test-slow check format benchmarks clean
+.PHONY: setup browser latex demo app test test-slow check format profile-h200 benchmarks clean
 
 setup: $(STAMP)
 
@@ -49,6 +49,13 @@ check: setup
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# One H200, the reference pair at full size: in pieces of at most 8 minutes; the same command again goes on where it
+# stopped. PROGRAMME=tiny OUT=DIR rehearses it on any machine.
+PROGRAMME ?= h200
+OUT ?= data/reference/$(PROGRAMME)
+profile-h200: setup
+	$(BIN)/workbench programme $(PROGRAMME) --out $(OUT)
 
 benchmarks: setup
 	$(BIN)/python -m tests.benchmarks.recording

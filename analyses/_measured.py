@@ -14,6 +14,8 @@ from workbench.measurement import Measurement
 from workbench.metrics.rounds import halves, median_interval
 
 WHO = ["model", "routing", "experts"]
+LAUNCH = "launch"
+WIDE = 0.2
 POINT = ["batch", "prompt_tokens", "output_tokens"]
 DRIFT_P = 0.05
 
@@ -27,15 +29,25 @@ def require_table(measurement: Measurement, name: str, analysis: str, *, otherwi
     stated = measurement.manifest["tables"].get(name)
     if not stated or not stated["rows"]:
         raise AnalysisError(f"{analysis}: {measurement.path} has no {name}; {otherwise}")
-    return measurement.table(name)
+    return as_compared(measurement, measurement.table(name))
 
 
-def runs(measurement: Measurement, analysis: str) -> pd.DataFrame:
+def as_compared(measurement: Measurement, table: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose steps of decoding were launched as those that models are compared by."""
+    if LAUNCH not in table:  # measured before there were several
+        return table.assign(**{LAUNCH: "eager"})
+    return table[table[LAUNCH] == measurement.manifest["base"][LAUNCH]]
+
+
+def runs(measurement: Measurement, analysis: str, *, every_launch: bool = False) -> pd.DataFrame:
     """One row per timed run: `prefill_s` (until the first token), `decode_s` (from then to the last), `whole_s`.
 
-    `between_s` is the time per output token, the first left out: NaN where only one was written.
+    `between_s` is the time per output token, the first left out: NaN where only one was written. With `every_launch`
+    also the runs whose steps were launched otherwise than those that models are compared by.
     """
-    table = require_table(measurement, "samples", analysis, otherwise="measure again.")
+    table = require_table(measurement, "samples", analysis, otherwise="`workbench profile` makes them.")
+    if every_launch:
+        table = measurement.table("samples").assign(**({} if LAUNCH in table else {LAUNCH: "eager"}))
     first_s, last_s = (np.array([each[at] for each in table["token_s"]]) for at in (0, -1))
     steps = table["output_tokens"].to_numpy() - 1
     decode_s = np.where(steps > 0, last_s - first_s, np.nan)
@@ -76,9 +88,11 @@ def summary(table: pd.DataFrame, keys: Sequence[str], column: str, *, level: flo
     return pd.DataFrame(rows)
 
 
-def ratios(above: pd.DataFrame, below: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+def ratios(
+    above: pd.DataFrame, below: pd.DataFrame, columns: Sequence[str], point: Sequence[str] = POINT
+) -> pd.DataFrame:
     """`above` over `below`, run by run of the same point and round; a run without its partner is left out."""
-    keys = [*POINT, "round"]
+    keys = [*point, "round"]
     both = above.merge(below[[*keys, *columns]], on=keys, suffixes=("", "_below"))
     return both.assign(**{column: both[column] / both[f"{column}_below"] for column in columns})
 
@@ -89,7 +103,9 @@ def interval_words(table: pd.DataFrame, level: float) -> str:
     rounds = f"{most} rounds" if fewest == most else f"{fewest} to {most} rounds"
     if table["low"].isna().all():
         return f"Median of {rounds}, too few for an interval."
-    return f"Median of {rounds} between order statistics (sign test, at least {level:.0%}).".replace("%", " %")
+    width = 0.0 if "value" not in table else ((table["high"] - table["low"]) / table["value"].abs()).max()
+    wide = f" The widest interval spans {width:.0%} of its value: the machine was not steady." if width > WIDE else ""
+    return f"Median of {rounds} between order statistics (sign test, at least {level:.0%}).{wide}".replace("%", " %")
 
 
 def drift_words(table: pd.DataFrame, what: str) -> str:
@@ -117,7 +133,9 @@ def setting_words(measurement: Measurement) -> str:
     how = f"{first['dtype']}, attention {first['attention']}" + (f", experts {experts}" if experts else "")
     dummy = ", random weights" if any(m["weights"] == "dummy" for m in models.values()) else ""
     threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
-    return f"{where}, {threads}; {how}; prompts: {prompts}{dummy}"
+    turns = [piece["model"] for piece in measurement.manifest.get("pieces", [])]
+    turned = f"; one after the other, not in turns: {', '.join(turns)}" if turns else ""
+    return f"{where}, {threads}; {how}; prompts: {prompts}{dummy}{turned}"
 
 
 def sizes(table: pd.DataFrame) -> pd.Series:

@@ -10,7 +10,19 @@ import pandas as pd
 
 from analyses import _measured
 from analyses._batch import main
-from analyses._measured import POINT, base, batches, drift_words, ends, interval_words, largest, ratios, runs, summary
+from analyses._measured import (
+    POINT,
+    as_compared,
+    base,
+    batches,
+    drift_words,
+    ends,
+    interval_words,
+    largest,
+    ratios,
+    runs,
+    summary,
+)
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Bars, Figure
 from workbench.measurement import Measurement
@@ -72,7 +84,7 @@ def run(measurement: Measurement, settings: Settings = Settings()) -> Result:
         beside = ratios(others, mine, [f"{phase}_s"])
         frames.append(summary(beside, ["experts", *POINT], f"{phase}_s", level=settings.level).assign(phase=phase))
     table = pd.concat([frame for frame in frames if len(frame)], ignore_index=True)
-    memory, checks = measurement.table("memory"), measurement.table("checks")
+    memory, checks = (as_compared(measurement, measurement.table(name)) for name in ("memory", "checks"))
     memory = memory.assign(extra_bytes=memory["peak_bytes"] - memory["before_bytes"])
     memory = memory[(memory["model"] == mine["model"].iloc[0]) & (memory["routing"] == how["routing"])]
     checks = checks[checks["check"] == f"as {how['experts']}"]

@@ -14,6 +14,7 @@ from analyses._batch import main
 from analyses._measured import (
     POINT,
     WHO,
+    as_compared,
     base,
     batches,
     drift_words,
@@ -55,6 +56,8 @@ class Result:
             requests, output tokens and total tokens (the prompts' too) per second are over whole runs.
         ratios: One row per point and phase: speed of the first model over the second's, within rounds; empty of one
             model.
+        energy: One row per contestant, point and counter: joules of an output token, all that the counter showed and
+            what is over the idle machine's; watts of both. Empty where nothing counts energy here.
         memory: One row per model and point: bytes before and at the peak of a run, and what counted them.
         models: Their names, the measured one first.
         level: Coverage of the intervals, at least.
@@ -64,6 +67,7 @@ class Result:
     speeds: pd.DataFrame
     ratios: pd.DataFrame
     memory: pd.DataFrame
+    energy: pd.DataFrame
     models: tuple[str, ...]
     level: float
     words: str
@@ -81,12 +85,13 @@ def run(measurement: Measurement, settings: Settings = Settings()) -> Result:
     if mine.empty:
         raise AnalysisError(f"throughput: {measurement.path} has no run of the model itself; measure again.")
     others = timed[timed["model"] != next(iter(measurement.models))]
-    memory = measurement.table("memory")
+    memory = as_compared(measurement, measurement.table("memory"))
     compared = [base(measurement, memory), memory[memory["model"] != mine["model"].iloc[0]]]
     return Result(
         speeds=_speeds(pd.concat([mine, others]), settings.level),
         ratios=_ratios(mine, others, settings.level),
         memory=pd.concat(compared, ignore_index=True)[[*WHO, *POINT, "before_bytes", "peak_bytes", "counter"]],
+        energy=_energy(measurement),
         models=tuple(measurement.models),
         level=settings.level,
         words=_measured.setting_words(measurement),
@@ -112,6 +117,21 @@ def _speeds(timed: pd.DataFrame, level: float) -> pd.DataFrame:
     return table[[*WHO, *POINT, "measure", "unit", "value", "low", "high", "rounds", "change", "drift_p"]]
 
 
+def _energy(measurement: Measurement) -> pd.DataFrame:
+    stated = measurement.manifest["tables"].get("energy")
+    if not stated or not stated["rows"]:
+        return pd.DataFrame()
+    table = as_compared(measurement, measurement.table("energy"))
+    tokens = table["runs"] * table["batch"] * table["output_tokens"]
+    idle_watts = table["idle_watts"] if "idle_watts" in table else pd.Series(float("nan"), table.index)
+    return table.assign(
+        joules_per_token=table["joules"] / tokens,
+        joules_per_token_over_idle=(table["joules"] - idle_watts * table["window_s"]) / tokens,
+        watts=table["joules"] / table["window_s"],
+        idle_watts=idle_watts,
+    )[[*WHO, *POINT, "counter", "joules_per_token", "joules_per_token_over_idle", "watts", "idle_watts", "window_s"]]
+
+
 def _ratios(mine: pd.DataFrame, others: pd.DataFrame, level: float) -> pd.DataFrame:
     columns = [*POINT, "phase", "value", "low", "high", "rounds", "change", "drift_p"]
     if others.empty:
@@ -124,8 +144,9 @@ def _ratios(mine: pd.DataFrame, others: pd.DataFrame, level: float) -> pd.DataFr
 
 
 def tables(result: Result) -> dict[str, pd.DataFrame]:
-    """`speeds`, `memory`, and of two models `ratios`."""
+    """`speeds`, `memory`, of two models `ratios`, and where it was counted `energy`."""
     found = {"speeds": result.speeds, "memory": result.memory}
+    found |= {"energy": result.energy} if len(result.energy) else {}
     return found | ({"ratios": result.ratios} if len(result.ratios) else {})
 
 

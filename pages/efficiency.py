@@ -1,6 +1,7 @@
-"""Efficiency: what any config costs beside a dense model, where each is faster, and whether the card's claim can be."""
+"""Efficiency: what any config costs beside a dense model, whether the card's claim can be, and what was measured."""
 
 import jobs
+import measuring
 import shared
 import showing
 import streamlit as st
@@ -18,6 +19,7 @@ against = shared.choose("Beside", "beside", [*KINDS, *models], default="qwen1.5-
 device = shared.choose("Device", "device", [*DEVICES, *(f"2x{name}" for name in DEVICES)], default="h200")
 looks = {name: jobs.look_at(name) for name in dict.fromkeys((model, *(() if against in KINDS else (against,))))}
 if None in looks.values():
+    measuring.part(model, against)
     st.stop()
 topologies = {name: Topology.from_json(look["topology"]) for name, look in looks.items()}
 if against in KINDS:
@@ -51,3 +53,5 @@ with showing.folded("The published claim, and published quality beside cost") as
             shown = showing.of_costs(subject, name)
             for figure in figures:
                 showing.show(shown, figure)
+
+measuring.part(model, against)

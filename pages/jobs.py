@@ -34,6 +34,7 @@ _PHASES = {
     "loading": "loading the model",
     "proving": "proving the capture",
     "recording": "recording",
+    "measuring": "trying what works here",
 }
 
 
@@ -178,6 +179,8 @@ def _words(job: Job) -> str:
         return f"{title}: waiting, place {job.place} in the queue"
     if not job.total_tokens:
         return f"{title}: {_PHASES[job.phase]} …"
+    if job.kind == "profile":
+        return f"{title}: measuring, step {job.done_tokens + 1:,} of {job.total_tokens:,}"
     left = f", {job.left_s:,.0f} s left" if job.left_s is not None else ""
     done = f"{job.done_tokens:,} of {job.total_tokens:,} tokens"
     loaded = f" (the model was loaded in {job.load_s:,.1f} s)" if job.load_s is not None else ""

@@ -24,6 +24,7 @@ from workbench.errors import AnalysisError
 from workbench.figures.screen import screen
 from workbench.figures.spec import Figure, HeatMap, Points, TokenStrip
 from workbench.figures.theme import DARK, LIGHT
+from workbench.measurement import Measurement
 from workbench.recording import Recording
 
 _TITLE_PX = 46
@@ -37,7 +38,7 @@ class Shown:
 
     Attributes:
         name: Of the analysis.
-        recording: What it was asked of; None where it was asked of costs.
+        recording: What it was asked of, a recording or a measurement; None where it was asked of costs.
         settings: As `key=value`, those that are not defaults.
         result: As the analysis gave it.
         tables: By name.
@@ -52,7 +53,7 @@ class Shown:
     """
 
     name: str
-    recording: Recording | None
+    recording: Recording | Measurement | None
     settings: tuple[str, ...]
     result: Any
     tables: Mapping[str, Any]
@@ -133,6 +134,23 @@ def _found(recording: Recording, name: str, against: Recording | None, experts: 
     if against is not None:
         digest, path = f"{digest} against {against.digest} experts {experts}", f"{path} {against.path}"
     return _result(digest, path, source, name, pairs, recording, against, experts)
+
+
+def of_measurement(measurement: Measurement, name: str) -> Shown:
+    """Runs an analysis of a measurement, or finds its result."""
+    source = hashlib.sha256(inspect.getsource(_batch.get(name)).encode()).hexdigest()
+    with st.spinner(f"Computing {name.replace('_', ' ')} …"):
+        found = _of_measurement(measurement.digest, str(measurement.path), source, name, measurement)
+    if found.missing:
+        st.info(plain(f"This measurement holds too little for the figures, so only tables are shown. {found.missing}"))
+    return found
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _of_measurement(digest: str, path: str, source: str, name: str, _measurement: Measurement) -> Shown:
+    said = _batch.ask(_measurement, name)
+    key = (digest, source, name, ())
+    return Shown(name, _measurement, (), said.result, said.tables, said.figures, said.missing, key)
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
@@ -218,7 +236,8 @@ def every(shown: Shown, *, follow: Mapping[str, str] | None = None) -> None:
     """All figures of a result, one beside another where neither has panels, and its tables where they are asked for."""
     row: list[str] = []
     for name, figure in [*shown.figures.items(), ("", None)]:
-        narrow = figure is not None and figure.panel is None and not isinstance(figure, HeatMap)
+        wide = isinstance(figure, HeatMap) or getattr(figure, "base", None) is not None
+        narrow = figure is not None and figure.panel is None and not wide
         row += [name] if narrow else []
         if len(row) == 2 or (row and not narrow):
             for column, each in zip(st.columns(2) if len(row) == 2 else [st], row, strict=True):

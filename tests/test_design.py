@@ -24,7 +24,13 @@ TORCH_FREE_IN_THEM = (
     "workbench/capture/plan.py",
     "workbench/efficiency/energy.py",
     "workbench/efficiency/profile_command.py",
+    "workbench/efficiency/serve_command.py",
+    "workbench/efficiency/endpoints.py",
+    "workbench/efficiency/latency.py",
+    "workbench/efficiency/servers.py",
+    "workbench/efficiency/load.py",
     "workbench/efficiency/utilization.py",
+    "workbench/efficiency/work.py",
 )
 HEAVY = {"torch", "transformers", "nnsight"}
 

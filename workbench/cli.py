@@ -20,7 +20,11 @@ from rich.table import Table
 from workbench.errors import WorkbenchError
 from workbench.recording_schema import FIELDS
 
-COMMANDS = ("workbench.efficiency.profile_command",)
+COMMANDS = (
+    "workbench.efficiency.profile_command",
+    "workbench.efficiency.programme_command",
+    "workbench.efficiency.serve_command",
+)
 """Modules of the engine that add commands, each with a `register`."""
 RECORDINGS = Path(__file__).resolve().parent.parent / "data" / "recordings"
 

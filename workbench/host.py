@@ -9,6 +9,7 @@ sentence; the process is started again and the queue goes on.
 import hashlib
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from workbench.recording_schema import FIELDS
 from workbench.recording_writer import write_whole
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,119}")  # no leading dot: `..` names another folder
+LONGEST_PROFILE_S = 600.0
 _UPLOAD_BYTES = 4 * 2**30  # kept of uploads, those last used
 
 
@@ -116,6 +118,33 @@ class Host(Queue):
         title = f"{model} · {title}"
         kept = {"title": title, "owner": owner, "arguments": arguments}
         return self._submit("record", title, request, owner=owner, kept=kept)
+
+    def profile(self, *, model: str, against: str | None = None, weights: str = "checkpoint", owner: str = "") -> str:
+        """Queues a measurement of a model, or of two beside each other, with the settings of `workbench profile`.
+
+        Args:
+            model: A name that `load` knows.
+            against: Another one.
+            weights: `checkpoint` or `dummy`, of both.
+            owner: As of `record`.
+
+        Returns:
+            The job's id. Its result names the `measurement`, a new folder in the data folder's `measurements`.
+
+        Raises:
+            HostError: a name that cannot be meant; more than the visitor may ask for; the host was stopped.
+        """
+        names = [model, *([] if against is None else [against])]
+        folder = "-".join([*map(_slug, names), datetime.now(UTC).strftime("%Y%m%d-%H%M%S")])
+        found = [self.rules.checked_model(name, self.data) for name in names]
+        request = {
+            "model": found[0],
+            "against": None if against is None else found[1],
+            "weights": weights,
+            "limit_s": LONGEST_PROFILE_S,
+            "out": str(self.data / "measurements" / folder),
+        }
+        return self._submit("profile", " beside ".join(names), request, owner=owner)
 
     def resume(self, name: str, *, owner: str = "") -> str:
         """Queues what a recording still lacks: one that was stopped, also with the app, or that never began.

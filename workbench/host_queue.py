@@ -33,14 +33,15 @@ class Job:
 
     Attributes:
         id: Names it.
-        kind: `record`, `inspect` or `attention`.
+        kind: `record`, `inspect`, `attention` or `profile`.
         title: For people; it may hold what a visitor typed.
         owner: The visitor who asked for it; empty in an app that is not shared.
         name: Of the recording that it makes; empty where it makes none.
         state: `queued`, `running`, `done`, `failed` or `cancelled`.
-        phase: Of a running job: empty while the process starts, `loading`, `proving`, `recording` or `looking`.
+        phase: Of a running job: empty while the process starts, `loading`, `proving`, `recording`,
+            `looking` or `measuring`.
         place: In the queue, 1 is next; 0 when it runs or has ended.
-        done_tokens: Tokens on disk or on their way there.
+        done_tokens: Tokens on disk or on their way there; of a `profile` its steps.
         total_tokens: Tokens in all; 0 until it is known, and for `inspect`.
         tokens_per_s: Rate of this run.
         left_s: Time left at this rate; None before the first batch and after the last.

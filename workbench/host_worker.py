@@ -113,6 +113,7 @@ class Owner:
         started, self._load_s = time.perf_counter(), 0.0
         try:
             ways = {"record": self._record, "inspect": self._inspect, "attention": self._attention}
+            ways |= {"profile": self._profile}
             result = ways[request["kind"]](request)
             run_s = time.perf_counter() - started - self._load_s
             self._send("ended", state="done", result=result, run_s=round(run_s, 3))
@@ -201,6 +202,32 @@ class Owner:
             draft.write_bytes(content.getbuffer())
             draft.replace(file)
         return {"file": str(file), "weights_digest": digest}
+
+    def _profile(self, request: Request) -> dict[str, Any]:
+        from workbench.efficiency.asked import Asked
+        from workbench.efficiency.measure import profile
+        from workbench.models.loading import inspect_topology, load
+
+        names = [request["model"], *([request["against"]] if request["against"] else [])]
+        if self._asked is not None:
+            for name in names:
+                inspect_topology(name)  # as in `_load`
+            raise _OtherModel  # a model that was captured from is slower, so it is measured in a process of its own
+        self._asked = ("profile", request["id"])
+        words = ["profile", names[0], *(["--against", names[1]] if len(names) > 1 else [])]
+        words += ["--weights", request["weights"]] if request["weights"] != "checkpoint" else []
+        models = [self._timed(lambda name=name: load(name, weights=request["weights"])) for name in names]  # type: ignore[misc]
+        self._send("phase", phase="measuring")
+
+        def tell(done: int, total: int, what: str) -> None:
+            self._send("progress", done_tokens=done, total_tokens=total)
+
+        found = profile(
+            models[0], Path(request["out"]), against=models[1] if len(models) > 1 else None,
+            asked=Asked(limit_s=request["limit_s"]), on_progress=tell,
+            should_cancel=lambda: self._is_cancelled(request["id"]), command=words,
+        )  # fmt: skip
+        return {"measurement": str(found.path)}
 
     def _load(self, request: Request) -> "Model":
         from workbench.models.loading import inspect_topology, load

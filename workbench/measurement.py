@@ -6,7 +6,10 @@ is an analysis'. A measurement is a folder:
     manifest.json    schema, models, what was asked, machine, versions, warm-up, what could not be measured, digests
     samples.parquet  a row per timed run: who ran, with what batch, in which round, when each token was there
     parts.parquet    a row per watched run and part of the model: its seconds
-    memory.parquet, coverage.parquet, checks.parquet, energy.parquet
+    memory.parquet, coverage.parquet, device.parquet, checks.parquet, energy.parquet, recording.parquet
+    requests.parquet a row per request to a served model: when each chunk of its answer came, what became of it
+
+A measurement has the tables of what it measured, not all.
 
 The manifest is written last: a folder without one is no measurement.
 """
@@ -30,7 +33,7 @@ from workbench.recording import file_digest, json_digest
 MANIFEST = "manifest.json"
 KIND = "measurement"
 SCHEMA = 1
-TABLES = ("samples", "parts", "memory", "coverage", "checks", "energy")
+TABLES = ("samples", "parts", "memory", "coverage", "device", "checks", "energy", "recording", "requests")
 _NOT_IN_DIGEST = ("created", "digest")
 
 
@@ -114,7 +117,7 @@ class Measurement:
         if not is_measurement(path):
             raise MeasurementError(
                 f"{path} holds no measurement (a {MANIFEST} of kind {KIND!r}); make one with `workbench profile MODEL "
-                "--out DIR`."
+                "--out DIR` or `workbench serve-bench`."
             )
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if manifest["schema"] > SCHEMA:

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from analyses import _batch, _measured, forced_routing, kernel_choice, latency_breakdown, throughput
-from tests.efficiency.conftest import measurement  # noqa: F401  the fixture
-from workbench.efficiency.measure import Asked, profile
+from tests.efficiency.conftest import measurement, served  # noqa: F401  the fixtures
+from workbench.efficiency.asked import Asked
+from workbench.efficiency.measure import profile
 from workbench.errors import AnalysisError
 from workbench.figures.paper import paper
 from workbench.figures.screen import screen
@@ -55,8 +56,14 @@ def test_they_are_found_apart_from_those_of_recordings():
     assert set(_batch.names("")) >= set(NAMES) | set(_batch.names())
 
 
+@pytest.fixture
+def asked_of(name, measurement, served) -> Measurement:  # noqa: F811
+    """What an analysis can be asked of: timed models, or served ones."""
+    return served.measurement if "requests" in _batch.get(name).NEEDS else measurement
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_the_contract(name, measurement):  # noqa: F811
+def test_the_contract(name, asked_of):
     module = _batch.get(name)
     question, _, rest = inspect.getdoc(module).partition("\n\n")
     assert question.endswith("?") and "\n" not in question and rest.startswith("Not shown: ")
@@ -64,7 +71,7 @@ def test_the_contract(name, measurement):  # noqa: F811
     for kind in (module.Settings, module.Result):
         assert kind.__dataclass_params__.frozen
         assert all(f"{field.name}:" in kind.__doc__ for field in dataclasses.fields(kind))
-    tables, figures = (each(module.run(measurement)) for each in (module.tables, module.figures))
+    tables, figures = (each(module.run(asked_of)) for each in (module.tables, module.figures))
     assert tables and figures and all(len(table) for table in tables.values())
     for figure in figures.values():
         screen(figure)
@@ -73,11 +80,18 @@ def test_the_contract(name, measurement):  # noqa: F811
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_they_are_written_with_both_models_in_their_provenance(name, measurement, tmp_path):  # noqa: F811
-    files, _ = _batch.analyze(measurement, name, tmp_path)
+def test_they_are_written_with_both_models_in_their_provenance(name, asked_of, tmp_path):
+    files, _ = _batch.analyze(asked_of, name, tmp_path)
     assert all(file.stat().st_size for file in files)
-    command = _batch.command(measurement, name)
-    assert command == f"workbench analyze {measurement.path} {name} --out out"
+    command = _batch.command(asked_of, name)
+    assert command == f"workbench analyze {asked_of.path} {name} --out out"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_not_measured_is_refused_and_what_would_measure_it_is_said(name, measurement, served):  # noqa: F811
+    other = measurement if "requests" in _batch.get(name).NEEDS else served.measurement
+    with pytest.raises(AnalysisError, match=f"{name}: .* has no (samples|requests|parts|coverage); "):
+        _batch.get(name).run(other)
 
 
 def test_inputs_are_not_mixed_up(measurement, recording):  # noqa: F811

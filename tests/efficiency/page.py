@@ -96,6 +96,38 @@ Floors on one H200, bfloat16, context 1,024, Qwen1.5-32B over Qwen2-57B-A14B (`p
 
 {_claim(subject)}
 
+## What was measured, held against this
+
+Made by `workbench profile`; formulas as above, experts as the passes met them, ceilings as a large copy and a large product
+reached them on the machine, before and after (the better one counts). Where the machine is in the table below, what its maker
+states stands beside the ceiling.
+
+| share | of the peak's work in the time of a phase |
+| --- | --- |
+| MFU, S-MFU | FLOP as if each token met all E experts; FLOP with its K |
+| MBU, S-MBU | bytes as if each pass met all E experts; bytes with those that it met |
+
+A loop may do more than its work: a static cache is read at its full length, and masked scores are computed. That counts as time.
+
+**Host overhead** (`host_overhead`) is a step's time less the device's. On a GPU the device's time is the sum of its kernels in a
+profiled run: events in the stream span its waiting for the host too, and say nothing of it. On a CPU no device time exists, and
+what is told is the loop's own time outside the model's forward pass.
+
+**The waterfall** (`efficiency_waterfall`) takes the ratio of two models' speeds apart, in prefill, in decode, and over whole
+requests. t is the other model's time over the first one's, at the ceilings P and W; each factor is one ratio over the one before:
+
+| step | ratio after it |
+| --- | --- |
+| FLOP | of FLOP / P |
+| weights | of the longer of FLOP / P and weight bytes / W, experts as even, independent tokens meet them |
+| experts met | the same with the experts that the passes met |
+| cache | the same with the cache's bytes: what the machine allows |
+| kernels | of the device's times: how much further from its floor the other model is |
+| host | of the measured times |
+
+The factors multiply to the measured ratio exactly: `kernels` is what is left of the medians. What a step is given depends on those
+before it, so another order gives other factors. Nothing of this has run on a GPU yet; `make profile-h200` will.
+
 ## Devices
 
 | name | bfloat16, TFLOP/s dense | TB/s | GB | source |

@@ -14,10 +14,11 @@ import torch
 from tests import tiny
 from tests.efficiency.conftest import ASKED
 from tests.test_cli import run as command
-from workbench.efficiency import kernels
+from workbench.efficiency import forecast, kernels
+from workbench.efficiency.asked import Asked
 from workbench.efficiency.contest import order_of, warm_up
 from workbench.efficiency.decode import Point, Run
-from workbench.efficiency.measure import Asked, profile
+from workbench.efficiency.measure import profile
 from workbench.efficiency.prompts import kind_of, prompts
 from workbench.errors import MeasurementError
 from workbench.measurement import Measurement, is_measurement, write_measurement
@@ -101,7 +102,7 @@ def test_a_model_beside_itself_is_told_apart_by_name(dense, tmp_path):
     asked = Asked(batches=(1,), prompt_lengths=(2,), output_lengths=(2,), rounds=1, warm_up=1, parts=False)
     found = profile(dense, tmp_path / "m", against=dense, asked=asked)
     assert list(found.models) == ["tiny-random-dense", "tiny-random-dense again"]
-    assert found.manifest["base"] == {"routing": "natural", "experts": ""}
+    assert found.manifest["base"] == {"routing": "natural", "experts": "", "launch": "eager"}
     assert "coverage" not in found.manifest["tables"] and "parts" not in found.manifest["tables"]
 
 
@@ -145,6 +146,7 @@ def test_an_occupied_folder_is_refused_before_measuring(tmp_path, dense):
 
 def test_batched_mm_is_left_out_where_its_copies_do_not_fit(moe, tmp_path, monkeypatch):
     monkeypatch.setattr(kernels, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(forecast, "of_run", lambda *_, **__: None)  # which would leave the point out
     found = profile(moe, tmp_path / "m", asked=small(parts=False, routings=("natural",)))
     assert "batched_mm" not in set(found.table("samples")["experts"])
     assert any(re.match(r"batched_mm at 1 x 2 \+ 2 tokens: it would copy", line) for line in found.manifest["left_out"])
@@ -157,7 +159,7 @@ class Sitting:
         self.seconds = list(seconds)
 
     def run(self):
-        return Run(None, None, self.seconds.pop(0), None, None), {}  # type: ignore[arg-type]
+        return Run(None, None, self.seconds.pop(0), None, None, None), {}  # type: ignore[arg-type]
 
 
 def test_warm_up_ends_when_the_rolling_median_rests():

@@ -188,6 +188,20 @@ def flow(n_experts: int, n_streams: int) -> Flow:
     )
 
 
+def waterfall() -> Bars:
+    """Bars that begin where others end."""
+    factors = np.array([2.3, 0.5, 1.2, 0.8])
+    edges = np.cumprod([1.0, *factors])
+    table = pd.DataFrame({"step": ["FLOP", "weights", "cache", "host"], "before": edges[:-1], "after": edges[1:]})
+    table["kind"] = np.where(factors > 1, "faster", "slower")
+    table["text"] = [f"×{factor:.2f}" for factor in factors]
+    table["low"], table["high"] = table["after"] * 0.9, table["after"] * 1.1
+    return Bars(
+        *(table, "step", "after"), base="before", group="kind", label="text", low="low", high="high",
+        title="From FLOP to what was measured", x_label="step", y_label="ratio of speeds", **WORDS,
+    )  # fmt: skip
+
+
 def examples() -> dict[str, Figure]:
     """Every kind, small and large."""
     small, large = series(4), series(28)
@@ -201,6 +215,7 @@ def examples() -> dict[str, Figure]:
         "bars-layer": bars(small, "layer", group="domain", null="null"),
         "bars-panels": bars(small, "domain", panel="layer", null="null"),
         "bars-28": bars(large[large["domain"] == "code"], "layer", null="null"),
+        "waterfall": waterfall(),
         "lines-4": lines(small, group="domain"),
         "lines-28": lines(large, group="domain"),
         "lines-panels": lines(large, panel="domain"),

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.figures.examples import CANARY, awkward, examples, load_map, series, strip
+from tests.figures.examples import CANARY, awkward, examples, load_map, series, strip, waterfall
 from workbench.figures import Bars
 from workbench.figures.canvas import as_text
 from workbench.figures.screen import screen
@@ -92,6 +92,19 @@ def test_hover_names_interval_and_null():
         *("domain", "imbalance (unit 1)", "95 % interval, jackknife, from", "95 % interval, jackknife, to"),
         "uniform routing",
     ]
+
+
+def test_a_bar_with_a_base_goes_from_it_to_its_value_with_its_text_over_it():
+    figure = waterfall()
+    drawn = screen(figure)
+    ends = {
+        x: (b, b + h) for bar in drawn.data if bar.type == "bar" for x, b, h in zip(bar.x, bar.base, bar.y, strict=True)
+    }
+    for place, row in enumerate(figure.table.itertuples()):
+        assert ends[place] == pytest.approx((row.before, row.after))
+    said = [one for one in drawn.data if getattr(one, "mode", "") == "text"]
+    texts = {x: (t, y) for one in said for x, t, y in zip(one.x, one.text, one.y, strict=True)}
+    assert texts[1][0] == "×0.50" and texts[1][1] == pytest.approx(2.3)  # over where it begins, for it falls
 
 
 def test_a_missing_value_is_said_in_words():

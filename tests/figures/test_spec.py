@@ -19,6 +19,7 @@ from tests.figures.examples import (
     points,
     series,
     strip,
+    waterfall,
 )
 from workbench.errors import AnalysisError
 from workbench.figures import HeatMap
@@ -63,6 +64,10 @@ ONE_DOMAIN = TABLE[TABLE["domain"] == "code"].reset_index(drop=True)
         (
             lambda: bars(TABLE, "layer"),
             "layer 0 stands in more than one row, one is wanted; aggregate in the analysis.",
+        ),
+        (
+            lambda: dataclasses.replace(waterfall(), table=waterfall().table.assign(before=np.nan)),
+            "column 'before' is NaN somewhere; a number is wanted where each bar begins.",
         ),
         (
             lambda: dataclasses.replace(load_map(2, 2), x="layer", y="layer"),

@@ -113,6 +113,24 @@ def test_the_forecast_counts_weights_and_buffers():
     assert forecast.needed_bytes > forecast.weights_bytes
 
 
+def test_dummy_weights_are_made_where_they_stay(monkeypatch):
+    """Nothing of them is on the host first: on the meta device no value is ever made."""
+    seen: list[str] = []
+    plain = torch.nn.Module.to
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *a, **k: seen.append("to") or plain(self, *a, **k))
+    module = loading._dummy(tiny.moe().module.config, torch.bfloat16, "meta")
+    assert {p.device.type for p in module.parameters()} == {"meta"} and module.dtype == torch.bfloat16
+    assert seen == []
+
+
+def test_dummy_weights_are_those_of_the_seed():
+    config = tiny.moe().module.config
+    torch.manual_seed(0)
+    plain = loading.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    made = loading._dummy(config, torch.float32, "cpu")
+    assert weights_digest(made) == weights_digest(plain)
+
+
 def test_dummy_weights_of_a_folder(folder):
     (folder / "model.safetensors").unlink()
     assert load(str(folder), weights="dummy").topology == tiny.moe().topology

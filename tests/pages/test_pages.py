@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from analyses import _batch
+from tests.efficiency.conftest import measurement  # noqa: F401  the fixture
 from tests.hostile import HOSTILE
 from workbench.host import Host
 from workbench.recording import recording_digest
@@ -26,8 +28,8 @@ from workbench.recording_schema import FIELDS
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = ROOT / "pages"
 HELPERS = (
-    *("access", "app", "aside", "experts", "jobs", "jumping", "kept", "mapping", "printing", "serve", "served"),
-    *("shared", "showing", "troubles"),
+    *("access", "app", "aside", "experts", "jobs", "jumping", "kept", "mapping", "measuring", "printing", "serve"),
+    *("served", "shared", "showing", "troubles"),
 )
 NAMES = sorted(file.stem for file in PAGES.glob("*.py") if file.stem not in HELPERS)
 EXPLORING = ("attention", "tokens", "utilization", "load_balance", "specialization", "structure")
@@ -495,6 +497,44 @@ def test_costs_of_a_model_are_shown_beside_its_counterpart(app):
 def test_a_device_that_is_not_there_is_said(app):
     opened(app, "efficiency", model="tiny-moe", beside="tiny-dense", device="abacus")
     assert "There is no device “abacus” here" in said(app)
+
+
+def test_measurements_are_shown_with_every_analysis_that_their_tables_allow(app, data, measurement):  # noqa: F811
+    shutil.copytree(measurement.path, data / "measurements" / "pair")
+    try:
+        opened(app, "efficiency", model="tiny-moe", beside="tiny-dense", measurement="pair")
+        assert not app.exception and not app.error
+        assert app.selectbox(key="measurement").value == "pair"
+        titles = {expander.label for expander in app.expander}
+        first = next(name for name in sys.modules["measuring"].FIRST)
+        known = {name.replace("_", " ").capitalize() for name in _batch.names("measurement") if name != first}
+        lacking = [caption.value.replace("\\", "") for caption in app.caption if caption.value.startswith("Not asked")]
+        assert {title for title in known if not any(title in line for line in lacking)} <= titles
+        commands, folder = [code.value for code in app.code], data / "measurements"
+        assert any(command.startswith(f"workbench analyze {folder / 'pair'} {first}") for command in commands)
+        assert f"workbench profile tiny-moe --against tiny-dense --out {folder / 'tiny-moe-tiny-dense'}" in commands
+    finally:
+        shutil.rmtree(data / "measurements")
+
+
+def test_without_a_measurement_the_command_that_makes_one_is_said(app, data):
+    opened(app, "efficiency", model="qwen2-57b-a14b", beside="iso-active")
+    assert "Nothing was measured into this data folder yet" in said(app)
+    assert "Measure" in [button.label for button in app.button]
+    out = data / "measurements" / "qwen2-57b-a14b"
+    words = f"workbench profile qwen2-57b-a14b --weights dummy --dtype bfloat16 --out {out}"
+    assert words in [code.value for code in app.code]
+
+
+def test_a_damaged_measurement_is_a_sentence(app, data, measurement):  # noqa: F811
+    shutil.copytree(measurement.path, data / "measurements" / "cut")
+    file = data / "measurements" / "cut" / "samples.parquet"
+    file.write_bytes(file.read_bytes()[:-9])
+    try:
+        opened(app, "efficiency", model="tiny-moe", beside="tiny-dense", measurement="cut")
+        assert not app.exception and "samples.parquet is not as it was written" in said(app)
+    finally:
+        shutil.rmtree(data / "measurements")
 
 
 def test_text_is_shown_letter_by_letter(app):

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from workbench.efficiency import breakdown, decode, kernels, routing
+from workbench.efficiency import breakdown, decode, kernels, launch, routing
 from workbench.efficiency.clock import Clock
 from workbench.efficiency.decode import Point, Run
+from workbench.efficiency.launch import Eager
 from workbench.efficiency.prompts import prompts
 from workbench.efficiency.routing import Plan, Routing
 from workbench.models.loading import Model
@@ -32,6 +33,7 @@ class Contestant:
         routing: How its experts are chosen.
         experts: How they are run; empty for a model without experts that can be switched.
         watched: Whether the borders of its parts are marked.
+        decode: How its steps of decoding are launched.
     """
 
     label: str
@@ -39,11 +41,13 @@ class Contestant:
     routing: Routing = field(default_factory=lambda: Routing("natural"))
     experts: str = ""
     watched: bool = False
+    decode: str = "eager"
 
     def key(self) -> dict[str, Any]:
         """What names it in the tables."""
         return {
             "model": self.label, "routing": str(self.routing), "experts": self.experts, "watched": self.watched,
+            "launch": self.decode,
         }  # fmt: skip
 
 
@@ -57,6 +61,7 @@ class Seat:
     seed: int = 0
     ids_BS: torch.Tensor = field(init=False)
     planned: Plan | None = field(init=False)
+    launcher: Eager = field(init=False)
 
     def __post_init__(self) -> None:
         who = self.contestant
@@ -64,6 +69,7 @@ class Seat:
         self.planned = routing.plan(
             who.routing, who.model.topology, self.point, device=who.model.device, seed=self.seed
         )
+        self.launcher = launch.launcher(who.model.module, who.decode)
 
     def run(self) -> tuple[Run, Parts]:
         """One run, and the parts' own seconds in each pass where it is watched."""
@@ -85,6 +91,18 @@ class Seat:
             done = self._go(before, clock)
             return done, marks.seconds(done.marks_s)
 
+    def prefill(self) -> Run:
+        """A run that ends with the first token."""
+        who = self.contestant
+        with (
+            kernels.using(who.model.module, who.experts),
+            routing.forced(who.model.module, who.model.topology, self.planned) as tell,
+        ):
+            return decode.run(
+                who.model.module, self.ids_BS, output_tokens=1, before_step=tell,
+                prefill_chunk=self.point.prefill_chunk,
+            )  # fmt: skip
+
     def counts(self) -> dict[str, list[np.ndarray]]:
         """How often each expert was chosen in each pass of a run, by the path of the experts."""
         who = self.contestant
@@ -94,13 +112,14 @@ class Seat:
             routing.forced(module, topology, self.planned) as tell,
             routing.counted(module, topology.routers) as counts,
         ):
-            self._go(tell)
+            self._go(tell, launcher=Eager(module))
         return counts
 
-    def _go(self, before_step: Any, clock: Clock | None = None) -> Run:
+    def _go(self, before_step: Any, clock: Clock | None = None, launcher: Eager | None = None) -> Run:
         return decode.run(
             self.contestant.model.module, self.ids_BS, output_tokens=self.point.output_tokens,
-            before_step=before_step, clock=clock,
+            before_step=before_step, clock=clock, prefill_chunk=self.point.prefill_chunk,
+            launcher=launcher or self.launcher,
         )  # fmt: skip
 
 

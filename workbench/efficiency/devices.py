@@ -4,7 +4,7 @@ Dense peaks: makers also print numbers twice as large for matrices half of whose
 has. Nothing reaches the stated peaks; a large copy and a large matrix product measured on the machine at hand say more.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from workbench.errors import ModelError
@@ -89,6 +89,25 @@ DEVICES: Mapping[str, Device] = {
         _nvidia("l40s", 362.05, 91.6, 733, 864, 48, _L40S),
     )
 }
+
+
+_DRIVER_NAMES: Mapping[str, str] = {
+    "NVIDIA A100-PCIE-40GB": "a100-40gb",
+    "NVIDIA A100-SXM4-40GB": "a100-40gb",
+    "NVIDIA A100-SXM4-80GB": "a100-80gb",
+    "NVIDIA A100 80GB PCIe": "a100-80gb-pcie",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+    "NVIDIA L40S": "l40s",
+}
+"""What the driver calls them. Only these: an H100 on PCIe or an H200 NVL has other figures than its namesake."""
+
+
+def known_as(names: Sequence[str]) -> Device | None:
+    """The device that GPUs are by their driver's names, all of one kind; None where the table has none of that name."""
+    if len(set(names)) != 1 or names[0] not in _DRIVER_NAMES:
+        return None
+    return DEVICES[_DRIVER_NAMES[names[0]]].times(len(names))
 
 
 def device(name: str) -> Device:

@@ -4,7 +4,8 @@ Counters run from the machine's start and are read twice. They count a whole pac
 """
 
 import ctypes
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,15 @@ class Counter:
     def between(self, before: float, after: float) -> float:
         """Joules between two readings, at most one turn of the counter apart."""
         return after - before + (self.wraps_joules or 0.0 if after < before else 0.0)
+
+
+def idle_watts(found: Sequence[Counter], *, window_s: float) -> list[float]:
+    """What each counter shows while this process does nothing; others may use the machine meanwhile."""
+    began, before = time.perf_counter(), [counter.read_joules() for counter in found]
+    time.sleep(window_s)
+    after = [counter.read_joules() for counter in found]
+    seconds = time.perf_counter() - began
+    return [c.between(start, end) / seconds for c, start, end in zip(found, before, after, strict=True)]
 
 
 def counters(

@@ -61,7 +61,7 @@ def copied_bytes(topology: Topology, point: Point, *, value_bytes: int) -> int:
     """What `batched_mm` copies at once in a prefill: gate and up matrices for every token and choice of one layer."""
     return max(
         (
-            point.batch * point.prompt_tokens * router.top_k * 2 * router.expert_width * topology.width * value_bytes
+            point.batch * max(point.widths) * router.top_k * 2 * router.expert_width * topology.width * value_bytes
             for router in topology.routers
         ),
         default=0,
@@ -71,5 +71,6 @@ def copied_bytes(topology: Topology, point: Point, *, value_bytes: int) -> int:
 def free_bytes(device: torch.device) -> int:
     """What could be allocated now."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what torch keeps for later is free for what comes
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)

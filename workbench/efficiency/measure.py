@@ -1,86 +1,45 @@
 """Measures a model on this machine, beside another one: the whole of `workbench profile`.
 
-At each point all contestants are warmed up and then timed in rounds; memory, coverage, checks and energy are taken in
-runs of their own, which are not timed. Raw samples are kept; what they say is the analyses' business.
+At each point all contestants are warmed up and then timed in rounds; memory, coverage, the device's own time, checks
+and energy are taken in runs of their own, which are not timed. Raw samples are kept; what they say is the analyses'
+business.
 """
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import product
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
-from workbench.efficiency import breakdown, energy, kernels, machine
+from workbench.efficiency import breakdown, energy, forecast, kernels, launch, machine, rows, threads
+from workbench.efficiency.asked import Asked, of_point, words
 from workbench.efficiency.contest import Contestant, Seat, order_of, warm_up
 from workbench.efficiency.decode import Point
-from workbench.efficiency.peak import peak_of
 from workbench.efficiency.prompts import kind_of
+from workbench.efficiency.recorded import recorded_rounds
 from workbench.efficiency.routing import Routing
-from workbench.errors import MeasurementError
+from workbench.efficiency.rows import Rows
+from workbench.errors import Cancelled, MeasurementError
 from workbench.export import software_versions
 from workbench.measurement import Measurement, refuse_occupied, write_measurement
-from workbench.metrics.sequence import expected_activated_experts, uniform_activated_experts
 from workbench.models.loading import Model, config_digest
-from workbench.models.topology import Router
 
-ENERGY_WINDOW_S = 2.0
 SLOW = 4.0
 """A contestant whose first run takes this many times the first one's is not warmed up further."""
+RUNS_BEFORE = 6
+"""Of a point, before its first round and in it: a point is not begun that has no time for them, were tokens as long."""
 FEWEST_ROUNDS = 6
 """That give a 95 % interval of a median."""
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What is measured.
-
-    Attributes:
-        batches: B of the points.
-        prompt_lengths: S of the points.
-        output_lengths: N of the points.
-        routings: Of the measured model; the first stands beside the other model, the rest beside the first.
-        experts: Implementations of the measured model's experts, likewise; None for what it runs now, and then all
-            others that work here.
-        prompts: `auto`, `random`, `identical`, or a corpus.
-        rounds: Timed runs of each model at each point; of its variants (routings, kernels, watched) 6 at most.
-        warm_up: Most runs before them.
-        parts: Whether the parts of a pass are timed too.
-        seed: Of prompts and forced routing.
-    """
-
-    batches: tuple[int, ...] = (1, 16)
-    prompt_lengths: tuple[int, ...] = (64,)
-    output_lengths: tuple[int, ...] = (16,)
-    routings: tuple[str, ...] = ("natural", "uniform", "worst")
-    experts: tuple[str, ...] | None = None
-    prompts: str = "auto"
-    rounds: int = 9
-    warm_up: int = 4
-    parts: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("batches", "prompt_lengths", "output_lengths", "routings"):
-            if not getattr(self, name):
-                raise MeasurementError(f"{name} is empty; one or more was wanted.")
-        if self.rounds < 1 or self.warm_up < 1:
-            raise MeasurementError(f"rounds is {self.rounds}, warm_up {self.warm_up}; 1 or more of each was wanted.")
-
-    @property
-    def points(self) -> list[Point]:
-        """Every combination of batch and lengths."""
-        return [Point(*sizes) for sizes in product(self.batches, self.prompt_lengths, self.output_lengths)]
-
-
 def profile(
-    model: Model, out: Path, *, against: Model | None = None, asked: Asked = Asked(),
-    on_progress: Callable[[int, int, str], None] | None = None,
+    model: Model, out: Path, *, against: Model | None = None, asked: Asked | None = None,
+    on_progress: Callable[[int, int, str], None] | None = None, should_cancel: Callable[[], bool] | None = None,
+    command: Sequence[str] = (),
 ) -> Measurement:  # fmt: skip
     """Measures a model, and another one beside it.
 
@@ -88,16 +47,21 @@ def profile(
         model: The measured model, unwrapped.
         out: A new or empty folder.
         against: A model to compare with, in memory at the same time.
-        asked: What is measured.
+        asked: What is measured; the defaults unless given.
         on_progress: Told steps done, steps in all, and what is being done.
+        should_cancel: Asked between the steps.
+        command: What is noted in the manifest as what makes the measurement again.
 
     Raises:
         MeasurementError: the folder is occupied; a routing or an implementation that is unknown or does not run here;
-            a text longer than a model's context.
+            a text longer than a model's context; no point fits into memory, or into the time.
+        Cancelled: it was; nothing is written.
     """
     refuse_occupied(out)
     with _still_heap():
-        return _Profile(model, against, asked, on_progress or (lambda *_: None)).write(out)
+        return _Profile(
+            model, against, asked or Asked(), on_progress or (lambda *_: None), should_cancel, command
+        ).write(out)
 
 
 @contextmanager
@@ -117,56 +81,122 @@ class _Profile:
     against: Model | None
     asked: Asked
     on_progress: Callable[[int, int, str], None]
-    rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    should_cancel: Callable[[], bool] | None = None
+    command: Sequence[str] = ()
     warm_ups: list[dict[str, Any]] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     rounds_of: dict[Seat, int] = field(default_factory=dict)
+    is_late: bool = False
+    token_s: float = 0.0
     done: int = 0
     total: int = 0
 
     def write(self, out: Path) -> Measurement:
         """Measures, and writes what was found."""
+        self.began = machine.now()
+        self._check_dtype()
         contestants = self._contestants()
         self._check_context()
+        smallest = min(self.asked.points, key=lambda point: point.batch * (point.prompt_tokens + point.output_tokens))
+        with threads.chosen(
+            lambda: Seat(contestants[0], smallest, self.asked.prompts, self.asked.seed).run()[0].wall_s,
+            asked=self.asked.threads, device=self.model.device,
+        ) as told:  # fmt: skip
+            return self._write(out, contestants, told)
+
+    def _write(self, out: Path, contestants: Sequence[Contestant], threads_told: dict[str, Any]) -> Measurement:
         device = self.model.device
         load_before, first = machine.load_average(), machine.ceiling(device, self.model.module.dtype)
-        began = machine.now()
-        counters, no_energy = energy.counters(device.type)
+        base = contestants[0]
+        self.rows = Rows(self._first, base.experts, base.decode, machine.now())
+        self.counters, no_energy = energy.counters(device.type)
+        self.idle_watts = energy.idle_watts(self.counters, window_s=rows.ENERGY_WINDOW_S) if self.counters else []
         self.total = len(self.asked.points) * (self.asked.rounds + 3)
-        for point in self.asked.points:
-            seats = [seat for who in contestants if (seat := self._seat(who, point)) is not None]
-            self._step(f"warming up {_words(point)}")
-            self._warm_up(seats)
-            for number in range(self.asked.rounds):
-                self._step(f"round {number + 1} of {self.asked.rounds}, {_words(point)}")
-                here = [seat for seat in seats if number < self.rounds_of[seat]]
-                for order, i in enumerate(order_of(len(here), number)):
-                    self._sample(here[i], number, order, began)
-            plain = [seat for seat in seats if not seat.contestant.watched]
-            self._step(f"memory and coverage, {_words(point)}")
-            for seat in plain:
-                self._memory(seat)
-                self._coverage(seat)
-            self._step(f"checks, {_words(point)}")
-            self._checks(plain)
-            self._energy(plain, counters)
+        for point in self._points(contestants):
+            tokens = point.batch * (point.prompt_tokens + point.output_tokens)
+            if self._late(f"{words(point)}, and what comes after it", needs_s=RUNS_BEFORE * self.token_s * tokens):
+                break
+            self._measure(contestants, point)
+        if not self.rows.found.get("samples"):
+            raise MeasurementError(f"nothing was measured: {'; '.join(self.left_out)}.")
+        if self.asked.recording_rounds and not self._late("recording beside the bare forward pass"):
+            self._step("recording beside the bare forward pass")
+            longest = max(self.asked.prompt_lengths)
+            how = {"rounds": self.asked.recording_rounds, "seed": self.asked.seed}
+            found = recorded_rounds(self.model, prompt_tokens=longest, **how)
+            self.rows.found["recording"] = [{"model": self._first, **row} for row in found]
         last = machine.ceiling(device, self.model.module.dtype)
         prompts = {label: kind_of(each, self.asked.prompts) for label, each in self._models().items()}
         manifest = {
             "models": {label: _facts(each) for label, each in self._models().items()},
-            "settings": {**self.asked.__dict__, "prompts": prompts},
-            "base": {"routing": str(contestants[0].routing), "experts": contestants[0].experts},
-            "machine": machine.facts(device),
+            "settings": {**asdict(self.asked), "prompts": prompts},
+            "base": {"routing": str(base.routing), "experts": base.experts, "launch": base.decode},
+            "machine": machine.facts(device) | {"threads_found": threads_told},
             "load_average": {"before": load_before, "after": machine.load_average()},
             "ceiling": {"before": first.__dict__, "after": last.__dict__, "dtype": self.model.dtype},
             "hook_s": breakdown.hook_seconds(device),
             "warm_up": self.warm_ups,
             "left_out": self.left_out,
-            "energy": no_energy or ", ".join(counter.name for counter in counters),
+            "energy": no_energy or ", ".join(counter.name for counter in self.counters),
+            "seconds": machine.now() - self.began,
             "versions": software_versions(),
+            "command": list(self.command),
         }  # fmt: skip
-        tables = {name: pd.DataFrame(rows) for name, rows in self.rows.items()}
+        tables = {name: pd.DataFrame(rows) for name, rows in self.rows.found.items()}
         return write_measurement(out, tables, manifest)
+
+    def _measure(self, contestants: Sequence[Contestant], point: Point) -> None:
+        """One point: coverage first, so that what is timed has it whenever time runs out."""
+        seats = [seat for who in contestants if (seat := self._seat(who, point)) is not None]
+        self._step(f"warming up {words(point)}")
+        self._warm_up(seats)
+        plain = [seat for seat in seats if not seat.contestant.watched]
+        self._step(f"memory and coverage, {words(point)}")
+        for seat in plain:
+            self.rows.memory(seat)
+            self.rows.coverage(seat)
+            self.rows.device(seat)
+        longest_s = 0.0
+        for number in range(self.asked.rounds):
+            if self._late(f"round {number + 1} and later of {words(point)}", needs_s=longest_s):
+                return
+            self._step(f"round {number + 1} of {self.asked.rounds}, {words(point)}")
+            here, began = [seat for seat in seats if number < self.rounds_of[seat]], machine.now()
+            for order, i in enumerate(order_of(len(here), number)):
+                self.rows.sample(here[i], number, order)
+            longest_s = max(longest_s, machine.now() - began)
+        self.token_s = longest_s / (point.batch * (point.prompt_tokens + point.output_tokens))
+        self._step(f"checks, {words(point)}")
+        if self.asked.checks and not self._late(f"checks and energy of {words(point)}"):
+            self.rows.checks(plain)
+        if not self._late(f"energy of {words(point)}"):
+            self.rows.energy(plain, self.counters, self.idle_watts)
+        self.rounds_of.clear()  # a seat may hold a cache
+
+    def _points(self, contestants: Sequence[Contestant]) -> list[Point]:
+        """The points whose runs fit into memory; the others are left out by name."""
+        found, who = [], " and ".join(self._models())
+        for point in self.asked.points:
+            runs = []
+            for each in contestants:
+                size = each.model.module.dtype.itemsize
+                needed = forecast.of_run(each.model.topology, point, value_bytes=size)
+                runs += [(needed, each.decode == "graphs")] if needed is not None else []
+            free = kernels.free_bytes(self.model.device)
+            reason = forecast.refusal(who, words(point), forecast.together(runs), free) if runs else ""
+            self.left_out += [reason] if reason else []
+            found += [] if reason else [point]
+        if not found:
+            raise MeasurementError(f"no point fits into memory: {'; '.join(self.left_out)}.")
+        return found
+
+    def _late(self, what: str, *, needs_s: float = 0.0) -> bool:
+        """Whether the time is up, or would be; what is then not begun is said."""
+        limit_s = self.asked.limit_s
+        self.is_late = self.is_late or (bool(limit_s) and machine.now() - self.began + needs_s > limit_s)
+        if self.is_late:
+            self.left_out.append(f"{what}: the limit of {limit_s:g} s was reached")
+        return self.is_late
 
     def _models(self) -> dict[str, Model]:
         """By the names that stand in the tables; two of one name are told apart by revision, or by a number."""
@@ -178,25 +208,51 @@ class _Profile:
             names[1] += " again"
         return dict(zip(names, both, strict=True))
 
+    @property
+    def _first(self) -> str:
+        return next(iter(self._models()))
+
     def _contestants(self) -> list[Contestant]:
         (label, model), *others = self._models().items()
         routings = [Routing.parse(text) for text in self.asked.routings]
         experts = self._implementations()
+        decode, *launches = self._launches()
         if not model.topology.routers:
             wrong = [str(each) for each in routings if each.kind != "natural"]
             if wrong and self.asked.routings != Asked.routings:
                 raise MeasurementError(f"routing is {wrong[0]}, but {label} has no router to force.")
             routings = routings[:1] if not wrong else [Routing("natural")]
-        base = Contestant(label, model, routings[0], experts[0])
-        beside = [Contestant(name, other, experts=kernels.in_use(other.module)) for name, other in others]
+        base = Contestant(label, model, routings[0], experts[0], decode=decode)
+        beside = [
+            Contestant(name, other, experts=kernels.in_use(other.module), decode=decode) for name, other in others
+        ]
         found = [base, *beside]
         found += [Contestant(label, model, each, experts[0]) for each in routings[1:]]
-        found += [Contestant(label, model, routings[0], each) for each in experts[1:]]
+        found += [Contestant(label, model, routings[0], each, decode=decode) for each in experts[1:]]
+        if base.routing.kind == "natural":
+            found += [
+                Contestant(who.label, who.model, who.routing, who.experts, decode=each)
+                for each in launches
+                for who in (base, *beside)
+            ]
         if self.asked.parts:
             found += [
                 Contestant(who.label, who.model, who.routing, who.experts, watched=True) for who in (base, *beside)
             ]
         return found
+
+    def _launches(self) -> list[str]:
+        """The ways to launch a step that work here; eager where none of those asked for does."""
+        works = []
+        for name in self.asked.decode:
+            reasons = [
+                launch.why_not(each.module, name, torch.zeros((1, 2), dtype=torch.long, device=each.device))
+                for each in (self._models().values() if name != "eager" else ())
+            ]
+            reason = next(filter(None, reasons), "")
+            self.left_out += [f"decode {name}: {reason}"] if reason else []
+            works += [] if reason else [name]
+        return works or ["eager"]
 
     def _implementations(self) -> list[str]:
         module, now = self.model.module, kernels.in_use(self.model.module)
@@ -224,9 +280,31 @@ class _Profile:
                 works.append(name)
         return works
 
+    def _check_dtype(self) -> None:
+        """Runs two tokens through each model: what a device cannot do in a dtype is told before anything is timed."""
+        for label, model in self._models().items():
+            device, dtype = model.device, model.dtype
+            try:
+                if device.type == "cuda" and dtype == "bfloat16" and not torch.cuda.is_bf16_supported(False):
+                    raise RuntimeError("its tensor cores know no bfloat16")
+                with torch.inference_mode():
+                    model.module(input_ids=torch.zeros((1, 2), dtype=torch.long, device=device), use_cache=False)
+            except (RuntimeError, NotImplementedError, ValueError) as error:
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise MeasurementError(
+                    f"{label} does not run as {dtype} on {device.type}: {reason}. Give another --dtype (float32, "
+                    "bfloat16, float16) or another --device."
+                ) from error
+
     def _check_context(self) -> None:
         longest = max(point.prompt_tokens + point.output_tokens for point in self.asked.points)
         for label, model in self._models().items():
+            mixed = model.topology.attention_layers
+            if self.asked.prefill_chunk and mixed is not None and len(mixed) < model.topology.n_layers:
+                raise MeasurementError(
+                    f"prefill_chunk is {self.asked.prefill_chunk}, but {label} has layers that keep a state instead of "
+                    "keys and values, and transformers begins them anew with every piece; leave --prefill-chunk out."
+                )
             context = model.topology.context
             if context is not None and longest > context:
                 raise MeasurementError(
@@ -240,7 +318,7 @@ class _Profile:
             copied = kernels.copied_bytes(topology, point, value_bytes=who.model.module.dtype.itemsize)
             if 2 * copied > free:
                 self.left_out.append(
-                    f"batched_mm at {_words(point)}: it would copy {copied / 2**30:.1f} GiB of experts at once, and "
+                    f"batched_mm at {words(point)}: it would copy {copied / 2**30:.1f} GiB of experts at once, and "
                     f"{free / 2**30:.1f} GiB are free"
                 )
                 return None
@@ -253,130 +331,16 @@ class _Profile:
             who = seat.contestant
             warmed = warm_up(seat, most=self.asked.warm_up, limit_s=SLOW * first_s)
             first_s = first_s or warmed.last_s
-            compared = who is seats[0].contestant or (who.label != self._first and not who.watched)
+            same = who.decode == self.rows.decode and not who.watched
+            compared = who is seats[0].contestant or (who.label != self._first and same)
             self.rounds_of[seat] = self.asked.rounds if compared else min(self.asked.rounds, FEWEST_ROUNDS)
-            self.warm_ups.append({**who.key(), **_of(seat.point), "runs": warmed.runs, "settled": warmed.settled})
+            self.warm_ups.append({**who.key(), **of_point(seat.point), "runs": warmed.runs, "settled": warmed.settled})
 
-    def _step(self, words: str) -> None:
-        self.on_progress(self.done, self.total, words)
+    def _step(self, what: str) -> None:
+        if self.should_cancel is not None and self.should_cancel():
+            raise Cancelled("cancelled; nothing of the measurement was written. Ask again to start it.")
+        self.on_progress(self.done, self.total, what)
         self.done += 1
-
-    def _row(self, table: str, seat: Seat, **values: Any) -> None:
-        self.rows.setdefault(table, []).append({**seat.contestant.key(), **_of(seat.point), **values})
-
-    def _sample(self, seat: Seat, number: int, order: int, began: float) -> None:
-        started = machine.now() - began
-        run, parts = seat.run()
-        self._row(
-            "samples", seat, round=number, order=order, started_s=started, wall_s=run.wall_s,
-            token_s=run.token_s_N.tolist(),
-        )  # fmt: skip
-        if not seat.contestant.watched:
-            return
-        whole = {"prefill": float(run.token_s_N[0]), "decode": float(run.token_s_N[-1] - run.token_s_N[0])}
-        for phase, whole_s in whole.items():
-            if phase == "decode" and seat.point.output_tokens == 1:
-                continue
-            own: dict[str, float] = {}
-            for (step, part), seconds in parts.items():
-                if (step == 0) == (phase == "prefill"):
-                    own[part] = own.get(part, 0.0) + seconds
-            own["rest"] = whole_s - sum(own.values())
-            for part in breakdown.PARTS:
-                if part in own:
-                    self._row("parts", seat, round=number, phase=phase, part=part, seconds=own[part], whole_s=whole_s)
-
-    def _memory(self, seat: Seat) -> None:
-        peak = peak_of(seat.run, seat.contestant.model.device)
-        self._row(
-            "memory", seat, before_bytes=peak.before_bytes, peak_bytes=peak.peak_bytes, counter=peak.counter,
-        )  # fmt: skip
-
-    def _coverage(self, seat: Seat) -> None:
-        routers, base = seat.contestant.model.topology.routers, self.rows["samples"][0]["experts"]
-        if not routers or (seat.contestant.label == self._first and seat.contestant.experts != base):
-            return  # other kernels meet the same experts
-        counts = seat.counts()
-        for router in routers:
-            counts_SE = np.stack(counts[router.experts_path])
-            self._row("coverage", seat, **_coverage("prefill", router, counts_SE[:1]))
-            if len(counts_SE) > 1:
-                self._row("coverage", seat, **_coverage("decode", router, counts_SE[1:]))
-
-    @property
-    def _first(self) -> str:
-        return next(iter(self._models()))
-
-    def _checks(self, seats: Sequence[Seat]) -> None:
-        """Our loop beside `generate`, and each implementation of the experts beside the first."""
-        base = seats[0]
-        first, _ = base.run()
-        for seat in seats:
-            who = seat.contestant
-            if who.routing.kind == "natural" and (who.label != self._first or who.experts == base.contestant.experts):
-                ours, written = seat.run()[0].ids_BN, _generated(seat)
-                self._row(
-                    "checks", seat, check="generate", tokens_same=float((ours == written).float().mean()),
-                    logit_difference=float("nan"), largest_logit=float("nan"),
-                )  # fmt: skip
-            elif who.label == self._first and who.routing == base.contestant.routing:
-                run, _ = seat.run()
-                self._row(
-                    "checks", seat, check=f"as {base.contestant.experts}",
-                    tokens_same=float((run.ids_BN == first.ids_BN).float().mean()),
-                    logit_difference=float((run.logits_BV - first.logits_BV).abs().max()),
-                    largest_logit=float(first.logits_BV.abs().max()),
-                )  # fmt: skip
-
-    def _energy(self, seats: Sequence[Seat], counters: Sequence[energy.Counter]) -> None:
-        if not counters:
-            return
-        for seat in seats:
-            runs, began = 0, machine.now()
-            before = [counter.read_joules() for counter in counters]
-            while machine.now() - began < ENERGY_WINDOW_S:
-                seat.run()
-                runs += 1
-            for counter, start in zip(counters, before, strict=True):
-                joules = counter.between(start, counter.read_joules())
-                self._row(
-                    "energy", seat, counter=counter.name, runs=runs, window_s=machine.now() - began, joules=joules
-                )
-
-
-def _generated(seat: Seat) -> torch.Tensor:
-    """The new tokens of transformers' own greedy `generate` for a seat's prompts."""
-    module, ids_BS = seat.contestant.model.module, seat.ids_BS
-    with kernels.using(module, seat.contestant.experts), torch.inference_mode():
-        whole = module.generate(
-            input_ids=ids_BS, attention_mask=torch.ones_like(ids_BS), do_sample=False, eos_token_id=None,
-            max_new_tokens=seat.point.output_tokens, min_new_tokens=seat.point.output_tokens, pad_token_id=0,
-        )  # fmt: skip
-    return whole[:, ids_BS.shape[1] :]
-
-
-def _coverage(phase: str, router: Router, counts_SE: np.ndarray) -> dict[str, Any]:
-    """Distinct experts in the passes of one phase, beside what even and independent choices would meet."""
-    distinct_S = (counts_SE > 0).sum(1)
-    tokens = int(counts_SE[0].sum()) // router.top_k
-    independent = float("nan")  # one pass says nothing of its own expectation
-    if len(counts_SE) > 1:
-        pooled = expected_activated_experts(counts_SE.sum(0), tokens_B=np.array([tokens]), top_k=router.top_k)
-        independent = float(pooled[0])
-    uniform = uniform_activated_experts(tokens_B=np.array([tokens]), n_experts=router.n_experts, top_k=router.top_k)
-    return {
-        "phase": phase, "layer": router.layer, "site": router.site, "tokens": tokens, "passes": len(counts_SE),
-        "distinct": float(distinct_S.mean()), "lowest": int(distinct_S.min()), "highest": int(distinct_S.max()),
-        "uniform": float(uniform[0]), "independent": independent, "n_experts": router.n_experts, "top_k": router.top_k,
-    }  # fmt: skip
-
-
-def _of(point: Point) -> dict[str, int]:
-    return {"batch": point.batch, "prompt_tokens": point.prompt_tokens, "output_tokens": point.output_tokens}
-
-
-def _words(point: Point) -> str:
-    return f"{point.batch} x {point.prompt_tokens} + {point.output_tokens} tokens"
 
 
 def _facts(model: Model) -> dict[str, Any]:
@@ -387,6 +351,7 @@ def _facts(model: Model) -> dict[str, Any]:
         "weights": model.weights,
         "dtype": model.dtype,
         "device": str(model.device),
+        "devices": sorted({str(p.device) for p in module.parameters()}),
         "attention": module.config.get_text_config()._attn_implementation,
         "experts": kernels.in_use(module),
         "weights_bytes": sum(p.numel() * p.element_size() for p in module.parameters()),

@@ -88,14 +88,13 @@ def plan(routing: Routing, topology: Topology, point: Point, *, device: torch.de
         router.experts_path: _ids(routing, router, point, np.random.default_rng([seed, number]))
         for number, router in enumerate(topology.routers)
     }
-    passes = [point.prompt_tokens] + [1] * (point.output_tokens - 1)
-    starts = np.cumsum([0, *passes])
+    starts = np.cumsum([0, *point.widths])
     return [
         {
             path: torch.from_numpy(ids_BPK[:, start : start + width].reshape(-1, ids_BPK.shape[-1])).to(device)
             for path, ids_BPK in per_router.items()
         }
-        for start, width in zip(starts[:-1], passes, strict=True)
+        for start, width in zip(starts[:-1], point.widths, strict=True)
     ]
 
 

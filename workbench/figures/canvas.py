@@ -222,7 +222,8 @@ def groups(
     for part, place in parts:
         for index, (name, rows) in enumerate(figure.parts("group", part)):
             if spread:
-                shift = (index - (len(colours) - 1) / 2) * spread / len(colours)
+                shared = isinstance(figure, Bars) and figure.base is not None
+                shift = 0.0 if shared else (index - (len(colours) - 1) / 2) * spread / len(colours)
                 at = rows[figure.x].map(rank).to_numpy(float) + shift
             else:
                 at = column_of(rows, figure.x)

@@ -5,7 +5,7 @@ Save with `save`, which embeds the fonts and leaves out the time, so that the sa
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any
 
 import numpy as np
@@ -131,16 +131,22 @@ def _draw_bars(figure: Bars, page_in: float) -> Page:
     page, parts = panels(figure, page_in, per_row=per_row, height_in=height_in)
     values, colours = figure.order(figure.x), _group_colours(figure)
     place = {value: index for index, value in enumerate(values)}
-    wide = 0.8 / len(colours)
+    beside = 1 if figure.base else len(colours)
+    wide = 0.8 / beside
     for part, ax in parts:
         for index, (_, rows) in enumerate(figure.parts("group", part)):
-            at = rows[figure.x].map(place).to_numpy(dtype=float) + _shift(index, len(colours), 0.8)
-            ax.bar(at, _column(rows, figure.y), wide * (0.92 if len(colours) > 1 else 1.0), color=colours[index])
+            at = rows[figure.x].map(place).to_numpy(dtype=float) + _shift(index if beside > 1 else 0, beside, 0.8)
+            end = _column(rows, figure.y)
+            begin = _column(rows, figure.base) if figure.base else np.zeros_like(end)
+            ax.bar(at, end - begin, wide * (0.92 if beside > 1 else 1.0), bottom=begin, color=colours[index])
+            if figure.label:
+                _label_bars(ax, at, figure.tops(rows), rows[figure.label])
             if figure.null:
                 ax.hlines(_column(rows, figure.null), at - wide / 2, at + wide / 2, **_NULL)
             if figure.low and figure.high:
                 _whiskers(ax, at, _column(rows, figure.low), _column(rows, figure.high), color=LIGHT.text)
-        ax.axhline(0, color=LIGHT.text, linewidth=0.6)
+        if not figure.base:
+            ax.axhline(0, color=LIGHT.text, linewidth=0.6)
         ax.set_xlim(-0.6, len(values) - 0.4)
         name_x(ax, range(len(values)), values, frame_in=0.7)
         ax.tick_params(axis="x", length=0)
@@ -148,6 +154,15 @@ def _draw_bars(figure: Bars, page_in: float) -> Page:
     groups = _group_legend(figure, lambda _, colour: Patch(facecolor=colour))
     marks: Legend = [(_whisker_handle(), figure.interval_label)] if figure.low else []
     return finish(page, figure, height_in=height_in, legends=[groups, marks + _null_legend(figure)])
+
+
+def _label_bars(ax: Axes, at: np.ndarray, tops: np.ndarray, texts: Iterable[object]) -> None:
+    """Texts over bars."""
+    look: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": SMALL_PT, "color": LIGHT.text}
+    for x, y, text in zip(at, tops, texts, strict=True):
+        if np.isfinite(y):
+            ax.annotate(say(str(text)), (x, y), xytext=(0, 2), textcoords="offset points", **look)
+    ax.margins(y=0.15)
 
 
 def _draw_lines(figure: Lines, page_in: float) -> Page:

@@ -85,9 +85,12 @@ def _heat_map(figure: HeatMap, ink: Ink) -> "go.Figure":
 
 def _bars(figure: Bars, ink: Ink) -> "go.Figure":
     canvas, parts = canvas_of(figure, ink, panel_px=_plot_px(figure), foot_px=110)
-    wide = 0.8 / _count(figure)
+    wide = 0.8 / (1 if figure.base else _count(figure))
     for group in groups(figure, parts, ink, spread=0.8):
         bar = {"x": group.at, "y": column_of(group.rows, figure.y), "width": wide * 0.92}
+        if figure.base:
+            begin = column_of(group.rows, figure.base)
+            bar |= {"base": begin, "y": bar["y"] - begin}
         add(
             canvas,
             "Bar",
@@ -99,8 +102,14 @@ def _bars(figure: Bars, ink: Ink) -> "go.Figure":
         )
         _null_ticks(canvas, figure, group, ink, wide=wide)
         _whiskers(canvas, figure, group, colour=ink.text)
+        if figure.label:
+            said = {"mode": "text", "text": [as_text(text) for text in group.rows[figure.label]], "hoverinfo": "skip"}
+            look = {"textposition": "top center", "cliponaxis": False, "textfont": {"color": ink.text}}
+            add(canvas, "Scatter", group.place, x=group.at, y=figure.tops(group.rows), **said, **look, **group.unnamed)
     _name_marks(canvas, figure, ink)
     _rank_axis(canvas, figure)
+    if figure.base and figure.panel is None:  # bars without a height would push the others aside
+        canvas.update_xaxes(range=[-0.6, len(figure.order(figure.x)) - 0.4])
     return canvas
 
 

@@ -227,7 +227,31 @@ class _Series(_Spec):
 
 @dataclass(frozen=True, eq=False)
 class Bars(_Series):
-    """Bars from zero over categories or layers, side by side by group."""
+    """Bars over categories or layers, side by side by group; from zero, or each from a base of its own (a waterfall).
+
+    Attributes:
+        base: Column of where the bars begin; groups then share one place, and tell kinds of steps apart.
+        label: Column of short texts at the bars' ends.
+    """
+
+    _: KW_ONLY
+    base: str | None = None
+    label: str | None = None
+
+    NUMBERS: ClassVar[tuple[str, ...]] = (*_Series.NUMBERS, "base")
+    TEXTS: ClassVar[tuple[str, ...]] = ("label",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.base is not None:
+            self._check_once(self.x, self.panel)
+            if np.isnan(self.numbers(self.base)).any():
+                raise self._error(f"column {self.base!r} is NaN somewhere; a number is wanted where each bar begins")
+
+    def tops(self, rows: pd.DataFrame) -> np.ndarray:
+        """The highest place of each bar, its interval's upper end among them: over it is room for a label."""
+        ends = [column for column in (self.base, self.y, self.high) if column is not None]
+        return rows[ends].to_numpy(dtype=float, na_value=-np.inf).max(axis=1)
 
 
 @dataclass(frozen=True, eq=False)

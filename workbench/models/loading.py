@@ -122,7 +122,7 @@ def load(
                 "device, or a smaller model."
             )
         if weights == "dummy":
-            module = _dummy(config, torch_dtype).to(where)
+            module = _dummy(config, torch_dtype, where)
         else:
             module = _checkpoint(source, config, torch_dtype, where)
     if attention is not None:
@@ -310,9 +310,11 @@ def on_meta(config: Any) -> Any:
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
-def _dummy(config: Any, dtype: torch.dtype) -> Any:
+def _dummy(config: Any, dtype: torch.dtype, where: str) -> Any:
+    """Random weights, drawn where they stay and in their dtype: a host need not hold what a GPU can."""
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    with torch.device(where):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
 
 
 def _tokenizer(source: _Source) -> PreTrainedTokenizerBase | None:
