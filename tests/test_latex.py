@@ -107,7 +107,7 @@ def compiled(pdflatex, folder) -> str:
 
 
 def test_the_document_over_a_bundle_compiles_whatever_stands_in_it(pdflatex, tmp_path):
-    texts = [CANARY, STRANGE, r"\input{/etc/passwd} \end{document} %", "-- `` '' ?` !` <<"]
+    texts = [CANARY, STRANGE, r"\input{secrets} \end{document} %", "-- `` '' ?` !` <<"]
     strange = pd.DataFrame({"token": texts, "load": [0.1, 2, 3, 4]})
     wide = pd.concat([strange.add_prefix(prefix) for prefix in "abcd"], axis=1)
     tables = {"tokens": strange, "long": pd.concat([TABLE] * 30), "wide": wide, "endless": pd.concat([TABLE] * 60)}
