@@ -108,7 +108,7 @@ def _asked(ask: Callable[..., str]) -> Asked:
 def look_at(model: str) -> dict[str, Any] | None:
     """What a model is made of, once it was looked at, for all visitors; until then the progress is shown."""
     looks = _looks(str(data_folder()))
-    if model not in looks:
+    if model not in looks or looks[model].job not in {job.id for job in host().jobs()}:  # it ended long ago
         looks[model] = _asked(partial(host().inspect, model))
         for old in list(looks)[:-_LOOKS_KEPT]:
             looks.pop(old, None)

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import beartype  # noqa: F401  before nnsight, which hangs a method on `object` that beartype cannot hash
@@ -19,6 +21,14 @@ from workbench.recording_schema import FIELDS
 hypothesis.settings.register_profile("here", derandomize=bool(os.environ.get("CI")), deadline=None)
 hypothesis.settings.load_profile("here")
 torch.set_num_threads(1)  # tiny models gain nothing from more, and lose much where cores are shared
+
+
+@pytest.fixture(autouse=True)
+def _main_module() -> Iterator[None]:
+    """AppTest leaves the app's entry as `__main__`, which processes that are started later would run."""
+    main = sys.modules["__main__"]
+    yield
+    sys.modules["__main__"] = main
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from analyses import throughput
+from tests import tiny
 from tests.efficiency.test_machine import FakeNvml
 from tests.efficiency.test_measure import small
 from workbench.efficiency import busy, energy, forecast, kernels, machine, threads
@@ -85,11 +86,13 @@ def test_a_measurement_can_be_cancelled_and_writes_nothing(dense, tmp_path):
     assert not (tmp_path / "m").exists()
 
 
-def test_a_dtype_that_the_device_cannot_do_is_a_sentence(dense, tmp_path, monkeypatch):
+def test_a_dtype_that_the_device_cannot_do_is_a_sentence(tmp_path, monkeypatch):
+    dense = tiny.dense()
+
     def forward(*_: object, **__: object) -> None:
         raise RuntimeError("\"addmm_impl_cpu_\" not implemented for 'Half'\nmore")
 
-    monkeypatch.setattr(type(dense.module), "forward", forward)
+    monkeypatch.setattr(dense.module, "forward", forward)
     with pytest.raises(MeasurementError, match=r"does not run as float32 on cpu: .*for 'Half'. Give another"):
         profile(dense, tmp_path / "m", asked=small())
 

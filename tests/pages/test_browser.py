@@ -152,7 +152,7 @@ def test_a_click_on_the_matrix_of_pairs_chooses_the_expert_and_leads_to_its_card
     assert visitor.page.get_by_role("heading", name="Expert 6 of layer 2", exact=True).is_visible()
     visitor.page.get_by_role("button", name="Pin L2 E6").click()
     visitor.settle()
-    visitor.page.get_by_label("Jump to").fill("L0 E3")
+    visitor.page.get_by_role("textbox", name="Jump to").fill("L0 E3")
     visitor.page.keyboard.press("Enter")
     visitor.settle()
     for name in ("Expert 3 of layer 0", "Expert 6 of layer 2"):
@@ -169,7 +169,7 @@ def test_a_click_on_the_map_of_domains_chooses_the_expert_and_its_parts_follow(v
     visitor.settle()
     visitor.click_mark("contribution-by_domain", 4.5 / 8, 0.3)
     assert "expert=4" in visitor.address()
-    visitor.page.locator(".st-key-contribution-tables").get_by_text("Tables").click()
+    visitor.page.locator(".st-key-open-contribution-tables").get_by_text("Tables").click()
     visitor.settle()
     assert visitor.save("contribution-experts-table", "CSV").decode().startswith("layer,expert,contribution")
 
