@@ -200,6 +200,9 @@ def finish(page: Page, figure: PanelFigure, *, height_in: float, legends: Sequen
             break
         page.set_figheight(page.get_figheight() + panels_across(panel)[0] * missing_in)
     page.set_layout_engine("none")
+    page.set_figheight(round(page.get_figheight(), 4))
+    for ax in page.axes:  # the solver's last digits differ from run to run, and files must not
+        ax.set_position([round(edge, 6) for edge in ax.get_position(original=True).bounds])
     top_in = foot_in
     for row, tall in rows:
         handles, labels = zip(*row, strict=True)
