@@ -1,6 +1,6 @@
 """How much faster co-activation is counted than by a Python loop over tokens and pairs, in the same run.
 
-    python -m tests.benchmarks.coactivation [--tokens 20000] [--experts 64] [--top-k 8] [--rounds 5]
+    python -m tests.benchmarks.coactivation [--tokens 200000] [--experts 64] [--top-k 8] [--rounds 5]
 
 Two loops: one adds to a NumPy matrix, as scripts do, the other to nested lists with all that can be taken out of the
 inner loop, the fastest that Python does. All count the same ids and must agree; rounds are interleaved, and a ratio is
@@ -40,7 +40,7 @@ def by_lists(ids_TK: np.ndarray, n_experts: int) -> np.ndarray:
 def main() -> None:
     """Prints both times and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=20_000)
+    parser.add_argument("--tokens", type=int, default=200_000)
     parser.add_argument("--experts", type=int, default=64)
     parser.add_argument("--top-k", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)

@@ -202,7 +202,8 @@ def finish(page: Page, figure: PanelFigure, *, height_in: float, legends: Sequen
     page.set_layout_engine("none")
     page.set_figheight(round(page.get_figheight(), 4))
     for ax in page.axes:  # the solver's last digits differ from run to run, and files must not
-        ax.set_position([round(edge, 6) for edge in ax.get_position(original=True).bounds])
+        left, bottom, width, height = (round(edge, 6) for edge in ax.get_position(original=True).bounds)
+        ax.set_position((left, bottom, width, height))
     top_in = foot_in
     for row, tall in rows:
         handles, labels = zip(*row, strict=True)
