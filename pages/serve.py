@@ -8,15 +8,20 @@
 import contextlib
 import sys
 import threading
+import time
 from pathlib import Path
 
 from streamlit.web.cli import main
 
 from workbench.errors import WorkbenchError
 
+_HEAD_START_S = 0.5
+"""Of the server, so that it answers before the imports here keep the process busy."""
+
 
 def _ready() -> None:
     """The host, the recording that opens by itself, what is first shown of it; what goes wrong is said where needed."""
+    time.sleep(_HEAD_START_S)
     import jobs
     import shared
     import showing

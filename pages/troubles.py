@@ -6,7 +6,6 @@ import threading
 import traceback
 from logging.handlers import RotatingFileHandler
 
-import jobs
 import streamlit as st
 
 from workbench.errors import WorkbenchError
@@ -17,6 +16,8 @@ _OPENING = threading.Lock()
 
 def tell(error: Exception) -> bool:
     """Notes an error in the data folder's `logs/app.log`, and shows its number in the place of Streamlit's message."""
+    import jobs  # not above: the server would answer its first request only after all that it imports
+
     if isinstance(error, WorkbenchError):  # of a callback or a fragment
         st.error(jobs.plain(error), icon=":material/error:")
         return True
@@ -31,6 +32,8 @@ def tell(error: Exception) -> bool:
 
 
 def _log() -> logging.Logger:
+    import jobs
+
     log = logging.getLogger("moe-workbench.app")
     with _OPENING:
         if not log.handlers:
