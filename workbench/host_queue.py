@@ -249,9 +249,9 @@ class Queue:
                     self._killer.cancel()
                     self._killer = None
                 self._running, job = None, self._jobs[job_id]
+                with contextlib.suppress(OSError):
+                    self._tidy(job, end["state"])  # before anyone can see the end, and ask for the same name again
                 self._settle(job_id, **end)
-            with contextlib.suppress(OSError):
-                self._tidy(job, end["state"])
             self._unload_if_idle()
 
     def _next(self) -> tuple[str, dict[str, Any]] | None:
@@ -265,7 +265,7 @@ class Queue:
             return job_id, self._requests.pop(job_id)
 
     def _tidy(self, job: Job, state: str) -> None:
-        """After a job: a request that is done is forgotten, and what only makes a second time quicker is bounded."""
+        """At a job's end: a request that is done is forgotten, and what only makes a second time quicker is bounded."""
         if job.name and not self._stopped:
             host_kept.drop_request(self.data, job.name, also_begun=state == "done")
         if job.kind == "attention":
