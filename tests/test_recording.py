@@ -274,6 +274,17 @@ def test_what_is_decoded_is_kept_up_to_a_bound(recording, monkeypatch):
     assert read == ["token"] * (len(plain) - 1)  # the first part alone
 
 
+def test_the_documents_are_read_once_where_they_are_kept_and_nobody_writes_to_what_is_kept(recording, monkeypatch):
+    plain = recording.documents()
+    kept = recording.keeping(1 << 20)
+    first = kept.documents()
+    first["loss"] = 0.0
+    monkeypatch.setattr(pq, "read_table", None)  # nothing is read from here on
+    mine = kept.documents()
+    mine.loc[0, "domain"] = "mine"
+    pd.testing.assert_frame_equal(kept.documents(), plain)
+
+
 def test_the_rows_of_a_document_are_the_same_kept_and_read_again(recording):
     columns = ["position", "token", "layer02.weights"]
     kept = recording.keeping(1 << 20)

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from workbench.absent import absent_sentence
 from workbench.errors import RecordingError
 from workbench.models.topology import Router, Topology
+from workbench.recording_kept import Kept
 from workbench.recording_schema import (
     DOCUMENT_COLUMNS,
     EXPERT_WEIGHTS,
@@ -106,7 +107,7 @@ class Recording:
         self.path = path
         self.manifest = manifest
         self.topology = Topology.from_json(manifest["topology"])
-        self._kept = _Kept(0)
+        self._kept = Kept(0)
 
     def keeping(self, n_bytes: int) -> "Recording":
         """The same recording for several questions in a row: of the ids decoded the first so many bytes stay in memory.
@@ -115,7 +116,7 @@ class Recording:
         does not grow with the tokens. Arrays that are kept are read-only.
         """
         kept = copy.copy(self)
-        kept._kept = _Kept(n_bytes)
+        kept._kept = Kept(n_bytes)
         return kept
 
     @classmethod
@@ -389,10 +390,15 @@ class Recording:
         return self._frame("documents", DOCUMENT_COLUMNS)
 
     def _frame(self, table: str, columns: tuple[str, ...]) -> pd.DataFrame:
-        kept = [name for name in columns if name in self._schemas()[table].names]
-        files = [self.path / part_name(table, part["index"]) for part in self.manifest["parts"]]
-        read = pa.concat_tables([pq.read_table(file, columns=kept) for file in files], promote_options="permissive")
-        return read.to_pandas()
+        there = [name for name in columns if name in self._schemas()[table].names]
+        files = tuple(self.path / part_name(table, part["index"]) for part in self.manifest["parts"])
+        kept = self._kept.frame(files)
+        if kept is None:
+            read = [pq.read_table(file, columns=there) for file in files]
+            kept = pa.concat_tables(read, promote_options="permissive").to_pandas()
+            if table == "documents":
+                self._kept.keep_frame(files, kept)
+        return kept.copy(deep=False)  # pandas copies what is written to
 
     @cached_property
     def vocabulary(self) -> pd.DataFrame:
@@ -414,27 +420,6 @@ class Recording:
             raise RecordingError(
                 f"{self.path}: {EXPERT_WEIGHTS} cannot be read ({error}). Run `workbench verify {self.path}`."
             ) from error
-
-
-class _Kept:
-    """Decoded columns of whole numbers by file, and of any numbers of one document, up to a number of bytes.
-
-    The first that come stay: every question starts over, so that what was used longest ago is what is wanted next.
-    """
-
-    def __init__(self, n_bytes: int) -> None:
-        self._left = n_bytes
-        self._columns: dict[Path, dict[str, np.ndarray]] = {}
-
-    def of(self, file: Path) -> dict[str, np.ndarray]:
-        return self._columns.get(file, {})
-
-    def keep(self, file: Path, decoded: dict[str, np.ndarray], *, kinds: str = "iu") -> None:
-        for name, values in decoded.items():
-            if values.dtype.kind in kinds and values.nbytes <= self._left:
-                values.flags.writeable = False
-                self._columns.setdefault(file, {})[name] = values
-                self._left -= values.nbytes
 
 
 def _to_numpy(column: pa.ChunkedArray) -> np.ndarray:

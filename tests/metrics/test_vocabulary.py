@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.oracles import type_averaged_specialization
 from workbench.metrics import specialization
 from workbench.metrics import vocabulary as m
+from workbench.metrics._arithmetic import group_numbers
 from workbench.metrics.sets import shuffled_within
 
 
@@ -310,3 +311,15 @@ def test_pairs_of_the_plain_twin_are_pairs():
     value, size = slow_given_token(document_T, token_T, ids_TK, np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1]))
     assert (value, size) == (0.5, 4)
     assert sum(1 for _ in combinations(range(4), 2)) == 6
+
+
+@pytest.mark.parametrize("most", [1, 7, 2**16, 2**16 + 3, 2**40])
+def test_groups_are_those_of_unique(most):
+    rng = np.random.default_rng(most)
+    one_T = rng.integers(0, most, 500)
+    two_T = rng.integers(0, 3, 500)
+    known = np.unique(np.stack([two_T, one_T]), axis=1, return_inverse=True)[1]
+    found = group_numbers(one_T, two_T)
+    assert len(set(zip(found.tolist(), known.tolist(), strict=True))) == len(set(known.tolist())) == found.max() + 1
+    assert found.min() == 0
+    assert group_numbers(one_T[:0]).shape == (0,)

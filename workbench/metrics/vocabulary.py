@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int, Integer, Num
 
-from workbench.metrics._arithmetic import check_ids, checked_counts
+from workbench.metrics._arithmetic import check_ids, checked_counts, group_numbers
 
 _BLOCK_TOKENS = 1 << 14
 _BLOCK_IDS = 256  # ids at a time: their tables stay in the cache
@@ -142,8 +142,7 @@ def rate_elsewhere(
     for name, values_T in (("token_T", token_T), ("cluster_T", cluster_T)):
         if len(values_T) and values_T.min() < 0:
             raise ValueError(f"{name} holds {values_T.min()}, wanted 0 or more: leave padding out")
-    ids_V, of_id_T = np.unique(token_T, return_inverse=True)
-    _, pair_T = np.unique(cluster_T.astype(np.int64) * max(len(ids_V), 1) + of_id_T, return_inverse=True)
+    of_id_T, pair_T = group_numbers(token_T), group_numbers(token_T, cluster_T)
     weight_T = chosen_T.astype(np.float64)
 
     def elsewhere(weight_T: np.ndarray) -> np.ndarray:
