@@ -22,14 +22,16 @@ _HEAD_START_S = 0.5
 def _ready() -> None:
     """The host, the recording that opens by itself, what is first shown of it; what goes wrong is said where needed."""
     time.sleep(_HEAD_START_S)
+    import ahead
+    import foreseen
     import jobs
     import shared
-    import showing
 
     with contextlib.suppress(WorkbenchError):
         jobs.host()
         for name in list(shared.finished_recordings())[-1:]:
-            showing.ready(shared.open_recording(name))
+            foreseen.ready(shared.open_recording(name))
+    ahead.outlook.begin()
 
 
 if __name__ == "__main__":

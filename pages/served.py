@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import ahead
 import streamlit as st
 import troubles
 from streamlit.runtime.scriptrunner.script_runner import ScriptRunner
@@ -18,7 +19,8 @@ def _unless_its_page_is_gone(runner: ScriptRunner, asked: Any) -> None:
     fragments = asked.fragment_id_queue
     if asked.is_auto_rerun and fragments and not any(map(runner._fragment_storage.contains, fragments)):
         return
-    _run_script(runner, asked)
+    with ahead.outlook.page():
+        _run_script(runner, asked)
 
 
 ScriptRunner._run_script = _unless_its_page_is_gone

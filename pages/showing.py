@@ -6,7 +6,7 @@ import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import aside
 import streamlit as st
 from jobs import plain
-from shared import TOKENS_SHOWN, note_opened, opened, pick
+from shared import note_opened, opened, pick
 
 from analyses import _batch, _compare, _costs
 from analyses._definitions import definitions
@@ -104,19 +104,13 @@ def result(
     return found
 
 
-def ready(recording: Recording) -> None:
-    """Asks beforehand, when the app starts, what the pages first show of a recording, and draws it."""
-    layers, documents = recording.moe_layers, recording.documents().nsmallest(1, "document")["id"].tolist()
-    if not layers:
-        return
-    middle, document = {"layer": layers[len(layers) // 2]}, {"document": documents[0], "first": 0, "last": TOKENS_SHOWN}
-    first = [("token_routing", {**middle, **document}), ("token_routing", document), ("expert_load", {})]
-    first += [("expert_card", {**middle, "min_count": 5}), ("load_balance", {}), ("domain_load", middle)]
-    for name, settings in [*first, ("coactivation", middle)]:
-        with suppress(AnalysisError):
-            shown = _found(recording, name, None, "auto", tuple(f"{key}={value}" for key, value in settings.items()))
-            for figure in shown.figures:
-                _drawn(shown.key, figure, False, shown.figures[figure])
+def make(recording: Recording, name: str, *, dark: bool, **settings: Any) -> int:
+    """Computes a result and draws it, for pages that will ask for it; the bytes of its tables."""
+    pairs = tuple(f"{key}={value}" for key, value in settings.items() if value is not None)
+    shown = _found(recording, name, None, "auto", pairs)
+    for figure in shown.figures:
+        _drawn(shown.key, figure, dark, shown.figures[figure])
+    return sum(int(table.memory_usage(deep=True).sum()) for table in shown.tables.values())
 
 
 def of_costs(subject: Costed, name: str, **settings: Any) -> Shown:
@@ -153,7 +147,7 @@ def _of_measurement(digest: str, path: str, source: str, name: str, _measurement
     return Shown(name, _measurement, (), said.result, said.tables, said.figures, said.missing, key)
 
 
-@st.cache_resource(max_entries=64, show_spinner=False)
+@st.cache_resource(max_entries=256, show_spinner=False)
 def _result(
     digest: str, path: str, source: str, name: str, pairs: tuple[str, ...],
     _recording: Recording, _against: Recording | None, _experts: str,
@@ -284,7 +278,7 @@ def show(shown: Shown, name: str, *, follow: Mapping[str, str] | None = None, ta
         aside.button(shown, name, key)
 
 
-@st.cache_resource(max_entries=32, show_spinner=False)
+@st.cache_resource(max_entries=128, show_spinner=False)
 def _drawn(result: tuple[Any, ...], name: str, dark: bool, _figure: Figure) -> Any:
     return screen(_figure, dark=dark)
 

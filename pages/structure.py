@@ -1,6 +1,7 @@
 """Structure: experts that are chosen together, one after another, and again; each beside what chance gives."""
 
 import experts
+import foreseen
 import shared
 import showing
 import streamlit as st
@@ -27,6 +28,7 @@ with showing.told():
             if is_open:  # it counts the pairs of every layer
                 every = showing.result(recording, "coactivation")
                 showing.show(every, "by_layer", follow={"layer": "layer"}, tag="all-")
+    foreseen.other_layers(recording, "coactivation", layer)
 
 follow = {"layer": "layer", "expert": "expert"}
 with showing.part("Flow to the next layer", "layer_flow", recording) as is_open:

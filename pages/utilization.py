@@ -1,6 +1,7 @@
 """Utilization: the load of every expert of every layer, and the card of the one that is clicked, or of two."""
 
 import experts
+import foreseen
 import shared
 import showing
 import streamlit as st
@@ -39,6 +40,7 @@ with showing.told():
         ):
             if is_open and table in shown.tables:
                 showing.table(shown, table)
+    foreseen.other_layers(recording, "expert_card", card.result.layer, expert=expert, min_count=least)
 with showing.folded("Spread of the load over each layer's experts") as is_open:
     if is_open:
         showing.show(load, "load_spread")
