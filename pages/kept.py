@@ -63,8 +63,9 @@ def recordings() -> None:
         "tokens": st.column_config.NumberColumn(format="localized"),
     }
     chosen = st.dataframe(
-        rows, hide_index=True, on_select="rerun", selection_mode="single-row", key="recordings", column_config=columns
-    )
+        rows, hide_index=True, on_select="rerun", selection_mode="single-row", key="recordings", column_config=columns,
+        placeholder="–",
+    )  # fmt: skip
     at = [row for row in chosen.selection.rows if row < len(rows)]
     if not at:
         st.caption("Choose a row to open its recording.")
@@ -92,4 +93,4 @@ def made_by() -> None:
     rows = jobs.rows()
     with st.expander(f"Jobs since the app was started ({len(rows)})", icon=":material/list:"):
         st.caption("Of each job the seconds that loading its model took, where it was not in memory, and those after.")
-        st.dataframe(rows, hide_index=True, key="jobs-table")
+        st.dataframe(rows, hide_index=True, key="jobs-table", placeholder="–")
