@@ -4,6 +4,7 @@ from functools import partial
 
 import access
 import jobs
+import recordings
 import shared
 import streamlit as st
 from jobs import plain
@@ -50,10 +51,10 @@ def _forget(name: str) -> None:
         jobs.host().forget(name, owner=access.visitor())
 
 
-def recordings() -> None:
+def listed() -> None:
     """The list of recordings; a chosen one can be opened and, in an app that is not shared, deleted."""
     st.subheader("Recordings")
-    rows = shared.recording_rows()
+    rows = recordings.rows()
     if not rows:
         st.caption("There is none yet. Record a prompt above; it takes a few seconds with the bundled model.")
         jobs.follow_first()

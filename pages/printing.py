@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import aside
-import shared
+import recordings
 import showing
 import streamlit as st
 from jobs import plain
@@ -49,9 +49,9 @@ def put_aside() -> list[tuple[Shown, tuple[str, ...]]]:
     found = []
     for asked in aside.told():
         try:
-            recording = shared.open_named(asked.recording)
+            recording = recordings.named(asked.recording)
             recording = recording.of_phase(asked.phase) if asked.phase else recording
-            against = shared.open_named(asked.against) if asked.against else None
+            against = recordings.named(asked.against) if asked.against else None
             settings = aside.settings_of(asked)
             shown = showing.result(recording, asked.analysis, against=against, experts=asked.experts, **settings)
         except WorkbenchError as error:

@@ -49,5 +49,5 @@ if made is not None:
     shared.open_tokens(Path(made["recording"]).name)
 
 kept.unfinished()
-kept.recordings()
+kept.listed()
 kept.made_by()

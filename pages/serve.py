@@ -25,12 +25,12 @@ def _ready() -> None:
     import ahead
     import foreseen
     import jobs
-    import shared
+    import recordings
 
     with contextlib.suppress(WorkbenchError):
         jobs.host()
-        for name in list(shared.finished_recordings())[-1:]:
-            foreseen.ready(shared.open_recording(name))
+        for name in list(recordings.finished())[-1:]:
+            foreseen.ready(recordings.opened(name))
     ahead.outlook.begin()
 
 

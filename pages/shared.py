@@ -1,4 +1,4 @@
-"""What a visitor chooses from: choices, which stand in the address and hold on every page, and the recordings.
+"""What a visitor chooses: choices stand in the address and hold on every page.
 
 `enter` comes before a page and `write_address` after it; a page itself only asks for its choices.
 """
@@ -10,16 +10,14 @@ from typing import Any
 
 import aside
 import jobs
+import recordings
 import streamlit as st
 from jobs import plain
 
-from workbench.errors import RecordingError
 from workbench.models import bundled
-from workbench.recording import Recording, read_manifest
-from workbench.recording_schema import MANIFEST
+from workbench.recording import Recording
 
 TOKENS_SHOWN = 160
-KEPT_BYTES = 64 << 20  # of decoded columns of each open recording: what a redraw reads again
 
 
 def enter(page: Any) -> None:
@@ -237,16 +235,16 @@ def choose_recording(*, routed: bool = False) -> Recording:
     Raises:
         RecordingError: the address names a recording that is not there, is damaged, unfinished, or of a newer schema.
     """
-    names = list(finished_recordings())
+    names = list(recordings.finished())
     if not names:
         jobs.wait_for_the_first()
     asked = _asked("recording")
     if asked is not None and asked not in names:
         st.session_state["recording"] = None
         st.sidebar.selectbox("Recording", names, index=None, key="recording", on_change=_note, args=("recording",))
-        _refuse_recording(asked)
+        recordings.named(asked)  # says why it cannot be
     # Newest on top; the oldest unless the address says otherwise, for it is the one that stays the same.
-    recording = open_recording(choose("Recording", "recording", names, default=names[-1]))
+    recording = recordings.opened(choose("Recording", "recording", names, default=names[-1]))
     if routed and not recording.moe_layers:
         _stop_without_routers(recording)
     if len(recording.phases) <= 1:  # of some imported traces none is known
@@ -269,7 +267,7 @@ def choose_other(recording: Recording, *, optional: bool = False) -> Recording |
 
     At first the oldest of the same corpus, if there is any; where it is optional, none.
     """
-    names = {name: found for name, found in finished_recordings().items() if name != st.session_state["recording"]}
+    names = {name: found for name, found in recordings.finished().items() if name != st.session_state["recording"]}
     if not names:
         return None
     corpus = recording.manifest["corpus"].get("digest")
@@ -277,7 +275,7 @@ def choose_other(recording: Recording, *, optional: bool = False) -> Recording |
     first = None if optional else (alike or list(names))[-1]
     how = {"placeholder": "none", "quiet": True} if optional else {}
     chosen = choose("Against", "against", list(names), default=first, **how)
-    return None if chosen is None else open_recording(chosen)
+    return None if chosen is None else recordings.opened(chosen)
 
 
 def choose_ceiling(recording: Recording) -> str | None:
@@ -285,7 +283,7 @@ def choose_ceiling(recording: Recording) -> str | None:
     model = recording.manifest["model"]
     alike = [
         name
-        for name, found in finished_recordings().items()
+        for name, found in recordings.finished().items()
         if name != st.session_state["recording"]
         and all(found["model"].get(key) == model.get(key) for key in ("name", "revision"))
     ]
@@ -308,7 +306,7 @@ def choose_untrained(recording: Recording) -> str | None:
     corpus = recording.manifest["corpus"].get("digest")
     alike = [
         name
-        for name, found in finished_recordings().items()
+        for name, found in recordings.finished().items()
         if name != st.session_state["recording"] and found["corpus"].get("digest") == corpus
     ]
     if not alike:
@@ -353,87 +351,6 @@ def offer_second(recording: Recording) -> None:
             st.rerun()
     else:
         row.page_link("record.py", label="Record another model over the same corpus")
-
-
-def open_named(name: str) -> Recording:
-    """A recording that an address names.
-
-    Raises:
-        RecordingError: there is none of that name, or it is not finished.
-    """
-    if name not in finished_recordings():
-        _refuse_recording(name)
-    return open_recording(name)
-
-
-def open_recording(name: str) -> Recording:
-    """A recording of the data folder, its manifest and row counts checked, and every digest once."""
-    folder = jobs.data_folder() / "recordings" / name
-    return _recording(str(folder), (folder / MANIFEST).stat().st_mtime_ns)
-
-
-@st.cache_resource(max_entries=8, show_spinner="Checking the recording …")
-def _recording(path: str, changed_ns: int) -> Recording:
-    recording = Recording.open(path)
-    recording.verify()
-    return recording.keeping(KEPT_BYTES)
-
-
-def _refuse_recording(name: str) -> None:
-    folder = jobs.data_folder() / "recordings" / Path(name).name
-    if Path(name).name == name and name.isprintable() and len(name.encode()) <= 255 and folder.is_dir():
-        Recording.open(folder)  # says what is wrong with it
-    raise RecordingError(
-        f"there is no recording {name[:200]!r} in {folder.parent}. Choose another in the sidebar, or record it."
-    )
-
-
-def finished_recordings() -> dict[str, dict[str, Any]]:
-    """The manifests of the recordings that can be opened, newest first."""
-    return {name: found for name, found in all_recordings().items() if found.get("status") == "closed"}
-
-
-def all_recordings() -> dict[str, dict[str, Any]]:
-    """The manifests of all recordings, newest first; of one that cannot be read an `error`."""
-    found = (jobs.data_folder() / "recordings").glob(f"*/{MANIFEST}")
-    times = sorted(((file.stat().st_mtime_ns, file.parent) for file in found), reverse=True)
-    return {folder.name: _manifest(str(folder), changed) for changed, folder in times}
-
-
-@st.cache_data(max_entries=500, show_spinner=False)
-def _manifest(folder: str, changed_ns: int) -> dict[str, Any]:
-    try:
-        manifest = read_manifest(Path(folder))
-    except RecordingError as error:
-        return {"error": str(error)}
-    missing = [key for key in ("status", "identity", "model", "corpus", "fields", "check") if key not in manifest]
-    return (
-        {"error": f"its manifest is damaged: it has no {missing[0]}; restore it from a copy"} if missing else manifest
-    )
-
-
-def recording_rows() -> list[dict[str, Any]]:
-    """What each recording holds, for a table."""
-    rows = []
-    for name, manifest in all_recordings().items():
-        if "error" in manifest:
-            rows.append({"recording": name, "state": manifest["error"]})
-            continue
-        closed, made = manifest["status"] == "closed", manifest.get("finished", manifest["created"])
-        rows.append(
-            {
-                "recording": name,
-                "state": "finished" if closed else "not finished",
-                "model": manifest["identity"]["model"],
-                "corpus": manifest["corpus"]["name"],
-                "documents": sum(part["documents"]["rows"] for part in manifest["parts"]) if closed else None,
-                "tokens": sum(part["tokens"]["rows"] for part in manifest["parts"]) if closed else None,
-                "fields": ", ".join(manifest["fields"]),
-                "capture": manifest["check"].split()[0].rstrip(":") if isinstance(manifest["check"], str) else "proved",
-                "made": made[:16].replace("T", " ") + " UTC",
-            }
-        )
-    return rows
 
 
 def open_tokens(recording: str) -> None:

@@ -100,9 +100,7 @@ def test_the_bundle_is_what_the_command_writes(app, data, tmp_path):
 
 
 def results_of(text):
-    showing, shared, aside = (sys.modules[name] for name in ("showing", "shared", "aside"))
+    showing, recordings, aside = (sys.modules[name] for name in ("showing", "recordings", "aside"))
     for asked in aside.read(text):
-        recording, against = (
-            shared.open_recording(name) if name else None for name in (asked.recording, asked.against)
-        )
+        recording, against = (recordings.opened(name) if name else None for name in (asked.recording, asked.against))
         yield showing._found(recording, asked.analysis, against, asked.experts, asked.settings), asked.names

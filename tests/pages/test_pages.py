@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = ROOT / "pages"
 HELPERS = (
     *("access", "ahead", "app", "aside", "experts", "foreseen", "jobs", "jumping", "kept", "mapping", "measuring"),
-    *("printing", "serve", "served", "shared", "showing", "troubles"),
+    *("printing", "recordings", "serve", "served", "shared", "showing", "troubles"),
 )
 NAMES = sorted(file.stem for file in PAGES.glob("*.py") if file.stem not in HELPERS)
 EXPLORING = ("attention", "tokens", "utilization", "load_balance", "specialization", "structure")
