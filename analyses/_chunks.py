@@ -16,7 +16,7 @@ from workbench.models.topology import Router
 from workbench.recording import Recording
 from workbench.recording_schema import prefix
 
-CHUNK_TOKENS = 1 << 20
+CHUNK_TOKENS = 1 << 18
 KEPT_BYTES = 1 << 27  # of shuffles, kept for the next layer; those of a larger recording are drawn again
 
 Chunk = dict[str, np.ndarray]
@@ -40,8 +40,9 @@ def chunks(
     for part in recording.parts(columns):
         held.append(part)
         if sum(len(one[columns[0]]) for one in held) >= tokens:
-            yield joined(held)
-            held = []
+            chunk, held = joined(held), []  # the parts are let go before the chunk is worked on
+            yield chunk
+            del chunk
     if held:
         yield joined(held)
 

@@ -48,15 +48,16 @@ def find(recording: Recording, text: str, *, document: str = "", position: int |
     texts = vocabulary["text"].str.strip().str.casefold()
     same = vocabulary.loc[texts == wanted, "token"].to_numpy()
     ids = same if len(same) else vocabulary.loc[texts.str.contains(wanted, regex=False), "token"].to_numpy()
-    at_T = np.flatnonzero(np.isin(recording.column("token"), ids))
-    if not len(at_T):
+    places: list[tuple[int, int]] = []
+    for part in recording.parts(["document", "position", "token"]):
+        at_N = np.flatnonzero(np.isin(part["token"], ids))
+        places += zip(part["document"][at_N].tolist(), part["position"][at_N].tolist(), strict=True)
+    places.sort()
+    if not places:
         return None
-    documents_T, positions_T = recording.column("document"), recording.column("position")
     documents = recording.documents().set_index("document")["id"]
-    at_T = at_T[np.lexsort((positions_T[at_T], documents_T[at_T]))]
     begin = documents.index[documents == document]
     here = (int(begin[0]), -1 if position is None else position) if len(begin) else (-1, -1)
-    places = list(zip(documents_T[at_T].tolist(), positions_T[at_T].tolist(), strict=True))
     index = next((index for index, place in enumerate(places) if place > here), 0)
     number, found = places[index]
     return Found(str(documents[number]), found, index + 1, len(places), bool(len(same)))

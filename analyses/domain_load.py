@@ -16,7 +16,7 @@ import pandas as pd
 from analyses._batch import main
 from analyses._controls import NAMES, NO_HASH, Controls
 from analyses._inputs import RouterStack, as_lines, design, long_form, require, router_stacks, sample_words
-from analyses._tokens import evenly, layers_said
+from analyses._tokens import document_rows, evenly, layers_said
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Figure, HeatMap, Lines
 from workbench.metrics import specialization, uncertainty
@@ -171,13 +171,18 @@ def _plain(recording: Recording, stack: RouterStack) -> np.ndarray:
 
 def _hashed(recording: Recording, stack: RouterStack, clusters: Clusters, settings: Settings) -> float:
     """Mean information, over seeds, of a router that is a random hash of the token id."""
-    document_D = recording.column("document", table="documents")
-    domain_of = np.empty(int(document_D.max()) + 1, dtype=np.int64)
-    domain_of[document_D] = clusters.domain_D
+    row_of, n_domains = document_rows(recording), len(clusters.domains)
+    n_ids = int(recording.vocabulary["token"].max()) + 1
+    counts_MV = np.zeros((n_domains, n_ids), dtype=np.int64)
+    for part in recording.parts(["document", "token"]):
+        cell_T = clusters.domain_D[row_of[part["document"]]] * n_ids + part["token"]
+        counts_MV += np.bincount(cell_T, minlength=n_domains * n_ids).reshape(n_domains, n_ids)
+    domain_P, token_P = np.nonzero(counts_MV)
     hashed_R = specialization.hash_router_information(
-        recording.column("token"),
-        domain_of[recording.column("document")],
-        n_domains=len(clusters.domains),
+        token_P,
+        domain_P,
+        occurrences_T=counts_MV[domain_P, token_P],
+        n_domains=n_domains,
         n_experts=stack.n_experts,
         top_k=stack.top_k,
         n_seeds=settings.n_seeds,

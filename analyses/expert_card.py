@@ -15,7 +15,7 @@ import pandas as pd
 
 from analyses._batch import main
 from analyses._expert_facts import expert_facts
-from analyses._expert_tokens import ExpertTokens, by_token, read_tokens, rows_of
+from analyses._expert_tokens import ExpertTokens, by_token, read_tokens
 from analyses._inputs import design, require, sample_words
 from analyses._partners import partners
 from workbench.errors import AnalysisError
@@ -106,19 +106,18 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     """
     require(recording, NEEDS, "expert_card", columns=("ids", "token"))
     layer, expert, counts_DE = _place(recording, settings)
-    clusters, documents = design(recording), recording.documents()
+    clusters = design(recording)
     tokens = read_tokens(recording, layer, expert)
     top_k = recording.router(layer).top_k
-    row_T = rows_of(documents, tokens.document_T)
     domains, note = _domains(counts_DE, expert, top_k=top_k, clusters=clusters, level=settings.level)
-    domains = domains.merge(by_token(tokens, row_T, clusters), on="domain")
-    contexts, context_tokens = _contexts(tokens, recording.vocabulary, documents, settings)
+    domains = domains.merge(by_token(tokens, clusters), on="domain")
+    contexts, context_tokens = _contexts(tokens, recording, settings)
     if not recording.has("weights"):
         contexts = contexts.drop(columns="weight")
-    beside = partners(tokens.ids_NK, row_T[tokens.chosen_T], counts_DE, expert, clusters=clusters, level=settings.level)
+    beside = partners(tokens.ids_NK, tokens.row_N, counts_DE, expert, clusters=clusters, level=settings.level)
     return Result(
         domains=domains,
-        tokens=_foremost(tokens, row_T, recording.vocabulary, clusters=clusters, settings=settings),
+        tokens=_foremost(tokens, recording.vocabulary, clusters=clusters, settings=settings),
         hidden=_hidden(tokens, settings),
         partners=beside,
         contexts=contexts,
@@ -172,27 +171,23 @@ def _domains(
 
 
 def _foremost(
-    tokens: ExpertTokens, row_T: np.ndarray, vocabulary: pd.DataFrame, *, clusters: Clusters, settings: Settings
+    tokens: ExpertTokens, vocabulary: pd.DataFrame, *, clusters: Clusters, settings: Settings
 ) -> pd.DataFrame:
     """The tokens with the most assignments beyond what the corpus' rate gives."""
-    token_T, chosen_T = tokens.token_T, tokens.chosen_T
-    count_V = np.bincount(token_T)
-    chosen_V = np.bincount(token_T[chosen_T], minlength=len(count_V))
-    rate = chosen_T.mean()
+    count_V, chosen_V, rate = tokens.count_V, tokens.chosen_V, tokens.rate
     known = np.flatnonzero((chosen_V > 0) & (count_V >= settings.min_count))
     beyond = chosen_V[known] - rate * count_V[known]
     top_N = known[np.lexsort((known, -beyond))][: settings.n_tokens]
     place_V = np.full(len(count_V), -1)
     place_V[top_N] = np.arange(len(top_N))
-    n_documents = len(clusters.domain_D)
-
-    def by_document(held_T: np.ndarray) -> np.ndarray:
-        cell = row_T[held_T] * len(top_N) + place_V[token_T[held_T]]
-        return np.bincount(cell, minlength=n_documents * len(top_N)).reshape(n_documents, len(top_N))
-
-    shown_T = place_V[token_T] >= 0
-    count_DN = by_document(shown_T)
-    share = ratio_interval(by_document(shown_T & chosen_T), count_DN, clusters=clusters, level=settings.level)
+    count_DN, chosen_DN = (np.zeros((len(clusters.domain_D), len(top_N)), dtype=np.int64) for _ in range(2))
+    for row_T, token_T, chosen_T in tokens.parts():
+        place_T = place_V[token_T]
+        shown_T = place_T >= 0
+        cell_T = row_T[shown_T] * len(top_N) + place_T[shown_T]
+        count_DN += np.bincount(cell_T, minlength=count_DN.size).reshape(count_DN.shape)
+        chosen_DN += np.bincount(cell_T[chosen_T[shown_T]], minlength=chosen_DN.size).reshape(chosen_DN.shape)
+    share = ratio_interval(chosen_DN, count_DN, clusters=clusters, level=settings.level)
     clusters_N = (clusters.sum(count_DN) > 0).sum(axis=0)
     # Few texts, or a token without exception, show hardly a variance, and the interval would shrink to a point.
     unknown_N = (clusters_N < MIN_CLUSTERS) | (share.value >= 1)
@@ -214,8 +209,7 @@ def _foremost(
 
 def _hidden(tokens: ExpertTokens, settings: Settings) -> str:
     """What the list of tokens leaves out, in token ids and in assignments."""
-    count_V = np.bincount(tokens.token_T)
-    chosen_V = np.bincount(tokens.token_T[tokens.chosen_T], minlength=len(count_V))
+    count_V, chosen_V = tokens.count_V, tokens.chosen_V
     used, rare = chosen_V > 0, (chosen_V > 0) & (count_V < settings.min_count)
     if not used.any():
         return "No token chooses it."
@@ -225,31 +219,31 @@ def _hidden(tokens: ExpertTokens, settings: Settings) -> str:
     return f"{told} and are hidden, with {100 * share:.1f} % of its assignments; {cut:,} more are below the list's end."
 
 
-def _contexts(
-    tokens: ExpertTokens, vocabulary: pd.DataFrame, documents: pd.DataFrame, settings: Settings
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _contexts(tokens: ExpertTokens, recording: Recording, settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Occurrences drawn at random, whatever the order of rows on disk, with the text around them."""
-    document_T, position_T = tokens.document_T, tokens.position_T
-    text_of = vocabulary.set_index("token")["text"]
-    named = documents.set_index("document")[["id", "domain"]]
-    found = np.flatnonzero(tokens.chosen_T)
-    found = found[np.lexsort((position_T[found], document_T[found]))]
+    text_of = recording.vocabulary.set_index("token")["text"]
+    named = recording.documents().set_index("document")[["id", "domain"]]
+    found = np.lexsort((tokens.position_N, tokens.document_N))
     drawn = np.random.default_rng(settings.seed).choice(
         len(found), size=min(settings.n_contexts, len(found)), replace=False
     )
     contexts, around = [], []
     for row in found[np.sort(drawn)]:
-        document, position = document_T[row], int(position_T[row])
-        rows = np.flatnonzero((document_T == document) & (np.abs(position_T - position) <= settings.window))
-        rows = rows[np.argsort(position_T[rows])]
-        texts, weights = text_of.reindex(tokens.token_T[rows]).tolist(), tokens.weight_T[rows]
-        at = int(np.flatnonzero(rows == row)[0])
-        name, domain = named.loc[int(document)]
+        document, position = int(tokens.document_N[row]), int(tokens.position_N[row])
+        text = recording.of_document(document, ["position", "token"])
+        rows = np.flatnonzero(np.abs(text["position"] - position) <= settings.window)
+        rows = rows[np.argsort(text["position"][rows])]
+        position_T, texts = text["position"][rows], text_of.reindex(text["token"][rows]).tolist()
+        mine = tokens.document_N == document
+        weight_of = dict(zip(tokens.position_N[mine].tolist(), tokens.weight_N[mine].tolist(), strict=True))
+        weights = [weight_of.get(each, np.nan) for each in position_T.tolist()]
+        at = int(np.flatnonzero(position_T == position)[0])
+        name, domain = named.loc[document]
         about = {"domain": domain, "document": name, "position": position}
         before, after = "".join(texts[:at]), "".join(texts[at + 1 :])
         contexts.append({**about, "before": before, "text": texts[at], "after": after, "weight": weights[at]})
         label = f"{name}, token {position}"
-        around.append(pd.DataFrame({"context": label, "position": position_T[rows], "text": texts, "weight": weights}))
+        around.append(pd.DataFrame({"context": label, "position": position_T, "text": texts, "weight": weights}))
     columns = ["domain", "document", "position", "before", "text", "after", "weight"]
     nothing = pd.DataFrame({"context": [], "position": [], "text": [], "weight": []})
     return pd.DataFrame(contexts, columns=columns), pd.concat(around, ignore_index=True) if around else nothing

@@ -45,6 +45,16 @@ def test_a_view_of_a_view_and_other_numbers(recording):
     same(of_documents(recording, np.arange(50)), recording)
 
 
+def test_the_rows_of_a_document_that_are_kept_are_those_of_its_number(recording):
+    kept = recording.keeping(1 << 20)
+    view = of_documents(kept, KEPT, as_numbers=np.array([0, 1, 2, 3]))
+    for _ in range(2):
+        for document, whole in ((0, 3), (3, 40)):
+            for each in (kept, recording):
+                plain = each.of_document(whole, ["token"])["token"]
+                np.testing.assert_array_equal(view.of_document(document, ["token"])["token"], plain)
+
+
 def test_a_view_of_fewer_documents_is_the_recording_of_them(moe, recording, tmp_path):
     ten = record(moe, tiny.corpus(n_documents=10), tmp_path / "r", fields=recording.fields)
     same(of_documents(recording, np.arange(10)), ten)

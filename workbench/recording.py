@@ -305,15 +305,21 @@ class Recording:
         """
         for index, part in enumerate(self.parts(["document"], table="documents")):
             if document in part["document"]:
-                place = self.path / f"part {index} document {document}"
-                kept = self._kept.of(place)
+                place = self.path / f"part {index} document {document} {self._rows_of_document}"
+                kept = self._kept.of(place) if self._rows_of_document is not None else {}
                 if wanted := [name for name in columns if name not in kept]:
                     (read,) = self.of_part(index).parts(["document", *wanted])
                     here = read["document"] == document
                     kept = {**kept, **{name: read[name][here] for name in wanted}}
-                    self._kept.keep(place, {name: kept[name] for name in wanted}, kinds="iuf")
+                    if self._rows_of_document is not None:
+                        self._kept.keep(place, {name: kept[name] for name in wanted}, kinds="iuf")
                 return {name: kept[name] for name in columns}
         raise RecordingError(f"{self.path} has no document number {document}; it has {self.n_documents}.")
+
+    @property
+    def _rows_of_document(self) -> str | None:
+        """Which rows of a document, in which form, are here: under this they are kept; None where they are not."""
+        return "whole"
 
     def parts(self, columns: list[str], *, table: str = "tokens") -> Iterator[dict[str, np.ndarray]]:
         """Yields the columns part by part, so that nothing needs the whole in memory.

@@ -37,6 +37,10 @@ class View(Recording):
         return self.phase
 
     @property
+    def _rows_of_document(self) -> str | None:
+        return f"phase {self.phase}" if type(self) is View and self.number_of is None else None
+
+    @property
     def n_tokens(self) -> int:
         """T, tokens of the documents that are here."""
         return int(self.column("tokens", table="documents").sum())

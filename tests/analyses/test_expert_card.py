@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from analyses import coactivation, expert_card
+from analyses._expert_tokens import by_token, read_tokens
 from analyses._partners import partners
 from workbench.errors import AnalysisError
 from workbench.metrics.clusters import Clusters
+from workbench.metrics.vocabulary import rate_elsewhere
 from workbench.recording import Recording
 
 
@@ -31,6 +33,25 @@ def test_shares_of_tokens_and_domains_by_counting(recording):
     for row in result.domains.itertuples():
         assert row.rate == pytest.approx(in_domain[row.domain] / domain_tokens[row.domain])
         assert row.low <= row.rate <= row.high
+
+
+@pytest.mark.parametrize("spanning", [1, 3, 7, 50])
+def test_what_a_domains_words_make_of_the_rate_is_that_of_all_tokens_at_once(recording, spanning):
+    """Clusters whose documents stand in several parts, and in one: a part alone would take its documents for others."""
+    documents = recording.documents()
+    clusters = Clusters.of(documents["domain"].to_numpy(), cluster_D=documents["document"].to_numpy() % spanning)
+    tokens = read_tokens(recording, 2, 4)
+    found = by_token(tokens, clusters).set_index("domain")
+    frame, chosen_T = recording.tokens(), (recording.ids(2) == 4).any(axis=1)
+    row_T = documents.set_index("document").index.get_indexer(frame["document"])
+    rate_T = rate_elsewhere(frame["token"].to_numpy(), chosen_T, cluster_T=clusters.cluster_D[row_T])
+    domain_T = documents["domain"].to_numpy()[row_T]
+    for domain in clusters.domains:
+        mine_T = rate_T[domain_T == domain]
+        assert found.loc[domain, "unseen"] == pytest.approx(np.isnan(mine_T).mean())
+        assert found.loc[domain, "by_token"] == pytest.approx(np.nan_to_num(mine_T, nan=chosen_T.mean()).mean())
+    assert (found["unseen"].mean() == 1) == (spanning == 1)
+    assert len(recording.manifest["parts"]) > 2
 
 
 def test_without_settings_it_is_the_busiest_expert_of_the_middle_layer(recording):

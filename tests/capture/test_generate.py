@@ -92,6 +92,17 @@ def test_the_phases_are_never_averaged(written):
     assert len(decode.of_document(3, ["token"])["token"]) == NEW
 
 
+def test_the_rows_of_a_document_that_are_kept_are_those_of_its_phase(written):
+    kept = written.keeping(1 << 20)
+    for _ in range(2):
+        for phase in ("prefill", "decode"):
+            view = kept.of_phase(phase)
+            rows = view.of_document(1, ["position", "token"])
+            frame = view.tokens().query("document == 1")
+            assert rows["position"].tolist() == frame["position"].tolist()
+            assert rows["token"].tolist() == frame["token"].tolist()
+
+
 def test_sampling_follows_the_seed_and_the_document_alone(moe, corpus, tmp_path):
     how = Generation(NEW, temperature=1.0, seed=3)
     one = record(moe, corpus, tmp_path / "one", generation=how)

@@ -185,6 +185,11 @@ def test_hash_information_equals_information_of_hash_counts():
     for seed in range(4):
         counts_ME = m.hash_router_counts(token_T, domain_T, n_documents=3, seed=seed, **AT)
         assert information_R[seed] == pytest.approx(float(m.domain_information(counts_ME)))
+    counted_MV = np.zeros((3, 50), dtype=np.int64)
+    np.add.at(counted_MV, (domain_T, token_T), 1)
+    domain_P, token_P = np.nonzero(counted_MV)
+    how = {"n_domains": 3, "n_seeds": 4, "occurrences_T": counted_MV[domain_P, token_P]}
+    np.testing.assert_array_equal(m.hash_router_information(token_P, domain_P, **how, **AT), information_R)
 
 
 def test_hash_of_every_expert_says_nothing():

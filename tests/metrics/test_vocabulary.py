@@ -138,6 +138,10 @@ def test_rates_elsewhere_equal_plain_python_in_any_order_under_any_names(seed):
     order, names = rng.permutation(60), rng.permutation(9) * 5
     moved_T = m.rate_elsewhere(names[token_T[order]], chosen_T[order], cluster_T=3 - cluster_T[order])
     np.testing.assert_allclose(moved_T, np.array(plain)[order])
+    of_all_2V = np.bincount(token_T, minlength=9), np.bincount(token_T[chosen_T], minlength=9)
+    for some in (cluster_T < 2, cluster_T == 2, cluster_T == 9):  # whole clusters of it
+        found_T = m.rate_elsewhere(token_T[some], chosen_T[some], cluster_T=cluster_T[some], of_all_2V=of_all_2V)
+        np.testing.assert_allclose(found_T, np.array(plain)[some])
 
 
 def test_rates_elsewhere_tell_words_from_domains():
@@ -160,6 +164,11 @@ def test_rates_of_padding_are_refused():
         m.rate_elsewhere(np.array([-1]), np.array([True]), cluster_T=np.array([0]))
     with pytest.raises(ValueError, match=r"cluster_T holds -2, wanted 0 or more"):
         m.rate_elsewhere(np.array([1]), np.array([True]), cluster_T=np.array([-2]))
+    few = np.array([0, 1]), np.array([0, 1])
+    with pytest.raises(
+        ValueError, match=r"of_all_2V counts fewer tokens than were given: pass the counts of the whole"
+    ):
+        m.rate_elsewhere(np.array([1, 1]), np.array([True, False]), cluster_T=np.array([0, 0]), of_all_2V=few)
 
 
 # ---- what a domain adds ----

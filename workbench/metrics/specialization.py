@@ -178,10 +178,20 @@ def hash_router_information(
     n_experts: int,
     top_k: int,
     n_seeds: int = 20,
+    occurrences_T: Int[np.ndarray, "T"] | None = None,
 ) -> Float[np.ndarray, "R"]:
     """`domain_information` of `hash_router_counts` for seeds 0, 1, …: its mean is what vocabulary alone gives.
 
     Range [0, ln M]; unit nats; one value per seed. NaN where a domain has no tokens.
+
+    Args:
+        token_T: Token ids.
+        domain_T: Index of each token's domain.
+        n_domains: M.
+        n_experts: E.
+        top_k: K.
+        n_seeds: R.
+        occurrences_T: How many tokens each entry stands for, where they were counted before; one unless given.
 
     Raises:
         ValueError: `n_seeds` is under 1, and as `hash_router_counts`.
@@ -191,7 +201,9 @@ def hash_router_information(
     """
     if n_seeds < 1:
         raise ValueError(f"n_seeds is {n_seeds}, wanted 1 or more: 20 is usual")
-    pairs = _token_pairs(token_T, domain_T, n_domains)  # once: the seeds only change the experts of each id
+    pairs = _token_pairs(
+        token_T, domain_T, n_domains, occurrences_T
+    )  # once: the seeds only change the experts of each id
     return np.array(
         [
             float(
@@ -205,7 +217,7 @@ def hash_router_information(
 
 
 def _token_pairs(
-    token_T: np.ndarray, document_T: np.ndarray, n_documents: int
+    token_T: np.ndarray, document_T: np.ndarray, n_documents: int, occurrences_T: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Distinct ids (V); and for each distinct pair of document and id: the document, the id's index, how often."""
     if len(token_T) and token_T.min() < 0:
@@ -216,7 +228,12 @@ def _token_pairs(
             "pass 0-based indices and the number of all documents"
         )
     id_V, index_T = np.unique(token_T, return_inverse=True)
-    pair_P, n_P = np.unique(document_T.astype(np.int64) * max(1, len(id_V)) + index_T, return_counts=True)
+    pair_T = document_T.astype(np.int64) * max(1, len(id_V)) + index_T
+    if occurrences_T is None:
+        pair_P, n_P = np.unique(pair_T, return_counts=True)
+    else:
+        pair_P, of_pair_T = np.unique(pair_T, return_inverse=True)
+        n_P = np.bincount(of_pair_T, occurrences_T, len(pair_P)).astype(np.int64)
     return id_V, *np.divmod(pair_P, max(1, len(id_V))), n_P
 
 

@@ -118,7 +118,11 @@ def vocabulary_specialization(
 
 
 def rate_elsewhere(
-    token_T: Int[np.ndarray, "T"], chosen_T: Bool[np.ndarray, "T"], *, cluster_T: Int[np.ndarray, "T"]
+    token_T: Int[np.ndarray, "T"],
+    chosen_T: Bool[np.ndarray, "T"],
+    *,
+    cluster_T: Int[np.ndarray, "T"],
+    of_all_2V: tuple[Int[np.ndarray, "V"], Int[np.ndarray, "V"]] | None = None,
 ) -> Float[np.ndarray, "T"]:
     """How often the token's id chooses an expert in other clusters, (n(v, e) − n_u(v, e)) / (n(v) − n_u(v)).
 
@@ -132,9 +136,11 @@ def rate_elsewhere(
         token_T: Token ids.
         chosen_T: Whether the token chose the expert.
         cluster_T: u, the cluster of the token's document.
+        of_all_2V: n(v) and n(v, e) of all tokens, by id, where those given are some clusters of them, whole; else the
+            tokens given are all.
 
     Raises:
-        ValueError: an id or a cluster is negative.
+        ValueError: an id or a cluster is negative, or the counts of all are less than those of the tokens given.
 
     Source:
         ours (direct standardization, as commonly given †, with rates of other clusters).
@@ -142,14 +148,16 @@ def rate_elsewhere(
     for name, values_T in (("token_T", token_T), ("cluster_T", cluster_T)):
         if len(values_T) and values_T.min() < 0:
             raise ValueError(f"{name} holds {values_T.min()}, wanted 0 or more: leave padding out")
-    of_id_T, pair_T = group_numbers(token_T), group_numbers(token_T, cluster_T)
-    weight_T = chosen_T.astype(np.float64)
-
-    def elsewhere(weight_T: np.ndarray) -> np.ndarray:
-        return np.bincount(of_id_T, weight_T)[of_id_T] - np.bincount(pair_T, weight_T)[pair_T]
-
-    others_T = elsewhere(np.ones(len(token_T)))
-    return elsewhere(weight_T) / np.where(others_T > 0, others_T, np.nan)
+    if of_all_2V is None:
+        of_all_2V = np.bincount(token_T), np.bincount(token_T, chosen_T).astype(np.int64)
+    pair_T = group_numbers(token_T, cluster_T)
+    others_T, chosen_others_T = (
+        of_all_V[token_T] - np.bincount(pair_T, weight_T)[pair_T]
+        for of_all_V, weight_T in zip(of_all_2V, (None, chosen_T), strict=True)
+    )
+    if (others_T < 0).any() or (chosen_others_T < 0).any():
+        raise ValueError("of_all_2V counts fewer tokens than were given: pass the counts of the whole, by token id")
+    return chosen_others_T / np.where(others_T > 0, others_T, np.nan)
 
 
 @dataclass(frozen=True, eq=False)
