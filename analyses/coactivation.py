@@ -29,7 +29,7 @@ from workbench.errors import AnalysisError
 from workbench.figures.spec import Bars, Figure, HeatMap, Lines
 from workbench.metrics import structure
 from workbench.metrics.bags import Bags, bag_interval, deal
-from workbench.metrics.sets import joint_counts, swapped_within
+from workbench.metrics.sets import Pairings, joint_counts, swapped_within
 from workbench.recording import Recording
 from workbench.recording_views import of_layers
 
@@ -172,17 +172,11 @@ def _of_stack(
 def _swapped(sample: Tokens, settings: Settings) -> np.ndarray:
     """Pair counts of the sample when sets are swapped within documents: [B, L, E, E]."""
     bits_TLW = np.stack(sample.bits_LTW, axis=1)
-    drawn = []
+    pairings, drawn = Pairings.of(sample.document_T, sample.position_T, seed=settings.seed), []
     for draw in range(settings.n_draws):
         steps = _FORGET if draw else 2 * _FORGET
-        bits_TLW = swapped_within(
-            bits_TLW,
-            sample.document_T,
-            position_T=sample.position_T,
-            n_steps=steps,
-            seed=settings.seed,
-            first_step=_FORGET * (draw + 1) if draw else 0,
-        )
+        first = _FORGET * (draw + 1) if draw else 0
+        bits_TLW = swapped_within(bits_TLW, pairings, n_steps=steps, first_step=first)
         each = (np.ascontiguousarray(bits_TLW[:, i]) for i in range(bits_TLW.shape[1]))
         drawn.append([joint_counts(bits_TW, bits_TW, n_experts=sample.n_experts) for bits_TW in each])
     return np.array(drawn)

@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-QUIET_S = 0.3
-"""How long no page was being made before something is made ahead."""
+QUIET_S = 2.0
+"""How long no page was being made before something is made ahead: the browser still draws what was sent."""
 MOST_BYTES = 64 << 20
 """Of the tables that one page's outlook may fill: a matrix of 512 experts by layer is 20 MB."""
 

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import ahead
+import drawing
 import showing
 from shared import TOKENS_SHOWN
 
@@ -28,5 +29,5 @@ def ready(recording: Recording) -> None:
 def other_layers(recording: Recording, name: str, layer: int, **settings: Any) -> None:
     """Has the other layers made as this one was, the nearest first, while no page is."""
     others = sorted((each for each in recording.moe_layers if each != layer), key=lambda each: abs(each - layer))
-    dark = showing.is_dark()
+    dark = drawing.is_dark()
     ahead.outlook.likely(partial(showing.make, recording, name, dark=dark, layer=each, **settings) for each in others)

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import drawing
 import jobs
 import shared
 import showing
@@ -26,7 +27,7 @@ if look is not None:
     topology = Topology.from_json(look["topology"])
     showing.facts(picture.facts(topology))
     figure = picture.picture(topology, model)
-    showing.draw(figure, "picture", gaps=True)
+    drawing.draw(figure, "picture", gaps=True)
     st.caption(jobs.plain(figure.caption))
 
     memory, capture = st.columns(2, gap="large")

@@ -13,22 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import aside
+import drawing
 import streamlit as st
 from jobs import plain
-from shared import note_opened, opened, pick
+from shared import note_opened, opened
 
 from analyses import _batch, _compare, _costs
 from analyses._definitions import definitions
 from workbench.efficiency.subject import Costed
 from workbench.errors import AnalysisError
-from workbench.figures.screen import screen
-from workbench.figures.spec import Figure, HeatMap, Points, TokenStrip
-from workbench.figures.theme import DARK, LIGHT
+from workbench.figures.spec import Figure, HeatMap, Points
 from workbench.measurement import Measurement
 from workbench.recording import Recording
 
-_TITLE_PX = 46
-_MODEBAR = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d", "toImage"]}
 DRAWING = threading.Lock()  # matplotlib's settings are one for the whole process
 
 
@@ -109,7 +106,7 @@ def make(recording: Recording, name: str, *, dark: bool, **settings: Any) -> int
     pairs = tuple(f"{key}={value}" for key, value in settings.items() if value is not None)
     shown = _found(recording, name, None, "auto", pairs)
     for figure in shown.figures:
-        _drawn(shown.key, figure, dark, shown.figures[figure])
+        drawing.drawn(shown.key, figure, dark, shown.figures[figure])
     return sum(int(table.memory_usage(deep=True).sum()) for table in shown.tables.values())
 
 
@@ -267,8 +264,8 @@ def show(shown: Shown, name: str, *, follow: Mapping[str, str] | None = None, ta
     if figure is None:
         return
     key = f"{tag}{shown.name}-{name}"
-    drawn = _drawn(shown.key, name, is_dark(), figure)
-    draw(figure, key, drawn=type(drawn)(drawn), follow=follow)  # a copy: choices are outlined in it
+    kept = drawing.drawn(shown.key, name, drawing.is_dark(), figure)
+    drawing.draw(figure, key, drawn=type(kept)(kept), follow=follow)  # a copy: choices are outlined in it
     below = st.container(gap=None)
     below.caption(plain(figure.caption))
     with below.container(horizontal=True, gap="small"):
@@ -276,78 +273,6 @@ def show(shown: Shown, name: str, *, follow: Mapping[str, str] | None = None, ta
             _downloads(key, ("pdf", "svg", "png"), partial(_figure_bytes, shown, name))
             st.code(shown.command, language="bash", wrap_lines=True)
         aside.button(shown, name, key)
-
-
-@st.cache_resource(max_entries=128, show_spinner=False)
-def _drawn(result: tuple[Any, ...], name: str, dark: bool, _figure: Figure) -> Any:
-    return screen(_figure, dark=dark)
-
-
-def draw(
-    figure: Figure, key: str, *, drawn: Any = None, follow: Mapping[str, str] | None = None, gaps: bool = False
-) -> None:
-    """Draws a figure in the page's colours.
-
-    Args:
-        figure: What to draw.
-        key: Of the chart.
-        drawn: It, drawn already.
-        follow: As of `show`.
-        gaps: Whether the cells of a heat map are kept apart.
-    """
-    ink = DARK if is_dark() else LIGHT
-    drawn = screen(figure, dark=is_dark()) if drawn is None else drawn
-    st.markdown(f"**{plain(figure.title)}**")  # above the chart it folds; in it, a narrow page would cut it
-    drawn.update_layout(title=None, height=drawn.layout.height - _TITLE_PX, margin_t=drawn.layout.margin.t - _TITLE_PX)
-    drawn.update_layout(modebar={"bgcolor": "rgba(0,0,0,0)", "color": ink.faint, "activecolor": ink.text})
-    if isinstance(figure, TokenStrip):
-        drawn.update_layout(margin={"l": 0})  # it has no axis to leave room for, and its letters want the width
-    if gaps:
-        drawn.update_traces(xgap=2, ygap=2, selector={"type": "heatmap"})
-        drawn.update_layout(plot_bgcolor=ink.missing)
-    if follow:
-        _outline(drawn, {column: st.session_state["chosen"].get(choice) for column, choice in follow.items()})
-    st.plotly_chart(
-        drawn,
-        key=key,
-        theme=None,
-        on_select=partial(_follow, key, figure.columns(), follow) if follow else "ignore",
-        selection_mode="points",
-        config=_MODEBAR,
-        alt=figure.alt,
-    )
-
-
-def _follow(key: str, columns: Sequence[str], follow: Mapping[str, str]) -> None:
-    points = st.session_state[key]["selection"]["points"]
-    if points:
-        row = points[0]["customdata"]
-        row = [row[str(index)] for index in range(len(columns))] if isinstance(row, dict) else row
-        pick(**{choice: row[columns.index(column)] for column, choice in follow.items()})
-
-
-def _outline(drawn: Any, chosen: Mapping[str, Any]) -> None:
-    """Outlines the marks of what is chosen."""
-    ink, columns = (DARK if is_dark() else LIGHT), list(drawn.layout.meta["columns"])
-    wanted = [(columns.index(column), text) for column, text in chosen.items()]
-    for trace in drawn.data:
-        rows = trace.customdata if trace.customdata is not None else ()
-        at = [i for i, row in enumerate(rows) if all(str(row[place]) == text for place, text in wanted)]
-        if not at:
-            continue
-        if trace.type == "bar":  # a token: plotly gives selected bars no border of their own
-            borders = [(3, ink.text) if i in at else (1, ink.faint) for i in range(len(rows))]
-            trace.marker.line.width, trace.marker.line.color = map(list, zip(*borders, strict=True))
-        elif trace.marker.symbol == "square-open":  # the unseen squares over the cells of a heat map
-            xs, ys = [trace.x[i] for i in at], [trace.y[i] for i in at]  # a cell, or a row or a column of cells
-            box = {"x0": min(xs) - 0.5, "x1": max(xs) + 0.5, "y0": min(ys) - 0.5, "y1": max(ys) + 0.5}
-            for line in ({"color": "black", "width": 5}, {"color": "white", "width": 2}):  # seen on any colour
-                drawn.add_shape(type="rect", xref=trace.xaxis, yref=trace.yaxis, **box, line=line)
-        elif trace.marker.size is not None and not isinstance(trace.marker.size, int | float):  # sizes say something
-            lines = [(3, ink.text) if i in at else (0, ink.faint) for i in range(len(rows))]
-            trace.marker.line.width, trace.marker.line.color = map(list, zip(*lines, strict=True))
-        else:
-            trace.marker.size = [2 * trace.marker.size if i in at else trace.marker.size for i in range(len(rows))]
 
 
 def table(shown: Shown, name: str, rows: Any = None, *, tag: str = "") -> None:
@@ -409,8 +334,3 @@ def _table_bytes(shown: Shown, name: str, kind: str) -> bytes:
             shown.tables[name], Path(folder) / name, provenance=shown.provenance(), caption=label, label=label
         )
         return next(file for file in files if file.suffix == f".{kind}").read_bytes()
-
-
-def is_dark() -> bool:
-    """Whether the visitor's page is dark."""
-    return bool(st.context.theme) and st.context.theme.type == "dark"

@@ -6,7 +6,9 @@ Each round starts the app anew over a synthetic recording (28 layers, 64 experts
 seconds later, opens one page in it in a new browser profile: the app has asked by itself what pages show first, and the
 browser has cached nothing.
 The first draw counts from the request of the page to the last change of it. Then the layer alone is changed, several
-times. At last a prompt is typed over the bundled model, loaded before, and timed from the click to the coloured tokens.
+times: at once, a second after the last change of the page; and by a visitor who looks at each for some seconds, in
+which the app makes other layers ahead (`pages/ahead.py`). At last a prompt is typed over the bundled model, loaded
+before, and timed from the click to the coloured tokens.
 """
 
 import argparse
@@ -26,6 +28,8 @@ PAGES = {"/tokens": "token_routing-layer_token_map", "/utilization": "expert_car
          "/load_balance": "load_balance-documents", "/specialization": "domain_load-domain_map",
          "/structure": "coactivation-pair_map"}  # fmt: skip
 LAYERS = (3, 9, 20, 26, 11)
+LOOKED_LAYERS = (12, 6, 17, 23, 8)
+LOOK_S = 5.0
 WATCH = """
 window.changedAt = performance.now();
 new MutationObserver(() => { window.changedAt = performance.now(); })
@@ -46,15 +50,16 @@ def seconds_until_drawn(visitor: Visitor, act: Callable[[], None], last: str) ->
         visitor.page.wait_for_timeout(100)
 
 
-def page_times(browser: Browser, data: Path, path: str, last: str) -> tuple[float, float, list[float]]:
-    """Seconds from the app's start to its first answer, of the page's first draw, and of a redraw for each layer."""
+def page_times(browser: Browser, data: Path, path: str, last: str) -> tuple[float, float, list[float], list[float]]:
+    """Seconds from the app's start to its first answer, of the first draw, and of redraws: at once, looked at."""
     with serving(data) as app:
         time.sleep(10)  # the start itself is timed apart
         visitor = Visitor(browser, app)
         visitor.page.add_init_script(WATCH)
         first = seconds_until_drawn(visitor, lambda: visitor.open(path), last)
         redraws = []
-        for layer in LAYERS:
+        for layer, look_s in [*((each, 0.0) for each in LAYERS), *((each, LOOK_S) for each in LOOKED_LAYERS)]:
+            time.sleep(look_s)
             chooser = visitor.page.get_by_role("combobox", name="Layer")
             chooser.click()
             chooser.fill(str(layer))
@@ -62,7 +67,7 @@ def page_times(browser: Browser, data: Path, path: str, last: str) -> tuple[floa
             assert f"layer={layer}" in visitor.address()
         assert visitor.troubles == [], visitor.troubles
         visitor.close()
-        return app.started_s, first, redraws
+        return app.started_s, first, redraws[: len(LAYERS)], redraws[len(LAYERS) :]
 
 
 def prompt_times(browser: Browser, rounds: int) -> list[float]:
@@ -107,9 +112,10 @@ def main() -> None:
         starts = []
         for path, last in PAGES.items():
             rounds = [page_times(browser, data, path, last) for _ in range(asked.rounds)]
-            starts += [start for start, _, _ in rounds]
-            say(f"{path} first draw", [first for _, first, _ in rounds], 3)
-            say(f"{path} redraw at another layer", [one for _, _, redraws in rounds for one in redraws], 0.7)
+            starts += [start for start, *_ in rounds]
+            say(f"{path} first draw", [first for _, first, *_ in rounds], 3)
+            say(f"{path} redraw at another layer, at once", [one for *_, at_once, _ in rounds for one in at_once], 0.7)
+            say(f"{path} the same, each looked at for {LOOK_S:g} s", [one for *_, late in rounds for one in late], 0.7)
         say("first request after the start", starts, 3)
         say("typed prompt to coloured tokens", prompt_times(browser, max(5, asked.rounds)), 3)
         shutil.rmtree(temporary, ignore_errors=True)

@@ -13,7 +13,7 @@ from tests.metrics import simulation
 from tests.metrics.simulation import PAIRS, E
 from workbench.metrics import specialization, structure
 from workbench.metrics.clusters import Clusters
-from workbench.metrics.sets import as_bits, indicators, overlap, shuffled_within, swapped_within
+from workbench.metrics.sets import Pairings, as_bits, indicators, overlap, shuffled_within, swapped_within
 
 DOCUMENTS, LENGTH, DRAWS = 6, 30, 19
 STARTS = np.array([0, 4, 16])  # first positions of the ranges
@@ -83,12 +83,10 @@ def swaps(n_sets: int, seed: int) -> np.ndarray:
     bits_TW = as_bits(routed(rng, documents(rng, n_sets, concentration=40.0), document_T), n_experts=E)
     pairs_SEE = counted(bits_TW, bits_TW, n_sets)
     matched_SEE = structure.matched_pairs(np.diagonal(pairs_SEE, axis1=1, axis2=2), top_k=2)
-    drawn = []
+    drawn, pairings = [], Pairings(document_T, position_T, seed=seed)
     for draw in range(DRAWS):
         first = 20 * (draw + 1) if draw else 0
-        bits_TW = swapped_within(
-            bits_TW, document_T, position_T=position_T, n_steps=20 if draw else 40, seed=seed, first_step=first
-        )
+        bits_TW = swapped_within(bits_TW, pairings, n_steps=20 if draw else 40, first_step=first)
         drawn.append(structure.displaced_pairs(counted(bits_TW, bits_TW, n_sets), matched_SEE))
     return p_value(structure.displaced_pairs(pairs_SEE, matched_SEE), np.array(drawn))
 

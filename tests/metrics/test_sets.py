@@ -83,7 +83,8 @@ def test_swaps_keep_every_margin(shape):
     rng = np.random.default_rng(0)
     of_layers = [random_sets(rng, 72, n_experts=n_experts, top_k=top_k) for _ in range(2)]
     bits_TLW = np.stack([sets.as_bits(ids_TK, n_experts=n_experts) for ids_TK in of_layers], axis=1)
-    swapped = sets.swapped_within(bits_TLW, document_T, position_T=position_T, n_steps=40, seed=1)
+    pairings = sets.Pairings(document_T, position_T, seed=1)
+    swapped = sets.swapped_within(bits_TLW, pairings, n_steps=40)
     for layer in range(2):
         before, after = (
             sets.indicators(np.ascontiguousarray(bits[:, layer]), n_experts=n_experts) for bits in (bits_TLW, swapped)
@@ -93,7 +94,7 @@ def test_swaps_keep_every_margin(shape):
             of = document_T == document
             np.testing.assert_array_equal(before[of].sum(axis=0), after[of].sum(axis=0))
         assert (before != after).any()
-        alone = sets.swapped_within(bits_TLW[:, layer], document_T, position_T=position_T, n_steps=40, seed=1)
+        alone = sets.swapped_within(bits_TLW[:, layer], pairings, n_steps=40)
         np.testing.assert_array_equal(alone, swapped[:, layer])
     np.testing.assert_array_equal(swapped[30], bits_TLW[30])  # a document of one token has nobody to swap with
 
@@ -101,10 +102,10 @@ def test_swaps_keep_every_margin(shape):
 def test_swaps_reach_every_arrangement_as_often():
     """Three tokens with two of three experts, each expert twice: 6 arrangements."""
     bits_TW = sets.as_bits(np.array([[0, 1], [0, 2], [1, 2]]), n_experts=3)
-    document_T, position_T = np.zeros(3, dtype=int), np.arange(3)
+    pairings = sets.Pairings(np.zeros(3, dtype=int), np.arange(3), seed=0)
     drawn: Counter = Counter()
     for step in range(0, 6000, 6):
-        bits_TW = sets.swapped_within(bits_TW, document_T, position_T=position_T, n_steps=6, seed=0, first_step=step)
+        bits_TW = sets.swapped_within(bits_TW, pairings, n_steps=6, first_step=step)
         drawn[tuple(bits_TW[:, 0].tolist())] += 1
     assert len(drawn) == 6
     assert max(abs(count - 1000 / 6) for count in drawn.values()) < 5 * np.sqrt(1000 / 6)

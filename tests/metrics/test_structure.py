@@ -112,12 +112,10 @@ def test_matched_pairs_agree_with_swaps():
     """The null in closed form, and the one that moves sets about: the same pairs, but for counting noise."""
     ids_TK = biased_sets(np.random.default_rng(1), 4000, n_experts=12, top_k=3)
     bits_TW = sets.as_bits(ids_TK, n_experts=12)
-    document_T, position_T = np.zeros(4000, dtype=int), np.arange(4000)
+    pairings = sets.Pairings(np.zeros(4000, dtype=int), np.arange(4000), seed=0)
     total, n = np.zeros((12, 12)), 25
     for draw in range(n):
-        bits_TW = sets.swapped_within(
-            bits_TW, document_T, position_T=position_T, n_steps=20, seed=0, first_step=20 * draw
-        )
+        bits_TW = sets.swapped_within(bits_TW, pairings, n_steps=20, first_step=20 * draw)
         total += sets.joint_counts(bits_TW, bits_TW, n_experts=12)
     matched = structure.matched_pairs(structure.pair_counts(ids_TK, n_experts=12).diagonal(), top_k=3)
     apart = ~np.eye(12, dtype=bool) & (matched > 5)

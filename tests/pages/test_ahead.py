@@ -27,7 +27,7 @@ def test_nothing_is_made_while_a_page_is_and_then_all_in_turn(ahead):
     outlook.begin()
     with outlook.page():
         outlook.likely([lambda: made.append(1) or 0, lambda: made.append(2) or 0, lambda: ended.set() or 0])
-        time.sleep(3 * ahead.QUIET_S)
+        time.sleep(1.5 * ahead.QUIET_S)
         assert made == []
         left = time.monotonic()
     assert ended.wait(PATIENCE_S)

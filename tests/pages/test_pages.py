@@ -28,7 +28,20 @@ from workbench.recording_schema import FIELDS
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = ROOT / "pages"
 HELPERS = (
-    *("access", "ahead", "app", "aside", "experts", "foreseen", "jobs", "jumping", "kept", "mapping", "measuring"),
+    *(
+        "access",
+        "ahead",
+        "app",
+        "aside",
+        "drawing",
+        "experts",
+        "foreseen",
+        "jobs",
+        "jumping",
+        "kept",
+        "mapping",
+        "measuring",
+    ),
     *("printing", "recordings", "serve", "served", "shared", "showing", "troubles"),
 )
 NAMES = sorted(file.stem for file in PAGES.glob("*.py") if file.stem not in HELPERS)

@@ -110,8 +110,11 @@ def hover_texts(figure: Any, rows: pd.DataFrame) -> list[str]:
 
 
 def _shown(values: list) -> list[int | str]:
-    """Whole numbers as they are; other values as text."""
-    return [value if type(value) is int else as_text(_value(value)) for value in values]
+    """Whole numbers as they are; other values as text, of which that of a number holds nothing to be escaped."""
+    return [
+        value if type(value) is int else _value(value) if type(value) is float else as_text(_value(value))
+        for value in values
+    ]
 
 
 def _labels(figure: Any) -> dict[str, str]:

@@ -146,14 +146,59 @@ def keyed_hash(
     return mixed(key_T + (two_T.astype(np.int64).view(np.uint64) + np.uint64(1)) * GOLDEN)
 
 
+class Pairings:
+    """Which two tokens of a document meet in each step of `swapped_within`: the same for every router.
+
+    Of up to 65,536 tokens the steps that were drawn are kept, two bytes a token each, for the next router's draws.
+
+    Args:
+        document_T: A document's number, the rows of a document together.
+        position_T: Place in the document; distinct within it.
+        seed: Of pairs and masks.
+    """
+
+    _last: "Pairings | None" = None
+
+    def __init__(self, document_T: Int[np.ndarray, "T"], position_T: Int[np.ndarray, "T"], *, seed: int) -> None:
+        self._document_T, self._position_T, self._seed = document_T, position_T, seed
+        starts_T = np.flatnonzero(np.diff(document_T, prepend=document_T[:1] - 1))
+        size = np.diff(starts_T, append=len(document_T))
+        within_T, size_T = np.arange(len(document_T)) - np.repeat(starts_T, size), np.repeat(size, size)
+        self._first_P = np.flatnonzero((within_T % 2 == 0) & (within_T + 1 < size_T))
+        self._kept: dict[int, np.ndarray] = {}
+
+    @classmethod
+    def of(cls, document_T: Int[np.ndarray, "T"], position_T: Int[np.ndarray, "T"], *, seed: int) -> "Pairings":
+        """Those of these tokens: the last ones that were asked for, where they are the same."""
+        last = Pairings._last
+        if (
+            last is None
+            or last._seed != seed
+            or not (np.array_equal(last._document_T, document_T) and np.array_equal(last._position_T, position_T))
+        ):
+            last = Pairings._last = cls(document_T, position_T, seed=seed)
+        return last
+
+    def step(self, step: int) -> tuple[Int[np.ndarray, "P"], Int[np.ndarray, "P"], UInt64[np.ndarray, "P"]]:
+        """The rows of the pairs' first and second tokens, and a random number of each pair.
+
+        Raises:
+            ValueError: the rows of a document do not stand together.
+        """
+        kept = self._kept.get(step)
+        if kept is None:
+            order_T = shuffled_within(self._document_T, self._position_T, seed=self._seed, draw=step)
+            kept = np.stack([order_T[self._first_P], order_T[self._first_P + 1]])
+            if len(self._document_T) <= 1 << 16:
+                kept = self._kept[step] = kept.astype(np.uint16)
+        one_P, two_P = kept.astype(np.intp)
+        # keyed by the pair's first token, apart from the key that put it there
+        key_P = keyed_hash(self._document_T[one_P], self._position_T[one_P], seed=self._seed + 2**32, draw=step)
+        return one_P, two_P, key_P
+
+
 def swapped_within(
-    bits_TxW: UInt64[np.ndarray, "T *x W"],
-    document_T: Int[np.ndarray, "T"],
-    *,
-    position_T: Int[np.ndarray, "T"],
-    n_steps: int,
-    seed: int,
-    first_step: int = 0,
+    bits_TxW: UInt64[np.ndarray, "T *x W"], pairings: Pairings, *, n_steps: int, first_step: int = 0
 ) -> UInt64[np.ndarray, "T *x W"]:
     """Sets after random exchanges within documents that keep each token's K and each expert's count in a document.
 
@@ -167,10 +212,8 @@ def swapped_within(
 
     Args:
         bits_TxW: Sets; all x of a token together.
-        document_T: A document's number, the rows of a document together.
-        position_T: Place in the document; distinct within it.
+        pairings: Of the same tokens.
         n_steps: Steps.
-        seed: Of pairs and masks.
         first_step: Steps made before, so that a chain can go on.
 
     Raises:
@@ -182,17 +225,9 @@ def swapped_within(
     bits_TxW = bits_TxW.copy()
     n_words = bits_TxW.shape[-1]
     of_mask_W = np.arange(1, n_words + 1, dtype=np.uint64) * GOLDEN
-    starts_T = np.flatnonzero(np.diff(document_T, prepend=document_T[:1] - 1))
-    size = np.diff(starts_T, append=len(document_T))
-    within_T = np.arange(len(document_T)) - np.repeat(starts_T, size)
-    paired_T = (within_T % 2 == 0) & (within_T + 1 < np.repeat(size, size))
-    first_P = np.flatnonzero(paired_T)
     for step in range(first_step, first_step + n_steps):
-        order_T = shuffled_within(document_T, position_T, seed=seed, draw=step)
-        one_P, two_P = order_T[first_P], order_T[first_P + 1]
+        one_P, two_P, key_P = pairings.step(step)
         one_PxW, two_PxW = bits_TxW[one_P], bits_TxW[two_P]
-        # keyed by the pair's first token, apart from the key that put it there
-        key_P = keyed_hash(document_T[one_P], position_T[one_P], seed=seed + 2**32, draw=step)
         mask_PW = mixed(key_P[:, None] + of_mask_W)
         moved_PxW = (one_PxW ^ two_PxW) & mask_PW.reshape(-1, *[1] * (one_PxW.ndim - 2), n_words)
         as_many_Px = overlap(one_PxW, moved_PxW) == overlap(two_PxW, moved_PxW)
