@@ -1,5 +1,6 @@
 """Attention: every head by a statistic, the one that is clicked along the document, and its map of one text."""
 
+import drawing
 import mapping
 import shared
 import showing
@@ -37,7 +38,7 @@ with showing.folded("Map of this head on one text") as is_open:
         mapping.show(recording, layer=layer, head=head)
 
 st.header("All heads")
-near_and_far, probe = st.columns(2)
+near_and_far, probe = drawing.beside()
 with near_and_far:
     showing.show(heads, "landscape", follow={"layer": "layer", "head": "head"})
 with probe:
@@ -46,11 +47,9 @@ with probe:
 showing.show(profile, "by_layer")
 if "attention-weights" in recording.fields:
     groups = showing.result(recording, "attention_groups", layer=layer)
-    pairs, by_layer = st.columns(2)
-    with pairs:
-        showing.show(groups, "divergence")
-    with by_layer:
-        showing.show(groups, "groups")
+    for place, figure in zip(drawing.beside(), ("divergence", "groups"), strict=True):
+        with place:
+            showing.show(groups, figure)
 if "attention-tokens" in recording.fields and recording.moe_layers:
     with showing.folded("Do tokens that attend alike choose the same experts?") as is_open:
         if is_open:

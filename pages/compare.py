@@ -1,5 +1,6 @@
 """Compare: two recordings of one corpus, layer by layer, token by token, and in any analysis."""
 
+import drawing
 import jobs
 import shared
 import showing
@@ -17,7 +18,7 @@ ceiling = shared.choose_ceiling(recording)
 overview = showing.result(recording, "differences", against=other, experts=experts, ceiling=ceiling)
 st.caption(jobs.plain(f"{' against '.join(overview.result.names)}. {overview.result.note}"))
 showing.show(overview, "by_layer")
-differences, loss = st.columns(2)
+differences, loss = drawing.beside()
 with differences:
     showing.show(overview, "differences")
 with loss:
@@ -26,7 +27,7 @@ with loss:
 if "agreement" in overview.tables:
     st.header("Token by token")
     agreement = showing.result(recording, "saturation", against=other, experts=experts, ceiling=ceiling)
-    by_layer, by_domain = st.columns(2)
+    by_layer, by_domain = drawing.beside()
     with by_layer:
         showing.show(agreement, "by_layer")
     with by_domain:

@@ -14,7 +14,20 @@ from workbench.figures.spec import Figure, TokenStrip
 from workbench.figures.theme import DARK, LIGHT
 
 _TITLE_PX = 46
+_LEAST_PX = 360
+"""What a figure with its axes and a legend can be read at."""
 _MODEBAR = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d", "toImage"]}
+
+
+def beside(*shares: int) -> list[Any]:
+    """Places for figures side by side, one a share of the page's width; where it is too narrow, one below another.
+
+    Args:
+        shares: Of the width; two halves unless given.
+    """
+    shares = shares or (1, 1)
+    grid = st.grid(sum(shares), min_column_width=_LEAST_PX // max(shares))
+    return [grid.cell(column_span=share) for share in shares]
 
 
 @st.cache_resource(max_entries=128, show_spinner=False)
@@ -45,7 +58,8 @@ def draw(
     if isinstance(figure, TokenStrip):
         drawn.update_layout(margin={"l": 0})  # it has no axis to leave room for, and its letters want the width
     if gaps:
-        drawn.update_traces(xgap=2, ygap=2, selector={"type": "heatmap"})
+        gap = 2 if len(figure.order(figure.x)) <= 40 else 1  # or they would outweigh the cells of a narrow page
+        drawn.update_traces(xgap=gap, ygap=gap, selector={"type": "heatmap"})
         drawn.update_layout(plot_bgcolor=ink.missing)
     chosen = {column: st.session_state["chosen"].get(choice) for column, choice in (follow or {}).items()}
     outlined = _outline(drawn, chosen) if follow else False

@@ -1,5 +1,6 @@
 """Efficiency: what any config costs beside a dense model, whether the card's claim can be, and what was measured."""
 
+import drawing
 import jobs
 import measuring
 import shared
@@ -28,13 +29,13 @@ else:
     subject = Costed(model, topologies[model], against, topologies[against])
 st.caption(jobs.plain(subject.words))
 crossover = showing.of_costs(subject, "crossover", device=device)
-faster, by_batch = st.columns(2)
+faster, by_batch = drawing.beside()
 with faster:
     showing.show(crossover, "map")
 with by_batch:
     showing.show(crossover, "by_batch")
 roofline = showing.of_costs(subject, "roofline", device=device)
-bound, throughput = st.columns(2)
+bound, throughput = drawing.beside()
 with bound:
     showing.show(roofline, "intensity")
 with throughput:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import drawing
 import jumping
 import shared
 import showing
@@ -49,7 +50,7 @@ def card(recording: Recording, layer: int | None, expert: int | None, *, least: 
 
 def show_card(shown: Any, *, wide: bool = True, tag: str = "") -> None:
     """Draws a card: over the width of the page, or of half of it; `tag` tells one of two on a page from the other."""
-    columns = [*st.columns(2), *st.columns(2)] if wide else [st.container() for _ in range(4)]
+    columns = [*drawing.beside(), *drawing.beside()] if wide else [st.container() for _ in range(4)]
     for column, figure in zip(columns, ("by_domain", "by_token", "partners"), strict=False):
         with column:
             showing.show(shown, figure, tag=tag)

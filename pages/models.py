@@ -30,7 +30,7 @@ if look is not None:
     drawing.draw(figure, "picture", gaps=True)
     st.caption(jobs.plain(figure.caption))
 
-    memory, capture = st.columns(2, gap="large")
+    memory, capture = drawing.beside()
     with memory:
         st.subheader("Memory forecast")
         table, sentence = picture.memory(look["forecast"])

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 import access
+import drawing
 import jobs
 import kept
 import shared
@@ -13,7 +14,7 @@ from workbench.recording_schema import FIELDS
 
 st.title("Record")
 known = jobs.known_models()
-left, right = st.columns([3, 2], gap="medium")
+left, right = drawing.beside(3, 2)
 with left:
     kind = st.segmented_control("What", ["Prompt", "Corpus"], default="Prompt", required=True, key="kind")
     if kind == "Prompt":

@@ -231,8 +231,8 @@ def every(shown: Shown, *, follow: Mapping[str, str] | None = None) -> None:
         narrow = figure is not None and figure.panel is None and not wide
         row += [name] if narrow else []
         if len(row) == 2 or (row and not narrow):
-            for column, each in zip(st.columns(2) if len(row) == 2 else [st], row, strict=True):
-                with column if column is not st else st.container():
+            for place, each in zip(drawing.beside() if len(row) == 2 else [st.container()], row, strict=True):
+                with place:
                     show(shown, each, follow=_known(shown, each, follow))
             row = []
         if figure is not None and not narrow:

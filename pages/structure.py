@@ -1,5 +1,6 @@
 """Structure: experts that are chosen together, one after another, and again; each beside what chance gives."""
 
+import drawing
 import experts
 import foreseen
 import shared
@@ -13,7 +14,7 @@ controls = shared.choose_controls(recording)
 with showing.told():
     pairs = showing.result(recording, "coactivation", layer=layer)
     st.header(f"Layer {layer}")
-    matrix, strongest = st.columns([3, 2])
+    matrix, strongest = drawing.beside(3, 2)
     with matrix:
         showing.show(pairs, "pair_map", follow={"layer": "layer", "expert": "expert"})
     with strongest:

@@ -1,5 +1,6 @@
 """Utilization: the load of every expert of every layer, and the card of the one that is clicked, or of two."""
 
+import drawing
 import experts
 import foreseen
 import shared
@@ -23,7 +24,7 @@ with showing.told():
         showing.show(card, "contexts")
     else:
         beside = experts.card(recording, *pinned, least=least)
-        here, there = st.columns(2, gap="large")
+        here, there = drawing.beside()
         for column, each, tag in ((here, card, ""), (there, beside, "pinned-")):
             with column:
                 st.header(f"Expert {each.result.expert} of layer {each.result.layer}")

@@ -54,7 +54,8 @@ def canvas_of(figure: Any, ink: Ink, *, panel_px: int, foot_px: int) -> tuple["g
     places = [(index // n_columns + 1, index % n_columns + 1) for index in range(len(parts))]
     for row, column in places:
         if row * n_columns + column > len(parts):  # nothing below
-            canvas.update_xaxes(title_text=as_text(figure.x_label), showticklabels=True, row=row, col=column)
+            label = _folded(figure.x_label, 24 if n_columns > 1 else 90)
+            canvas.update_xaxes(title_text=label, showticklabels=True, row=row, col=column)
         if column == 1:
             canvas.update_yaxes(title_text=_folded(figure.y_label, panel_px // 7), row=row, col=column)
     return canvas, [(part, place) for (_, part), place in zip(parts, places, strict=True)]
