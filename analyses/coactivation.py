@@ -314,6 +314,7 @@ def figures(result: Result) -> dict[str, Figure]:
             y_label="expert",
             value_label="P(other | expert) − random sets",
             center=0.0,
+            square=True,
             hover=("probability", "matched_probability", "lift_over_matched", "together"),
             caption="Share of an expert's tokens that also choose another expert, less that share in random sets with "
             f"the same loads ({result.sample}); all pairs of a token, whatever their rank.{some}{unseen} Documents "
