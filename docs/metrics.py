@@ -30,7 +30,7 @@ def pages_of(analysis: str) -> tuple[str, ...]:
     """The pages that show an analysis; Compare shows any, of two recordings."""
     files = sorted((ROOT / "pages").glob("*.py"))
     shared = {"experts": "utilization", "mapping": "attention"}
-    files = [file for file in files if file.stem != "showing"]  # which shows any
+    files = [file for file in files if file.stem not in ("foreseen", "showing")]  # which show none, and any
     pages = [shared.get(file.stem, file.stem) for file in files if f'"{analysis}"' in file.read_text(encoding="utf-8")]
     return tuple(dict.fromkeys(pages))
 

@@ -299,7 +299,7 @@ PARTS = {
 def test_a_part_that_is_opened_asks_its_question_and_draws(app, page, part, monkeypatch):
     app.run()
     shown = []
-    monkeypatch.setattr(sys.modules["showing"], "draw", lambda figure, key, **how: shown.append((key, how["follow"])))
+    monkeypatch.setattr(sys.modules["drawing"], "draw", lambda figure, key, **how: shown.append((key, how["follow"])))
     monkeypatch.setattr(sys.modules["showing"], "folded", opening(part))
     app = opened(app, page, layer="2", expert="1")
     assert not app.exception and not app.error, said(app)
