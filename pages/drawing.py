@@ -19,15 +19,14 @@ _LEAST_PX = 360
 _MODEBAR = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d", "toImage"]}
 
 
-def beside(*shares: int) -> list[Any]:
-    """Places for figures side by side, one a share of the page's width; where it is too narrow, one below another.
+def beside(*, first: int = 1) -> list[Any]:
+    """Two places side by side, the first `first` times as wide; where the page is too narrow, one below the other.
 
-    Args:
-        shares: Of the width; two halves unless given.
+    Widths that are whole numbers of pixels, as these on a page of the usual width, are drawn once: Streamlit measures
+    a fraction twice, to other digits, and has plotly draw again.
     """
-    shares = shares or (1, 1)
-    grid = st.grid(sum(shares), min_column_width=_LEAST_PX // max(shares))
-    return [grid.cell(column_span=share) for share in shares]
+    grid = st.grid(first + 1, min_column_width=_LEAST_PX if first == 1 else 2 * _LEAST_PX // 3)
+    return [grid.cell(column_span=first), grid.cell()]
 
 
 @st.cache_resource(max_entries=128, show_spinner=False)

@@ -14,7 +14,7 @@ from workbench.recording_schema import FIELDS
 
 st.title("Record")
 known = jobs.known_models()
-left, right = drawing.beside(3, 2)
+left, right = drawing.beside(first=2)
 with left:
     kind = st.segmented_control("What", ["Prompt", "Corpus"], default="Prompt", required=True, key="kind")
     if kind == "Prompt":

@@ -14,7 +14,7 @@ controls = shared.choose_controls(recording)
 with showing.told():
     pairs = showing.result(recording, "coactivation", layer=layer)
     st.header(f"Layer {layer}")
-    matrix, strongest = drawing.beside(3, 2)
+    matrix, strongest = drawing.beside(first=2)
     with matrix:
         showing.show(pairs, "pair_map", follow={"layer": "layer", "expert": "expert"})
     with strongest:

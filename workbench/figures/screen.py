@@ -56,7 +56,7 @@ def screen(figure: Figure, *, dark: bool = False) -> "go.Figure":
 def _heat_map(figure: HeatMap, ink: Ink) -> "go.Figure":
     xs, ys = figure.order(figure.x), figure.order(figure.y)
     scale = ColourScale.of(figure.numbers(figure.value), center=figure.center, log=figure.log)
-    row_px = min(560 / len(ys), 60) if figure.square else min(max(420 / len(ys), 12), 32)
+    row_px = min(460 / len(ys), 60) if figure.square else min(max(420 / len(ys), 12), 32)
     canvas, parts = canvas_of(figure, ink, panel_px=int(row_px * len(ys)), foot_px=50)
     column_at, row_at = ({value: index for index, value in enumerate(values)} for values in (xs, ys))
     across = max(column for _, (_, column) in parts)
@@ -76,7 +76,8 @@ def _heat_map(figure: HeatMap, ink: Ink) -> "go.Figure":
             canvas.update_layout(plot_bgcolor=ink.missing)
     canvas.update_layout(coloraxis=colour_axis(scale, figure.value_label, ink, tall_px=canvas.layout.height - 120))
     canvas.update_xaxes(showgrid=False, range=[-0.5, len(xs) - 0.5], **tick_names(xs, fits=20 // across))
-    canvas.update_yaxes(showgrid=False, range=[len(ys) - 0.5, -0.5], **tick_names(ys, fits=int(len(ys) * row_px / 16)))
+    fits = 20 if figure.square else int(len(ys) * row_px / 16)  # a square is as small as the page is narrow
+    canvas.update_yaxes(showgrid=False, range=[len(ys) - 0.5, -0.5], **tick_names(ys, fits=fits))
     if figure.square:
         canvas.update_yaxes(scaleanchor="x", constrain="domain")
         canvas.update_xaxes(constrain="domain")
