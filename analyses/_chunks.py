@@ -1,4 +1,4 @@
-"""Tokens of a recording in chunks of several parts, for tables by token id that are large to add up.
+"""Tokens of a recording in chunks of several parts, and what is found of each once for all layers.
 
 Axes: T tokens of a chunk, K chosen per token.
 """

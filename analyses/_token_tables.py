@@ -28,6 +28,7 @@ from workbench.recording import Recording
 
 INPUT, PREDICTED, NEXT = "input token", "predicted next token", "true next token"
 FIRST, ALL = "first", "all"
+TABLE_TOKENS = 1 << 20  # of a chunk: tables by token id are large to add up
 _DRAWN_BYTES = 1 << 26  # of the tables of permutations held at once
 N_FOLDS = 8  # the fewest that give an interval, so the smallest tables
 
@@ -137,7 +138,7 @@ def _small_columns(recording: Recording) -> list[str]:
 
 
 def _small(recording: Recording) -> Iterator[Chunk]:
-    return chunks(recording, _small_columns(recording))
+    return chunks(recording, _small_columns(recording), tokens=TABLE_TOKENS)
 
 
 def _label_ids(chunk: Chunk) -> dict[str, np.ndarray]:
@@ -195,7 +196,8 @@ class _Read:
             yield self._only
             return
         n = 0
-        for chunk in chunks(self._recording, [*_small_columns(self._recording), *self._columns]):
+        columns = [*_small_columns(self._recording), *self._columns]
+        for chunk in chunks(self._recording, columns, tokens=TABLE_TOKENS):
             first_T1 = first_choice(chunk, self._columns) if self._with_first else None
             small = {name: chunk[name] for name in _small_columns(self._recording)}
             routed, n = (small, chunk[self._columns[0]], first_T1), n + 1

@@ -368,6 +368,7 @@ def test_what_is_kept_does_not_change_what_is_found(recording, monkeypatch, modu
     whole = module.tables(module.run(recording, settings))
     monkeypatch.setattr(_chunks, "CHUNK_TOKENS", 300)
     monkeypatch.setattr(_chunks, "KEPT_BYTES", 0)
+    monkeypatch.setattr(_token_tables, "TABLE_TOKENS", 300)
     monkeypatch.setattr(_token_tables, "_DRAWN_BYTES", 1)
     monkeypatch.setattr(router_confidence, "_HELD_BYTES", 1)
     for name, table in module.tables(module.run(recording, settings)).items():
