@@ -99,6 +99,24 @@ def test_swaps_keep_every_margin(shape):
     np.testing.assert_array_equal(swapped[30], bits_TLW[30])  # a document of one token has nobody to swap with
 
 
+@pytest.mark.parametrize("n_tokens", [500, (1 << 16) + 3])  # of so many the steps are kept, and of more drawn again
+def test_pairings_that_are_kept_are_those_that_are_drawn_and_belong_to_their_tokens(n_tokens):
+    document_T, position_T = places([n_tokens - 100, 100])
+    pairings = sets.Pairings.of(document_T, position_T, seed=1)
+    assert sets.Pairings.of(document_T.copy(), position_T.copy(), seed=1) is pairings
+    first = pairings.step(7)
+    for again in (pairings.step(7), sets.Pairings(document_T, position_T, seed=1).step(7)):
+        for one, two in zip(first, again, strict=True):
+            np.testing.assert_array_equal(one, two)
+    one_P, two_P, _ = first
+    assert len(set(one_P) | set(two_P)) == 2 * len(one_P) == 2 * ((n_tokens - 100) // 2 + 50)
+    assert (document_T[one_P] == document_T[two_P]).all()
+    assert (pairings.step(8)[0] != one_P).any()
+    for other in ((document_T, position_T, 2), (document_T, position_T + 1, 1), (document_T + 1, position_T, 1)):
+        assert sets.Pairings.of(other[0], other[1], seed=other[2]) is not pairings
+        assert (sets.Pairings.of(other[0], other[1], seed=other[2]).step(7)[0] != one_P).any()
+
+
 def test_swaps_reach_every_arrangement_as_often():
     """Three tokens with two of three experts, each expert twice: 6 arrangements."""
     bits_TW = sets.as_bits(np.array([[0, 1], [0, 2], [1, 2]]), n_experts=3)
