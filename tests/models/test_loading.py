@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from transformers import SwitchTransformersConfig, ViTConfig
+from transformers import AutoConfig, SwitchTransformersConfig, ViTConfig
 
 from tests import tiny
 from workbench.errors import ModelError
@@ -256,7 +256,7 @@ def test_a_hub_model_that_cannot_be_fetched_says_whether_the_hub_was_asked(monke
     def fails(*_: object, **__: object) -> None:
         raise OSError("no such file")
 
-    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", fails)
+    monkeypatch.setattr(AutoConfig, "from_pretrained", fails)
     monkeypatch.setenv("HF_HUB_OFFLINE", offline)
     with pytest.raises(ModelError, match=f"the config cannot be read .*If the name is right, .*{advice}"):
         loading.inspect_topology("org/name")

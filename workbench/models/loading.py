@@ -1,41 +1,31 @@
 """Loads models by name, never wrapped: bundled ones, local folders, published configs with dummy weights, hub ids.
 
 Before any weight is read, a memory forecast is held against what is free. Remote code is never run and pickled
-checkpoints are never opened. Names are resolved here and nowhere else.
+checkpoints are never opened.
 """
 
 import hashlib
 import json
-import os
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
-from transformers.models.auto.tokenization_auto import get_tokenizer_config
-from transformers.utils import logging as transformers_logging
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from workbench.errors import ModelError
-from workbench.models.bundled import CONFIGS, MODELS, bundled_names, published_configs, revisions
+from workbench.models.configs import on_meta, read_config
+from workbench.models.foreign import first_line as _first_line
+from workbench.models.foreign import quiet
 from workbench.models.memory import MemoryForecast, forecast_memory, gib
 from workbench.models.placement import named_weights
+from workbench.models.sources import Source as _Source
+from workbench.models.sources import resolve
+from workbench.models.tokenizers import read_tokenizer
 from workbench.models.topology import Topology, topology
 
-_GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SAMPLED_ABOVE_BYTES = 256 * 2**20
 
 
@@ -70,14 +60,6 @@ class Model:
         return str(self.module.dtype).removeprefix("torch.")
 
 
-@dataclass(frozen=True)
-class _Source:
-    name: str
-    revision: str
-    folder: str  # a folder, or a hub id
-    kind: str  # bundled, folder, config, hub
-
-
 def load(
     name: str,
     *,
@@ -109,9 +91,9 @@ def load(
     """
     if weights not in ("checkpoint", "dummy"):
         raise ModelError(f"weights is {weights!r}; 'checkpoint' or 'dummy' was wanted.")
-    source = _resolve(name, revision, weights)
-    with _quiet():
-        config = _config(source)
+    source = resolve(name, revision, weights)
+    with quiet():
+        config = read_config(source)
         where = _device(device)
         torch_dtype = _dtype(dtype, where, config)
         forecast = forecast_memory(topology(on_meta(config)), value_bytes=torch_dtype.itemsize, device=where)
@@ -130,7 +112,7 @@ def load(
         _set_attention(module, attention)
     module.eval().requires_grad_(False)
     _refuse_nan(module, source.name)
-    return Model(source.name, source.revision, module, _tokenizer(source), topology(module), weights)
+    return Model(source.name, source.revision, module, read_tokenizer(source), topology(module), weights)
 
 
 def _set_attention(module: Any, attention: str) -> None:
@@ -145,8 +127,8 @@ def _set_attention(module: Any, attention: str) -> None:
 
 def inspect_topology(name: str, *, revision: str | None = None) -> Topology:
     """What a model is made of, from its config alone, on the meta device: no weights are read."""
-    with _quiet():
-        return topology(on_meta(_config(_resolve(name, revision, "dummy"))))
+    with quiet():
+        return topology(on_meta(read_config(resolve(name, revision, "dummy"))))
 
 
 def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -155,7 +137,7 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedToken
     Raises:
         ModelError: an unknown name, or no tokenizer beside the model.
     """
-    tokenizer = _tokenizer(_resolve(name, revision, "dummy"))
+    tokenizer = read_tokenizer(resolve(name, revision, "dummy"))
     if tokenizer is None:
         raise ModelError(f"{name} has no tokenizer that can be read; name a folder with tokenizer.json, or a hub id.")
     return tokenizer
@@ -165,8 +147,8 @@ def memory_forecast(
     name: str, *, device: str = "auto", dtype: str = "auto", revision: str | None = None, batch_tokens: int = 4096
 ) -> MemoryForecast:
     """What loading a model and recording with it will take, from its config alone."""
-    with _quiet():
-        config = _config(_resolve(name, revision, "dummy"))
+    with quiet():
+        config = read_config(resolve(name, revision, "dummy"))
         where = _device(device)
         return forecast_memory(
             topology(on_meta(config)),
@@ -209,68 +191,6 @@ def config_digest(module: Any) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _resolve(name: str, revision: str | None, weights: str) -> _Source:
-    bare, _, behind = name.partition("@")
-    wanted = revision or behind or ""
-    if "/" not in bare and (MODELS / bare / "model.safetensors").is_file():
-        folder = MODELS / bare / wanted
-        if wanted and not (folder / "model.safetensors").is_file():
-            known = ", ".join(revisions(bare))
-            raise ModelError(
-                f"the bundled model {bare!r} has no revision {wanted!r}; it has {known}, or none for the last."
-            )
-        return _Source(bare, wanted, str(folder), "bundled")
-    if Path(name).is_dir():
-        return _Source(Path(name).resolve().name, revision or "", name, "folder")
-    if bare in published_configs():
-        if weights != "dummy":
-            raise ModelError(
-                f"{bare!r} is a published config without weights; load it with weights='dummy', or give its hub id."
-            )
-        return _Source(bare, "", str(CONFIGS / f"{bare}.json"), "config")
-    if _HUB_ID.fullmatch(bare):
-        return _Source(bare, wanted, bare, "hub")
-    raise ModelError(
-        f"unknown model {name!r}. Known: bundled {', '.join(bundled_names())}; published configs "
-        f"{', '.join(published_configs()) or 'none'} (dummy weights); or give a local folder or a hub id OWNER/NAME."
-    )
-
-
-def _config(source: _Source) -> Any:
-    if source.kind == "folder" and not (Path(source.folder) / "config.json").is_file():
-        raise ModelError(
-            f"{source.folder} has no config.json, so it is no model folder; give the folder that holds it."
-        )
-    try:
-        config = AutoConfig.from_pretrained(source.folder, revision=_hub_revision(source), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"{source.name} brings code of its own (auto_map in its config.json), which is never run here: what it "
-                "computes cannot be proved, and it can do anything to this machine. Use a model type that transformers "
-                "itself has."
-            ) from error
-        raise ModelError(
-            f"{source.name}: the config cannot be read ({_first_line(error)}). "
-            + (
-                f"If the name is right, {_hub_advice()}, or give a local folder."
-                if source.kind == "hub"
-                else "Mend config.json or save the model again."
-            )
-        ) from error
-    if config.is_encoder_decoder:
-        raise ModelError(
-            f"{source.name} ({config.model_type}) is an encoder-decoder model: its decoder reads an encoder's "
-            "output, so a recording of one text would not say what was fed to it. Only causal models are recorded."
-        )
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ModelError(
-            f"{source.name}: transformers has no causal language model of type {config.model_type!r}. Give one "
-            "that AutoModelForCausalLM loads."
-        )
-    return config
-
-
 def _checkpoint(source: _Source, config: Any, dtype: torch.dtype, device: str) -> Any:
     if source.kind != "hub":
         folder = Path(source.folder)
@@ -287,7 +207,7 @@ def _checkpoint(source: _Source, config: Any, dtype: torch.dtype, device: str) -
     options: dict[str, Any] = {"device_map": "auto"} if device == "cuda" else {}
     try:
         module, report = AutoModelForCausalLM.from_pretrained(
-            source.folder, config=config, revision=_hub_revision(source), dtype=dtype, use_safetensors=True,
+            source.folder, config=config, revision=source.hub_revision, dtype=dtype, use_safetensors=True,
             trust_remote_code=False, output_loading_info=True, **options,
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
@@ -305,43 +225,11 @@ def _checkpoint(source: _Source, config: Any, dtype: torch.dtype, device: str) -
     return module if options else module.to(device)
 
 
-def on_meta(config: Any) -> Any:
-    """A model of a config without weights: its modules and their shapes."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-
-
 def _dummy(config: Any, dtype: torch.dtype, where: str) -> Any:
     """Random weights, drawn where they stay and in their dtype: a host need not hold what a GPU can."""
     torch.manual_seed(0)
     with torch.device(where):
         return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-
-
-def _tokenizer(source: _Source) -> PreTrainedTokenizerBase | None:
-    if source.kind == "config":
-        return None
-    try:
-        with _quiet():
-            # AutoTokenizer swaps in the model type's own class, which splits text by its own rules even where
-            # tokenizer.json says otherwise. A checkpoint that states the generic class means its tokenizer.json.
-            stated = get_tokenizer_config(source.folder, revision=_hub_revision(source)).get("tokenizer_class")
-            kind = PreTrainedTokenizerFast if stated in _GENERIC_TOKENIZERS else AutoTokenizer
-            tokenizer = kind.from_pretrained(source.folder, revision=_hub_revision(source), trust_remote_code=False)
-            # Without files transformers makes one that knows special tokens alone.
-            return tokenizer if len(tokenizer) > len(tokenizer.all_special_ids) else None
-    except (OSError, ValueError, KeyError):
-        return None  # a corpus of token ids needs none; one of text is refused by name when it is recorded
-
-
-def _hub_advice() -> str:
-    if os.environ.get("HF_HUB_OFFLINE"):
-        return "it is not on this machine yet, and the hub is not asked here (workbench app --hub, or HF_HUB_OFFLINE=0)"
-    return "check the connection to the hub"
-
-
-def _hub_revision(source: _Source) -> str | None:
-    return (source.revision or None) if source.kind == "hub" else None
 
 
 def _device(device: str) -> str:
@@ -372,26 +260,6 @@ def _refuse_nan(module: Any, name: str) -> None:
                 f"{name}: {where} holds NaN or infinite values; what it computes means nothing. "
                 "Download or convert the checkpoint again."
             )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hides transformers' progress bars and advice: the workbench says itself what matters."""
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def with_module(model: Model, module: Any) -> Model:
