@@ -6,7 +6,7 @@ does not declare stands in `families.py`.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -171,13 +171,10 @@ def topology(module: Any) -> Topology:
     """
     config = module.config.get_text_config()
     facts = family_facts(config.model_type)
-    parameters = {name: parameter.numel() for name, parameter in module.named_parameters()}
-    routers = tuple(sorted(_routers(module, config, facts), key=lambda router: (router.layer, router.site)))
-    idle = 0.0
-    for router in routers:
-        routed = sum(size for name, size in parameters.items() if name.startswith(router.experts_path + "."))
-        idle += routed * (1 - router.top_k / router.n_experts)
-    total = sum(parameters.values())
+    modules = dict(module.named_modules())
+    routers = tuple(sorted(_routers(module, modules, config, facts), key=lambda router: (router.layer, router.site)))
+    total = sum(parameter.numel() for parameter in module.parameters())
+    idle = sum(_idle(modules[router.experts_path], router) for router in routers)
     first = _of_layer(config, 0)
     heads = first.num_attention_heads
     return Topology(
@@ -192,15 +189,20 @@ def topology(module: Any) -> Topology:
         routers=routers,
         parameters_total=total,
         parameters_active=round(total - idle),
-        attention_layers=_attention_layers(module),
+        attention_layers=_attention_layers(modules),
         parts=read_parts(module, routers),
     )
 
 
-def _attention_layers(module: Any) -> tuple[int, ...]:
+def _idle(experts: Any, router: Router) -> float:
+    """Parameters of a router's experts that one token does not meet."""
+    return sum(p.numel() for p in experts.parameters()) * (1 - router.top_k / router.n_experts)
+
+
+def _attention_layers(modules: Mapping[str, Any]) -> tuple[int, ...]:
     """The decoder layers that hold an attention over keys and values, by the names of their modules' classes."""
     layers = set()
-    for path, candidate in module.named_modules():
+    for path, candidate in modules.items():
         name, numbers = type(candidate).__name__, re.findall(r"\.(\d+)\.", path)
         attends = name.endswith(("Attention", "MLA"))
         elsewhere = any(word in name for word in _NO_CACHE) or any(tower in path for tower in _TOWERS)
@@ -213,11 +215,11 @@ def _attention_layers(module: Any) -> tuple[int, ...]:
 _NO_CACHE = ("Linear", "Lightning", "Delta")
 
 
-def _routers(module: Any, config: Any, facts: FamilyFacts) -> Iterator[Router]:
-    modules = dict(module.named_modules())
+def _routers(module: Any, modules: dict[str, Any], config: Any, facts: FamilyFacts) -> Iterator[Router]:
     found: dict[str, tuple[str, Any]] = {}
+    recorders = _recorders(module, modules)
     for path, candidate in modules.items():
-        recorder = _recorder_of(module, path, candidate)
+        recorder = _recorder_of(recorders, path, candidate)
         if recorder is None and type(candidate).__name__ in facts.hash_routers:
             recorder = candidate
         if recorder is not None:
@@ -337,10 +339,8 @@ def _linear(block: _Block, path: str) -> tuple[str, int]:
     """Path and rows of the linear map that gives the logits: the router's own weight, or its last linear child's."""
     maps = [
         (child, module.weight.shape[0])
-        for child, module in block.modules.items()
-        if (child == path or child.startswith(f"{path}."))
-        and getattr(module, "weight", None) is not None
-        and module.weight.dim() == 2
+        for child, module in block.modules[path].named_modules(prefix=path)
+        if getattr(module, "weight", None) is not None and module.weight.dim() == 2
     ]
     if not maps:
         raise block.refuse(f"the router {path!r} ({type(block.modules[path]).__name__}) holds no linear map")
@@ -420,19 +420,20 @@ def _shared_width(shared: Any) -> int:
     return int(first.shape[0])
 
 
-def _recorder_of(module: Any, path: str, found: Any) -> Any:
-    """The declaration of transformers' that makes this module a router, or None."""
-    for owner in (module, *_text_models(module)):
-        declared = getattr(owner, "_can_record_outputs", None) or {}
-        recorders = declared.get("router_logits", [])
-        for recorder in recorders if isinstance(recorders, list | tuple) else [recorders]:
-            target: Any = getattr(recorder, "target_class", recorder)
-            layer_name = getattr(recorder, "layer_name", None)
-            if isinstance(found, target) and (layer_name is None or f".{layer_name.strip('.')}." in f".{path}."):
-                return recorder
+def _recorders(module: Any, modules: Mapping[str, Any]) -> list[Any]:
+    """What transformers declares to be routers; some families declare it in the model inside the model alone."""
+    found: list[Any] = []
+    for owner in (module, *(modules[path] for path in ("model", "model.language_model") if path in modules)):
+        declared = (getattr(owner, "_can_record_outputs", None) or {}).get("router_logits", [])
+        found += declared if isinstance(declared, list | tuple) else [declared]
+    return found
+
+
+def _recorder_of(recorders: Sequence[Any], path: str, candidate: Any) -> Any:
+    """The first declaration that makes this module a router, or None."""
+    for recorder in recorders:
+        target: Any = getattr(recorder, "target_class", recorder)
+        layer_name = getattr(recorder, "layer_name", None)
+        if isinstance(candidate, target) and (layer_name is None or f".{layer_name.strip('.')}." in f".{path}."):
+            return recorder
     return None
-
-
-def _text_models(module: Any) -> list[Any]:
-    """The models inside a model: some families declare their recorders there alone."""
-    return [child for name, child in module.named_modules() if name in ("model", "model.language_model")]
