@@ -16,16 +16,17 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from workbench.errors import ModelError
-from workbench.models.configs import on_meta, read_config
-from workbench.models.foreign import first_line as _first_line
-from workbench.models.foreign import quiet
+from workbench.models.configs import on_meta, quantization_method, read_config, refuse_kernel
+from workbench.models.foreign import foreign_errors, quiet
+from workbench.models.foreign import reason as _first_line
 from workbench.models.memory import MemoryForecast, forecast_memory, gib
 from workbench.models.placement import named_weights
 from workbench.models.sources import Source as _Source
-from workbench.models.sources import resolve
+from workbench.models.sources import reached, resolve
 from workbench.models.tokenizers import read_tokenizer
 from workbench.models.topology import Topology, topology
 
+_FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SAMPLED_ABOVE_BYTES = 256 * 2**20
 
 
@@ -40,6 +41,7 @@ class Model:
         tokenizer: Its tokenizer; None where there is none (dummy weights).
         topology: What it is made of.
         weights: `checkpoint` or `dummy`.
+        tokenizer_problem: Why there is no tokenizer, with the next step; empty where there is one.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Model:
     tokenizer: PreTrainedTokenizerBase | None
     topology: Topology
     weights: str = "checkpoint"
+    tokenizer_problem: str = "none came with it. Give 'token_ids' instead of 'text'."
 
     @property
     def device(self) -> torch.device:
@@ -92,7 +95,9 @@ def load(
     if weights not in ("checkpoint", "dummy"):
         raise ModelError(f"weights is {weights!r}; 'checkpoint' or 'dummy' was wanted.")
     source = resolve(name, revision, weights)
-    with quiet():
+    if attention is not None:
+        refuse_kernel(attention, "attention is", "Give eager or sdpa, or leave it to transformers.")
+    with quiet(), reached(source):
         config = read_config(source)
         where = _device(device)
         torch_dtype = _dtype(dtype, where, config)
@@ -112,50 +117,85 @@ def load(
         _set_attention(module, attention)
     module.eval().requires_grad_(False)
     _refuse_nan(module, source.name)
-    return Model(source.name, source.revision, module, read_tokenizer(source), topology(module), weights)
+    with reached(source):
+        text = read_tokenizer(source)
+    return Model(source.name, source.revision, module, text.tokenizer, topology(module), weights, text.problem)
 
 
 def _set_attention(module: Any, attention: str) -> None:
-    try:
+    with foreign_errors(
+        f"attention is {attention!r}, which {module.config.model_type} cannot run here",
+        "Give eager or sdpa, or leave it to transformers.",
+    ):
         module.set_attn_implementation(attention)
-    except (ValueError, ImportError, KeyError) as error:
-        raise ModelError(
-            f"attention is {attention!r}, which {module.config.model_type} cannot run here: {_first_line(error)} "
-            "Give eager or sdpa, or leave it to transformers."
-        ) from error
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a config says of a model, without its weights.
+
+    Attributes:
+        topology: What it is made of.
+        forecast: The memory that loading it and recording with it will take.
+        quantization: How its weights on disk are quantized, as its config names it; None where they are not.
+    """
+
+    topology: Topology
+    forecast: MemoryForecast
+    quantization: str | None
+
+
+def inspect(
+    name: str, *, device: str = "auto", dtype: str = "auto", revision: str | None = None, batch_tokens: int = 4096
+) -> Inspection:
+    """What a model is made of and what loading it will take, from its config alone: no weights are read.
+
+    Args:
+        name: As of `load`.
+        device: As of `load`.
+        dtype: As of `load`.
+        revision: As of `load`.
+        batch_tokens: Padded positions of a batch.
+
+    Raises:
+        ModelError: an unknown name, or a config that gives no model.
+    """
+    source = resolve(name, revision, "dummy")
+    with quiet(), reached(source):
+        config = read_config(source)
+        where = _device(device)
+        torch_dtype = _dtype(dtype, where, config)
+        found = topology(on_meta(config))
+    forecast = forecast_memory(found, value_bytes=torch_dtype.itemsize, device=where, batch_tokens=batch_tokens)
+    return Inspection(found, forecast, quantization_method(config))
 
 
 def inspect_topology(name: str, *, revision: str | None = None) -> Topology:
     """What a model is made of, from its config alone, on the meta device: no weights are read."""
-    with quiet():
-        return topology(on_meta(read_config(resolve(name, revision, "dummy"))))
-
-
-def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, without its weights.
-
-    Raises:
-        ModelError: an unknown name, or no tokenizer beside the model.
-    """
-    tokenizer = read_tokenizer(resolve(name, revision, "dummy"))
-    if tokenizer is None:
-        raise ModelError(f"{name} has no tokenizer that can be read; name a folder with tokenizer.json, or a hub id.")
-    return tokenizer
+    source = resolve(name, revision, "dummy")
+    with quiet(), reached(source):
+        return topology(on_meta(read_config(source)))
 
 
 def memory_forecast(
     name: str, *, device: str = "auto", dtype: str = "auto", revision: str | None = None, batch_tokens: int = 4096
 ) -> MemoryForecast:
     """What loading a model and recording with it will take, from its config alone."""
-    with quiet():
-        config = read_config(resolve(name, revision, "dummy"))
-        where = _device(device)
-        return forecast_memory(
-            topology(on_meta(config)),
-            value_bytes=_dtype(dtype, where, config).itemsize,
-            device=where,
-            batch_tokens=batch_tokens,
-        )
+    return inspect(name, device=device, dtype=dtype, revision=revision, batch_tokens=batch_tokens).forecast
+
+
+def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, without its weights.
+
+    Raises:
+        ModelError: an unknown name, or no tokenizer that can be read, with the reason.
+    """
+    source = resolve(name, revision, "dummy")
+    with reached(source):
+        found = read_tokenizer(source)
+    if found.tokenizer is None:
+        raise ModelError(f"{name} has no tokenizer that can be read: {found.problem}")
+    return found.tokenizer
 
 
 def from_module(module: Any, *, name: str, tokenizer: PreTrainedTokenizerBase | None = None) -> Model:
@@ -228,7 +268,10 @@ def _checkpoint(source: _Source, config: Any, dtype: torch.dtype, device: str) -
 def _dummy(config: Any, dtype: torch.dtype, where: str) -> Any:
     """Random weights, drawn where they stay and in their dtype: a host need not hold what a GPU can."""
     torch.manual_seed(0)
-    with torch.device(where):
+    with (
+        foreign_errors(f"{config.model_type}: no random weights can be made by this config", "Mend config.json."),
+        torch.device(where),
+    ):
         return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
 
 
@@ -244,11 +287,13 @@ def _device(device: str) -> str:
 
 def _dtype(dtype: str, device: str, config: Any) -> torch.dtype:
     if dtype == "auto":
-        return torch.float32 if device == "cpu" else (config.dtype or torch.bfloat16)
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in known:
-        raise ModelError(f"dtype is {dtype!r}; 'auto', {', '.join(map(repr, known))} was wanted.")
-    return known[dtype]
+        stated = config.dtype
+        # Float8 and integers are codes on disk, in which nothing is computed.
+        computes = isinstance(stated, torch.dtype) and stated.is_floating_point and stated.itemsize > 1
+        return torch.float32 if device == "cpu" else stated if computes else torch.bfloat16
+    if dtype not in _FLOATS:
+        raise ModelError(f"dtype is {dtype!r}; 'auto', {', '.join(map(repr, _FLOATS))} was wanted.")
+    return _FLOATS[dtype]
 
 
 def _refuse_nan(module: Any, name: str) -> None:

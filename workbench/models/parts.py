@@ -7,11 +7,9 @@ understood is named in `unknown`, so that nothing is left out of a cost silently
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from workbench.models.topology import Router
-
+from workbench.models.routers import Router, unused_parameters
 
 KINDS = ("attention", "latent attention", "state space")
 """Kinds of mixers whose costs are known."""
@@ -160,7 +158,7 @@ def _layer_from_json(value: Mapping[str, Any]) -> LayerParts:
     )
 
 
-def read_parts(module: Any, routers: Sequence["Router"]) -> Parts:
+def read_parts(module: Any, routers: Sequence[Router]) -> Parts:
     """Sorts a transformers model's weights by purpose.
 
     Args:
@@ -172,6 +170,7 @@ def read_parts(module: Any, routers: Sequence["Router"]) -> Parts:
     found: dict[tuple[int | None, str], Weights] = {}
     mixers = dict(_mixers(modules))
     roles = _roles(routers, mixers)
+    read_by = {router.experts_path: router for router in routers}
     unknown = []
     looked_up = module.get_input_embeddings().weight
     head = module.get_output_embeddings()
@@ -192,7 +191,7 @@ def read_parts(module: Any, routers: Sequence["Router"]) -> Parts:
         role = role or ("dense" if product and layer is not None else "other")
         if role == "other" and product:
             unknown.append(f"{name}: outside the decoder layers")
-        size = parameter.numel()
+        size = parameter.numel() - (unused_parameters(read_by[owner], parameter) if owner in read_by else 0)
         key = (None if role in ("embedding", "head") else layer, role)
         found[key] = found.get(key, Weights()) + Weights(size, size if product else 0)
     if head is not None and head.weight is looked_up:
@@ -223,7 +222,7 @@ def _role_of(path: str, roles: Mapping[str, str]) -> str:
     return roles.get(path, "")
 
 
-def _roles(routers: Sequence["Router"], mixers: Mapping[str, Any]) -> dict[str, str]:
+def _roles(routers: Sequence[Router], mixers: Mapping[str, Any]) -> dict[str, str]:
     """Module paths with what their parameters are for."""
     paths = {path: path for path in mixers}
     for router in routers:
@@ -256,9 +255,7 @@ def _mixers(modules: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield path, candidate
 
 
-def _layer(
-    number: int, routers: Sequence["Router"], mixers: Sequence[Mixer], found: Mapping[Any, Weights]
-) -> LayerParts:
+def _layer(number: int, routers: Sequence[Router], mixers: Sequence[Mixer], found: Mapping[Any, Weights]) -> LayerParts:
     def of(role: str) -> Weights:
         return found.get((number, role), Weights())
 
