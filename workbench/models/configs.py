@@ -28,7 +28,7 @@ _LARGEST_FILE_BYTES = 64 * 2**20
 # What a config's numbers may be at most, by their names; each is some times the largest that was ever published, and
 # small enough that a model of it is built on the meta device in seconds.
 _LIMITS: tuple[tuple[re.Pattern[str], int | None], ...] = (
-    (re.compile(r"(^|_)(n|num)_(.*_)?(layers?|blocks)$|^(depth|(en|de)coder_layers)$"), 512),
+    (re.compile(r"(^|_)(n|num)_(.*_)?(layers?|blocks)$|^(depth|(en|de)coder_layers)$"), 1024),
     (re.compile(r"experts?(_num)?$|num_.*experts|experts_per|topk|top_k"), 2**16 - 1),
     (re.compile(r"param|token|sample|step|flop|byte"), None),  # of the training, or an id
     (re.compile(r"vocab"), 2**26),
@@ -205,18 +205,21 @@ def _leaves(stated: Any) -> Iterator[tuple[str, Any]]:
 
 def _refuse_numbers(config: Any, name: str) -> None:
     """Refuses sizes that make no decoder, in the words of the config's class."""
-    text = config.get_text_config()
-    first = text.per_layer_config[0] if getattr(text, "is_heterogeneous", False) else text
-    sizes = {size: getattr(first, size, None) for size in _SIZES}
-    groups = getattr(first, "num_key_value_heads", None)
-    width = getattr(first, "head_dim", None)
+    with foreign_errors(f"{name}: the config cannot be read", "Mend config.json."):
+        text = config.get_text_config()
+        if not isinstance(text, PreTrainedConfig):
+            raise ModelError(f"{name}: what config.json has for its text part ({text!r:.100}) is no config. Mend it.")
+        first = text.per_layer_config[0] if getattr(text, "is_heterogeneous", False) else text
+        sizes = {size: getattr(first, size, None) for size in _SIZES}
+        groups = getattr(first, "num_key_value_heads", None)
+        width = getattr(first, "head_dim", None)
     stated = {**sizes, **{k: v for k, v in (("num_key_value_heads", groups), ("head_dim", width)) if v is not None}}
     for size, value in stated.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             got = "states none" if value is None else f"has {value!r}"
             raise ModelError(
-                f"{name}: the config ({text.model_type}) {got} for {size}; a whole number from 1 was wanted. Models "
-                "without layers, width, vocabulary or attention heads are not looked at; mend config.json."
+                f"{name}: the config ({text.model_type}) {got} for {size}; a whole number from 1 was wanted. Mend "
+                "config.json; models that have no attention heads, or no fixed vocabulary, are not looked at."
             )
     heads = stated["num_attention_heads"]
     if heads % stated.get("num_key_value_heads", heads):
@@ -224,8 +227,8 @@ def _refuse_numbers(config: Any, name: str) -> None:
             f"{name}: the config has {heads} num_attention_heads, no multiple of its {groups} num_key_value_heads: "
             "every key and value serves as many heads. Mend config.json."
         )
-    if stated.get("head_dim") is None and sizes["hidden_size"] % heads:
+    if "head_dim" not in stated and sizes["hidden_size"] < heads:
         raise ModelError(
-            f"{name}: the config has a hidden_size of {sizes['hidden_size']}, no multiple of its {heads} "
-            "num_attention_heads, and states no head_dim. Mend config.json."
+            f"{name}: the config has {heads} num_attention_heads in a hidden_size of {sizes['hidden_size']}, and states "
+            "no head_dim: a head would have no width. Mend config.json."
         )

@@ -290,7 +290,7 @@ def _refuse_choice(config: Any, router: Router) -> None:
     if groups > 1 and (router.n_experts % groups or not 1 <= chosen <= groups):
         raise ModelError(
             f"{config.model_type}: layer {router.layer} takes {chosen} of {groups} groups of {router.n_experts} "
-            "experts; groups of one size, and 1 to all of them, were wanted. Mend n_group and topk_group in config.json."
+            "experts; 1 to all of groups of one size were wanted. Mend n_group and topk_group in config.json."
         )
     if groups > 1 and router.top_k > router.n_experts // groups * chosen:
         raise ModelError(
