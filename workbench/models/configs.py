@@ -229,6 +229,6 @@ def _refuse_numbers(config: Any, name: str) -> None:
         )
     if "head_dim" not in stated and sizes["hidden_size"] < heads:
         raise ModelError(
-            f"{name}: the config has {heads} num_attention_heads in a hidden_size of {sizes['hidden_size']}, and states "
-            "no head_dim: a head would have no width. Mend config.json."
+            f"{name}: the config has {heads} num_attention_heads in a hidden_size of {sizes['hidden_size']}, and "
+            "states no head_dim: a head would have no width. Mend config.json."
         )
