@@ -40,10 +40,36 @@ def text_of(recording: Recording, document: str, *, n_tokens: int) -> MappedText
     if found.empty:
         raise AnalysisError(f"{recording.path} has no document {document!r}; it has {len(documents)}.")
     read = recording.of_document(int(found.iloc[0]), ["position", "token"])
-    order = np.argsort(read["position"])[:n_tokens]
+    order = np.argsort(read["position"])[: max(n_tokens, 0)]
     token_ids = read["token"][order].tolist()
     text_by_id = dict(zip(recording.vocabulary["token"], recording.vocabulary["text"], strict=True))
     return MappedText(document, token_ids, [text_by_id.get(token, "") for token in token_ids])
+
+
+def refuse_unknown(recording: Recording, text: MappedText, *, layer: int, head: int, most: int) -> None:
+    """Refuses by the recording what its model would refuse once it is in memory.
+
+    Args:
+        recording: Of the model.
+        text: What is to be mapped.
+        layer: Attention layer.
+        head: Head.
+        most: Tokens that a map has at most.
+
+    Raises:
+        AnalysisError: no such layer or head, no token, or too many.
+    """
+    topology = recording.topology
+    attends = topology.attention_layers
+    layers = range(topology.n_layers) if attends is None else attends
+    if layer not in layers:
+        raise AnalysisError(f"layer is {layer}; {recording.path} has attention in {', '.join(map(str, layers))}.")
+    mixers = topology.parts.mixers if topology.parts else ()
+    heads = max((m.n_heads for m in mixers if f".{layer}." in m.path), default=0) or topology.n_heads
+    if not 0 <= head < heads:
+        raise AnalysisError(f"head is {head}; layer {layer} of {recording.path} has heads 0 to {heads - 1}.")
+    if not 1 <= len(text.token_ids) <= most:
+        raise AnalysisError(f"a map of {len(text.token_ids):,} tokens was asked; --tokens 1 to {most:,} are drawn.")
 
 
 def cells_of(file: Path, texts: list[str]) -> pd.DataFrame:

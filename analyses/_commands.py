@@ -187,6 +187,7 @@ def attention_map(
     """Draws the attention weights of one head on one recorded text."""
     from analyses import _attention_map, _batch
     from workbench.bundle import finish
+    from workbench.capture.heads import MOST_MAPPED
     from workbench.capture.heads import attention_map as weights_of
     from workbench.export import Provenance, write_result
     from workbench.models.loading import load
@@ -195,6 +196,7 @@ def attention_map(
     opened = Recording.open(recording)
     name = opened.manifest["identity"]["model"]
     text = _attention_map.text_of(opened, document, n_tokens=tokens)
+    _attention_map.refuse_unknown(opened, text, layer=layer, head=head, most=MOST_MAPPED)
     table = _attention_map.cells(
         weights_of(load(name, dtype=opened.manifest["model"]["dtype"]), text.token_ids, layer=layer, head=head),
         text.texts,

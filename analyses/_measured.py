@@ -98,14 +98,17 @@ def ratios(
 
 
 def interval_words(table: pd.DataFrame, level: float) -> str:
-    """How the intervals were made, and how many rounds there were."""
+    """How the intervals were made, how many rounds there were, and that other runs are not in them."""
     fewest, most = int(table["rounds"].min()), int(table["rounds"].max())
     rounds = f"{most} rounds" if fewest == most else f"{fewest} to {most} rounds"
     if table["low"].isna().all():
         return f"Median of {rounds}, too few for an interval."
     width = 0.0 if "value" not in table else ((table["high"] - table["low"]) / table["value"].abs()).max()
     wide = f" The widest interval spans {width:.0%} of its value: the machine was not steady." if width > WIDE else ""
-    return f"Median of {rounds} between order statistics (sign test, at least {level:.0%}).{wide}".replace("%", " %")
+    return (
+        f"Median of {rounds} between order statistics (sign test, at least {level:.0%} within this run; another run of "
+        f"the same command can lie outside).{wide}"
+    ).replace("%", " %")
 
 
 def drift_words(table: pd.DataFrame, what: str) -> str:
@@ -156,7 +159,7 @@ def ends(table: pd.DataFrame, level: float) -> dict[str, Any]:
     """The interval's columns for a figure; nothing where no row has one."""
     if table["low"].isna().all():
         return {}
-    return {"low": "low", "high": "high", "interval_label": f"{level:.0%} interval".replace("%", " %")}
+    return {"low": "low", "high": "high", "interval_label": f"{level:.0%} interval within this run".replace("%", " %")}
 
 
 def largest(table: pd.DataFrame) -> pd.DataFrame:

@@ -130,11 +130,11 @@ def inspect(
         known = {"bundled": bundled.bundled_models(), "published configs": bundled.published_configs()}
         console.print_json(json.dumps(known))
         return
-    topology = loading.inspect_topology(model, revision=revision)
+    found = loading.inspect(model, revision=revision)
+    topology, forecast = found.topology, found.forecast
     if as_json:
-        print(json.dumps(topology.to_json(), indent=1))
+        print(json.dumps({**topology.to_json(), "quantization": found.quantization}, indent=1))
         return
-    forecast = loading.memory_forecast(model, revision=revision)
     table = Table("", "", show_header=False, title=f"{model} ({topology.family})")
     for name, value in (
         ("decoder layers", f"{topology.n_layers}"),
@@ -144,6 +144,7 @@ def inspect(
         ("context", f"{topology.context:,}" if topology.context else "not stated"),
         ("parameters, total", f"{topology.parameters_total:,}"),
         ("parameters, active per token", f"{topology.parameters_active:,}"),
+        ("weights on disk", f"quantized ({found.quantization})" if found.quantization else "not quantized"),
         ("memory for weights and buffers", f"{forecast.needed_bytes / 2**30:.2f} GiB on {forecast.device}"),
         ("free", f"{forecast.free_bytes / 2**30:.2f} GiB"),
     ):

@@ -9,7 +9,7 @@ import torch
 from tests import tiny
 from workbench.capture.hooks import RouterCapture, Trace
 from workbench.capture.reduce import BatchTokens, logprob_columns, router_scores, routing_columns
-from workbench.capture.vocabulary import printable, token_bytes, vocabulary_table
+from workbench.capture.vocabulary import TokenBytes, printable, vocabulary_table
 from workbench.metrics import load
 from workbench.metrics import router as plain
 from workbench.models.loading import load as load_model
@@ -94,7 +94,7 @@ def test_pieces_of_tokens_join_to_the_text():
     tokenizer = load_model("tiny-moe").tokenizer
     text = "naïve 水位 <b>&amp;</b>\n\tdef f(x): return 42  # привет 😀"
     ids = tokenizer(text)["input_ids"]
-    assert b"".join(token_bytes(tokenizer, token) for token in ids).decode() == text
+    assert b"".join(TokenBytes(tokenizer)(token) for token in ids).decode() == text
     table = vocabulary_table(tokenizer, np.array(ids)).to_pandas()
     assert table["token"].is_monotonic_increasing
     assert all(piece.isprintable() for piece in table["text"])

@@ -6,7 +6,8 @@ from workbench.efficiency.costs import linear_flops, memory
 from workbench.efficiency.counterparts import KINDS, counterpart
 from workbench.efficiency.subject import costed, with_published
 from workbench.errors import ModelError
-from workbench.models.loading import inspect_topology, on_meta
+from workbench.models.configs import on_meta
+from workbench.models.loading import inspect_topology
 from workbench.models.topology import topology
 
 MODELS = ("qwen2-57b-a14b", "mixtral-8x7b", "jamba-v0.1", "qwen1.5-moe-a2.7b", "tiny-moe")

@@ -243,20 +243,3 @@ def test_a_model_with_code_of_its_own_is_refused_and_the_code_is_not_run(tmp_pat
     with pytest.raises(ModelError, match=r"brings code of its own \(auto_map in its config.json\), which is never run"):
         load(str(tmp_path))
     assert not canary.exists()
-
-
-@pytest.mark.parametrize(
-    ("offline", "advice"),
-    [
-        ("", "check the connection to the hub, or give"),
-        ("1", "not on this machine yet, and the hub is not asked .*--hub"),
-    ],
-)
-def test_a_hub_model_that_cannot_be_fetched_says_whether_the_hub_was_asked(monkeypatch, offline, advice):
-    def fails(*_: object, **__: object) -> None:
-        raise OSError("no such file")
-
-    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", fails)
-    monkeypatch.setenv("HF_HUB_OFFLINE", offline)
-    with pytest.raises(ModelError, match=f"the config cannot be read .*If the name is right, .*{advice}"):
-        loading.inspect_topology("org/name")

@@ -61,7 +61,7 @@ def test_a_block_without_experts_is_refused(monkeypatch):
 
 
 def test_a_model_that_states_no_k_is_refused(monkeypatch):
-    monkeypatch.setattr("workbench.models.topology._TOP_K", ())
+    monkeypatch.setattr("workbench.models.routers._TOP_K", ())
     module = tiny.moe().module
     del module.model.layers[0].mlp.gate.top_k
     with pytest.raises(

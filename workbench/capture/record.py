@@ -197,8 +197,8 @@ def _encode(corpus: Corpus, model: Model) -> list[list[int]]:
             ids = list(document.token_ids)
         elif model.tokenizer is None:
             raise CorpusError(
-                f"{corpus.name}: document {document.id!r} is text, but {model.name} has no tokenizer. "
-                "Give 'token_ids' instead of 'text', or put the tokenizer's files beside the weights."
+                f"{corpus.name}: document {document.id!r} is text, but {model.name} has no tokenizer that can be read: "
+                f"{model.tokenizer_problem}"
             )
         else:
             ids = model.tokenizer(document.text, verbose=False)["input_ids"]

@@ -1,5 +1,6 @@
 """Token ids as bytes and as printable text, so that a recording is readable without its model's tokenizer."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -7,21 +8,40 @@ import pyarrow as pa
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 _BYTE_OF = {character: value for value, character in bytes_to_unicode().items()}
+_BYTE_FALLBACK = re.compile("<0x[0-9A-Fa-f]{2}>")  # SentencePiece's
 _SHOWN = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
 
 
-def token_bytes(tokenizer: Any, token: int) -> bytes:
-    """The bytes a token stands for; of a special token, its name."""
-    piece = tokenizer.convert_ids_to_tokens(int(token))
-    if piece is None:
-        return b""
-    if token in tokenizer.all_special_ids:
-        return piece.encode()
-    if _is_byte_level(tokenizer):
-        return bytes(_BYTE_OF[character] for character in piece)
-    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):  # SentencePiece's byte fallback
-        return bytes([int(piece[3:5], 16)])
-    return piece.replace("▁", " ").encode()
+class TokenBytes:
+    """The bytes that a tokenizer's ids stand for; defined for every id, for it is asked when all has been recorded."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._special = set(tokenizer.all_special_ids)
+        self._added = set(tokenizer.added_tokens_decoder)
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._byte_level = backend is not None and "ByteLevel" in repr(backend.decoder)
+
+    def __call__(self, token: int) -> bytes:
+        """The bytes of one; of a special token its name; of an id that only pads the vocabulary none."""
+        piece = self._piece(int(token))
+        if not isinstance(piece, str):
+            return piece if isinstance(piece, bytes) else b""
+        if self._byte_level:
+            # An added token is text as it stands, in which a letter is no byte.
+            if token not in self._added and all(character in _BYTE_OF for character in piece):
+                return bytes(_BYTE_OF[character] for character in piece)
+        elif token not in self._special:
+            if _BYTE_FALLBACK.fullmatch(piece):
+                return bytes([int(piece[3:5], 16)])
+            piece = piece.replace("▁", " ")
+        return piece.encode("utf-8", "backslashreplace")  # half a surrogate pair has no bytes
+
+    def _piece(self, token: int) -> Any:
+        try:
+            return self._tokenizer.convert_ids_to_tokens(token)
+        except (IndexError, KeyError, ValueError, OverflowError):  # as tokenizers without a table of ids do
+            return None
 
 
 def printable(raw: bytes) -> str:
@@ -36,11 +56,6 @@ def vocabulary_table(tokenizer: Any | None, tokens: np.ndarray) -> pa.Table:
     Without a tokenizer the bytes are empty and the text is the id in angle brackets.
     """
     ids = np.unique(tokens)
-    raw = [token_bytes(tokenizer, token) if tokenizer is not None else b"" for token in ids]
+    raw = list(map(TokenBytes(tokenizer), ids)) if tokenizer is not None else [b""] * len(ids)
     text = [printable(piece) if tokenizer is not None else f"<{token}>" for token, piece in zip(ids, raw, strict=True)]
     return pa.table({"token": pa.array(ids, pa.int32()), "bytes": pa.array(raw, pa.binary()), "text": text})
-
-
-def _is_byte_level(tokenizer: Any) -> bool:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    return backend is not None and "ByteLevel" in repr(backend.decoder)

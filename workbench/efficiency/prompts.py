@@ -9,6 +9,7 @@ import torch
 from workbench.corpus import Corpus
 from workbench.efficiency.decode import Point
 from workbench.errors import MeasurementError
+from workbench.models.foreign import foreign_errors
 from workbench.models.loading import Model
 
 
@@ -50,10 +51,24 @@ def _of_corpus(model: Model, name: str, shape: tuple[int, int]) -> np.ndarray:
     for document in corpus.documents:
         if document.token_ids is None and model.tokenizer is None:
             raise MeasurementError(
-                f"{model.name} has no tokenizer to read the corpus {name!r} with; give --prompts random or identical."
+                f"{model.name} has no tokenizer to read the corpus {name!r} with: {model.tokenizer_problem} Or give "
+                "--prompts random or identical."
             )
-        given = document.token_ids
-        joined += given if given is not None else model.tokenizer(document.text, verbose=False)["input_ids"]  # type: ignore[misc]
+        if document.token_ids is not None:
+            joined += document.token_ids
+            continue
+        with foreign_errors(
+            f"{model.name}: the tokenizer fails on document {document.id!r} of {name!r}",
+            "Take it out, or give --prompts random or identical.",
+            kind=MeasurementError,
+        ):
+            joined += model.tokenizer(document.text, verbose=False)["input_ids"]  # type: ignore[misc]
+    largest, known = max(joined, default=0), model.topology.vocabulary
+    if largest >= known:
+        raise MeasurementError(
+            f"the corpus {name!r} has the token id {largest}, and {model.name} knows 0 to {known - 1}: its tokenizer "
+            "or its ids are of another model. Give --prompts random or identical."
+        )
     rows, width = shape
     if len(joined) < width:
         raise MeasurementError(

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from transformers import AutoTokenizer
 
 from workbench.corpus import Corpus
 from workbench.errors import MeasurementError
+from workbench.models.foreign import foreign_errors, quiet
+from workbench.models.tokenizers import auto_tokenizer
 
 Count = Callable[[str], int]
 _NEAR = 12
@@ -27,13 +28,15 @@ def counter(name: str, option: str = "--moe") -> Count:
     Raises:
         MeasurementError: no tokenizer of that name can be read.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise MeasurementError(
-            f"{name!r} has no tokenizer that can be read here, and prompts of a fixed length need one; name a folder "
-            f"or hub id: {option}-tokenizer NAME."
-        ) from error
+    with (
+        quiet(),
+        foreign_errors(
+            f"{name!r} has no tokenizer that can be read here, and prompts of a fixed length need one",
+            f"Name a folder or hub id: {option}-tokenizer NAME.",
+            kind=MeasurementError,
+        ),
+    ):
+        tokenizer = auto_tokenizer(name, as_servers=True)
     return lambda text: len(tokenizer(text, verbose=False)["input_ids"])
 
 

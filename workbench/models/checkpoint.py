@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 from transformers.utils import cached_file
 
 from workbench.errors import ModelError
 from workbench.models.checkpoint_proof import compare
+from workbench.models.configs import quantization_method
 from workbench.models.families import ignorable
+from workbench.models.foreign import foreign_errors
 from workbench.models.ledger import Ledger, written_down
 from workbench.models.placement import named_weights
 from workbench.models.quantized import (
@@ -30,7 +31,6 @@ from workbench.models.quantized import (
     codes_and_scales,
     dequantizing,
     method_beside,
-    quantization_method,
     refuse_unknown_method,
 )
 from workbench.models.tensor_files import AN_ADAPTER, TensorFiles, counted, tensor_files
@@ -122,25 +122,17 @@ def load_checkpoint(
     options: dict[str, Any] = {"device_map": "auto"} if device == "cuda" else {}
     with written_down() as ledger:
         try:
-            module = AutoModelForCausalLM.from_pretrained(
-                folder, config=dequantizing(config), revision=revision, dtype=dtype, use_safetensors=True,
-                trust_remote_code=False, ignore_mismatched_sizes=True, **options,
-            )  # fmt: skip
-        except (
-            OSError,
-            ValueError,
-            RuntimeError,
-            KeyError,
-            ImportError,
-            AttributeError,
-            TypeError,
-            SafetensorError,
-        ) as error:
-            _refuse_unconverted(name, ledger)
-            raise ModelError(
-                f"{name}: the weights cannot be loaded ({_first_line(error)}). "
-                "Check that the safetensors files are whole and belong to this config.json."
-            ) from error
+            with foreign_errors(
+                f"{name}: the weights cannot be loaded",
+                "Check that the safetensors files are whole and belong to this config.json.",
+            ):
+                module = AutoModelForCausalLM.from_pretrained(
+                    folder, config=dequantizing(config), revision=revision, dtype=dtype, use_safetensors=True,
+                    trust_remote_code=False, ignore_mismatched_sizes=True, **options,
+                )  # fmt: skip
+        except ModelError:
+            _refuse_unconverted(name, ledger)  # says more than the library, which refers to a report
+            raise
     if files is None:
         files = tensor_files(Path(cached_file(folder, "config.json", revision=revision)).parent, config)
         _refuse_codes_without_method(name, files.read[0].parent, files, method)
@@ -340,7 +332,3 @@ def refuse_not_finite(name: str, module: Any, topology: Topology) -> None:
 def _named_buffers(module: Any) -> Iterator[tuple[str, torch.Tensor]]:
     kept = set(module.state_dict())
     yield from ((path, buffer) for path, buffer in module.named_buffers() if path in kept and not buffer.is_meta)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -17,9 +17,10 @@ from transformers import core_model_loading
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from workbench.errors import ModelError
+from workbench.models.configs import quantization_method
 from workbench.models.ledger import Ledger
 from workbench.models.placement import here
-from workbench.models.quantized import block_size, codes_and_scales, plain_numbers, quantization_method
+from workbench.models.quantized import block_size, codes_and_scales, plain_numbers
 from workbench.models.tensor_files import TensorFiles
 
 WHOLE_UP_TO_BYTES = 4 * 2**30

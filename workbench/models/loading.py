@@ -1,41 +1,29 @@
 """Loads models by name, never wrapped: bundled ones, local folders, published configs with dummy weights, hub ids.
 
 Before any weight is read, a memory forecast is held against what is free. Remote code is never run and pickled
-checkpoints are never opened. Names are resolved here and nowhere else.
+checkpoints are never opened.
 """
 
 import hashlib
 import json
-import os
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
-from transformers.models.auto.tokenization_auto import get_tokenizer_config
-from transformers.utils import logging as transformers_logging
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from workbench.errors import ModelError
-from workbench.models.bundled import CONFIGS, MODELS, bundled_names, published_configs, revisions
 from workbench.models.checkpoint import CheckpointFacts, load_checkpoint, refuse_not_finite
+from workbench.models.configs import on_meta, quantization_method, read_config, refuse_kernel
+from workbench.models.foreign import foreign_errors, quiet
 from workbench.models.memory import MemoryForecast, forecast_memory, gib
 from workbench.models.placement import named_weights
+from workbench.models.sources import reached, resolve
+from workbench.models.tokenizers import read_tokenizer
 from workbench.models.topology import Topology, topology
 
-_GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SAMPLED_ABOVE_BYTES = 256 * 2**20
 
 
@@ -50,6 +38,7 @@ class Model:
         tokenizer: Its tokenizer; None where there is none (dummy weights).
         topology: What it is made of.
         weights: `checkpoint` or `dummy`.
+        tokenizer_problem: Why there is no tokenizer, with the next step; empty where there is one.
         checkpoint: What the weights were read from; None where they were not read.
     """
 
@@ -59,6 +48,7 @@ class Model:
     tokenizer: PreTrainedTokenizerBase | None
     topology: Topology
     weights: str = "checkpoint"
+    tokenizer_problem: str = "none came with it. Give 'token_ids' instead of 'text'."
     checkpoint: CheckpointFacts | None = None
 
     @property
@@ -70,14 +60,6 @@ class Model:
     def dtype(self) -> str:
         """The parameters' dtype, e.g. `float32`."""
         return str(self.module.dtype).removeprefix("torch.")
-
-
-@dataclass(frozen=True)
-class _Source:
-    name: str
-    revision: str
-    folder: str  # a folder, or a hub id
-    kind: str  # bundled, folder, config, hub
 
 
 def load(
@@ -111,9 +93,11 @@ def load(
     """
     if weights not in ("checkpoint", "dummy"):
         raise ModelError(f"weights is {weights!r}; 'checkpoint' or 'dummy' was wanted.")
-    source = _resolve(name, revision, weights)
-    with _quiet():
-        config = _config(source)
+    source = resolve(name, revision, weights)
+    if attention is not None:
+        refuse_kernel(attention, "attention is", "Give eager or sdpa, or leave it to transformers.")
+    with quiet(), reached(source):
+        config = read_config(source)
         where = _device(device)
         torch_dtype = _dtype(dtype, where, config)
         forecast = forecast_memory(topology(on_meta(config)), value_bytes=torch_dtype.itemsize, device=where)
@@ -128,7 +112,7 @@ def load(
             module, checkpoint = _dummy(config, torch_dtype, where), None
         else:
             module, checkpoint = load_checkpoint(
-                source.name, source.folder, config, revision=_hub_revision(source), is_hub=source.kind == "hub",
+                source.name, source.folder, config, revision=source.hub_revision, is_hub=source.kind == "hub",
                 dtype=torch_dtype, device=where,
             )  # fmt: skip
     if attention is not None:
@@ -136,50 +120,85 @@ def load(
     module.eval().requires_grad_(False)
     parts = topology(module)
     refuse_not_finite(source.name, module, parts)
-    return Model(source.name, source.revision, module, _tokenizer(source), parts, weights, checkpoint)
+    with reached(source):
+        text = read_tokenizer(source)
+    return Model(source.name, source.revision, module, text.tokenizer, parts, weights, text.problem, checkpoint)
 
 
 def _set_attention(module: Any, attention: str) -> None:
-    try:
+    with foreign_errors(
+        f"attention is {attention!r}, which {module.config.model_type} cannot run here",
+        "Give eager or sdpa, or leave it to transformers.",
+    ):
         module.set_attn_implementation(attention)
-    except (ValueError, ImportError, KeyError) as error:
-        raise ModelError(
-            f"attention is {attention!r}, which {module.config.model_type} cannot run here: {_first_line(error)} "
-            "Give eager or sdpa, or leave it to transformers."
-        ) from error
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a config says of a model, without its weights.
+
+    Attributes:
+        topology: What it is made of.
+        forecast: The memory that loading it and recording with it will take.
+        quantization: How its weights on disk are quantized, as its config names it; None where they are not.
+    """
+
+    topology: Topology
+    forecast: MemoryForecast
+    quantization: str | None
+
+
+def inspect(
+    name: str, *, device: str = "auto", dtype: str = "auto", revision: str | None = None, batch_tokens: int = 4096
+) -> Inspection:
+    """What a model is made of and what loading it will take, from its config alone: no weights are read.
+
+    Args:
+        name: As of `load`.
+        device: As of `load`.
+        dtype: As of `load`.
+        revision: As of `load`.
+        batch_tokens: Padded positions of a batch.
+
+    Raises:
+        ModelError: an unknown name, or a config that gives no model.
+    """
+    source = resolve(name, revision, "dummy")
+    with quiet(), reached(source):
+        config = read_config(source)
+        where = _device(device)
+        torch_dtype = _dtype(dtype, where, config)
+        found = topology(on_meta(config))
+    forecast = forecast_memory(found, value_bytes=torch_dtype.itemsize, device=where, batch_tokens=batch_tokens)
+    return Inspection(found, forecast, quantization_method(config))
 
 
 def inspect_topology(name: str, *, revision: str | None = None) -> Topology:
     """What a model is made of, from its config alone, on the meta device: no weights are read."""
-    with _quiet():
-        return topology(on_meta(_config(_resolve(name, revision, "dummy"))))
-
-
-def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, without its weights.
-
-    Raises:
-        ModelError: an unknown name, or no tokenizer beside the model.
-    """
-    tokenizer = _tokenizer(_resolve(name, revision, "dummy"))
-    if tokenizer is None:
-        raise ModelError(f"{name} has no tokenizer that can be read; name a folder with tokenizer.json, or a hub id.")
-    return tokenizer
+    source = resolve(name, revision, "dummy")
+    with quiet(), reached(source):
+        return topology(on_meta(read_config(source)))
 
 
 def memory_forecast(
     name: str, *, device: str = "auto", dtype: str = "auto", revision: str | None = None, batch_tokens: int = 4096
 ) -> MemoryForecast:
     """What loading a model and recording with it will take, from its config alone."""
-    with _quiet():
-        config = _config(_resolve(name, revision, "dummy"))
-        where = _device(device)
-        return forecast_memory(
-            topology(on_meta(config)),
-            value_bytes=_dtype(dtype, where, config).itemsize,
-            device=where,
-            batch_tokens=batch_tokens,
-        )
+    return inspect(name, device=device, dtype=dtype, revision=revision, batch_tokens=batch_tokens).forecast
+
+
+def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, without its weights.
+
+    Raises:
+        ModelError: an unknown name, or no tokenizer that can be read, with the reason.
+    """
+    source = resolve(name, revision, "dummy")
+    with reached(source):
+        found = read_tokenizer(source)
+    if found.tokenizer is None:
+        raise ModelError(f"{name} has no tokenizer that can be read: {found.problem}")
+    return found.tokenizer
 
 
 def from_module(module: Any, *, name: str, tokenizer: PreTrainedTokenizerBase | None = None) -> Model:
@@ -215,105 +234,14 @@ def config_digest(module: Any) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _resolve(name: str, revision: str | None, weights: str) -> _Source:
-    bare, _, behind = name.partition("@")
-    wanted = revision or behind or ""
-    if "/" not in bare and (MODELS / bare / "model.safetensors").is_file():
-        folder = MODELS / bare / wanted
-        if wanted and not (folder / "model.safetensors").is_file():
-            known = ", ".join(revisions(bare))
-            raise ModelError(
-                f"the bundled model {bare!r} has no revision {wanted!r}; it has {known}, or none for the last."
-            )
-        return _Source(bare, wanted, str(folder), "bundled")
-    if Path(name).is_dir():
-        return _Source(Path(name).resolve().name, revision or "", name, "folder")
-    if bare in published_configs():
-        if weights != "dummy":
-            raise ModelError(
-                f"{bare!r} is a published config without weights; load it with weights='dummy', or give its hub id."
-            )
-        return _Source(bare, "", str(CONFIGS / f"{bare}.json"), "config")
-    if _HUB_ID.fullmatch(bare):
-        return _Source(bare, wanted, bare, "hub")
-    raise ModelError(
-        f"unknown model {name!r}. Known: bundled {', '.join(bundled_names())}; published configs "
-        f"{', '.join(published_configs()) or 'none'} (dummy weights); or give a local folder or a hub id OWNER/NAME."
-    )
-
-
-def _config(source: _Source) -> Any:
-    if source.kind == "folder" and not (Path(source.folder) / "config.json").is_file():
-        raise ModelError(
-            f"{source.folder} has no config.json, so it is no model folder; give the folder that holds it."
-        )
-    try:
-        config = AutoConfig.from_pretrained(source.folder, revision=_hub_revision(source), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"{source.name} brings code of its own (auto_map in its config.json), which is never run here: what it "
-                "computes cannot be proved, and it can do anything to this machine. Use a model type that transformers "
-                "itself has."
-            ) from error
-        raise ModelError(
-            f"{source.name}: the config cannot be read ({_first_line(error)}). "
-            + (
-                f"If the name is right, {_hub_advice()}, or give a local folder."
-                if source.kind == "hub"
-                else "Mend config.json or save the model again."
-            )
-        ) from error
-    if config.is_encoder_decoder:
-        raise ModelError(
-            f"{source.name} ({config.model_type}) is an encoder-decoder model: its decoder reads an encoder's "
-            "output, so a recording of one text would not say what was fed to it. Only causal models are recorded."
-        )
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ModelError(
-            f"{source.name}: transformers has no causal language model of type {config.model_type!r}. Give one "
-            "that AutoModelForCausalLM loads."
-        )
-    return config
-
-
-def on_meta(config: Any) -> Any:
-    """A model of a config without weights: its modules and their shapes."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-
-
 def _dummy(config: Any, dtype: torch.dtype, where: str) -> Any:
     """Random weights, drawn where they stay and in their dtype: a host need not hold what a GPU can."""
     torch.manual_seed(0)
-    with torch.device(where):
+    with (
+        foreign_errors(f"{config.model_type}: no random weights can be made by this config", "Mend config.json."),
+        torch.device(where),
+    ):
         return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-
-
-def _tokenizer(source: _Source) -> PreTrainedTokenizerBase | None:
-    if source.kind == "config":
-        return None
-    try:
-        with _quiet():
-            # AutoTokenizer swaps in the model type's own class, which splits text by its own rules even where
-            # tokenizer.json says otherwise. A checkpoint that states the generic class means its tokenizer.json.
-            stated = get_tokenizer_config(source.folder, revision=_hub_revision(source)).get("tokenizer_class")
-            kind = PreTrainedTokenizerFast if stated in _GENERIC_TOKENIZERS else AutoTokenizer
-            tokenizer = kind.from_pretrained(source.folder, revision=_hub_revision(source), trust_remote_code=False)
-            # Without files transformers makes one that knows special tokens alone.
-            return tokenizer if len(tokenizer) > len(tokenizer.all_special_ids) else None
-    except (OSError, ValueError, KeyError):
-        return None  # a corpus of token ids needs none; one of text is refused by name when it is recorded
-
-
-def _hub_advice() -> str:
-    if os.environ.get("HF_HUB_OFFLINE"):
-        return "it is not on this machine yet, and the hub is not asked here (workbench app --hub, or HF_HUB_OFFLINE=0)"
-    return "check the connection to the hub"
-
-
-def _hub_revision(source: _Source) -> str | None:
-    return (source.revision or None) if source.kind == "hub" else None
 
 
 def _device(device: str) -> str:
@@ -328,31 +256,13 @@ def _device(device: str) -> str:
 
 def _dtype(dtype: str, device: str, config: Any) -> torch.dtype:
     if dtype == "auto":
-        return torch.float32 if device == "cpu" else (config.dtype or torch.bfloat16)
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in known:
-        raise ModelError(f"dtype is {dtype!r}; 'auto', {', '.join(map(repr, known))} was wanted.")
-    return known[dtype]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hides transformers' progress bars and advice: the workbench says itself what matters."""
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
+        stated = config.dtype
+        # Float8 and integers are codes on disk, in which nothing is computed.
+        computes = isinstance(stated, torch.dtype) and stated.is_floating_point and stated.itemsize > 1
+        return torch.float32 if device == "cpu" else stated if computes else torch.bfloat16
+    if dtype not in _FLOATS:
+        raise ModelError(f"dtype is {dtype!r}; 'auto', {', '.join(map(repr, _FLOATS))} was wanted.")
+    return _FLOATS[dtype]
 
 
 def with_module(model: Model, module: Any) -> Model:

@@ -53,7 +53,7 @@ def forecast_memory(topology: Topology, *, value_bytes: int, device: str, batch_
         batch_tokens: Padded positions of a batch.
     """
     return MemoryForecast(
-        weights_bytes=topology.parameters_total * value_bytes,
+        weights_bytes=(topology.parameters_total + topology.parameters_unused) * value_bytes,
         kv_cache_bytes=2
         * len(_cached(topology))
         * topology.n_kv_groups

@@ -7,11 +7,9 @@ understood is named in `unknown`, so that nothing is left out of a cost silently
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from workbench.models.topology import Router
-
+from workbench.models.routers import Router, unused_parameters
 
 KINDS = ("attention", "latent attention", "state space")
 """Kinds of mixers whose costs are known."""
@@ -160,7 +158,7 @@ def _layer_from_json(value: Mapping[str, Any]) -> LayerParts:
     )
 
 
-def read_parts(module: Any, routers: Sequence["Router"]) -> Parts:
+def read_parts(module: Any, routers: Sequence[Router]) -> Parts:
     """Sorts a transformers model's weights by purpose.
 
     Args:
@@ -172,12 +170,13 @@ def read_parts(module: Any, routers: Sequence["Router"]) -> Parts:
     found: dict[tuple[int | None, str], Weights] = {}
     mixers = dict(_mixers(modules))
     roles = _roles(routers, mixers)
+    read_by = {router.experts_path: router for router in routers}
     unknown = []
     looked_up = module.get_input_embeddings().weight
     head = module.get_output_embeddings()
     for name, parameter in module.named_parameters():
         owner, _, last = name.rpartition(".")
-        role = next((of for path, of in roles if name.startswith(f"{path}.")), "")
+        role = _role_of(owner, roles)
         layer = _layer_of(name)
         if parameter is looked_up:
             role, product = "embedding", False
@@ -192,13 +191,17 @@ def read_parts(module: Any, routers: Sequence["Router"]) -> Parts:
         role = role or ("dense" if product and layer is not None else "other")
         if role == "other" and product:
             unknown.append(f"{name}: outside the decoder layers")
-        size = parameter.numel()
+        size = parameter.numel() - (unused_parameters(read_by[owner], parameter) if owner in read_by else 0)
         key = (None if role in ("embedding", "head") else layer, role)
         found[key] = found.get(key, Weights()) + Weights(size, size if product else 0)
     if head is not None and head.weight is looked_up:
         found[None, "head"] = Weights(0, looked_up.numel())
     numbers = sorted({number for number, _ in found if number is not None})
-    layers = tuple(_layer(n, routers, mixers, found, config) for n in numbers)
+    inside: dict[int | None, list[Mixer]] = {}
+    for path, mixer in mixers.items():
+        layer = _layer_of(f"{path}.")
+        inside.setdefault(layer, []).append(_mixer(path, mixer, found.get((layer, path), Weights()), config))
+    layers = tuple(_layer(n, routers, inside.get(n, []), found) for n in numbers)
     unknown += [f"{m.path}: {m.kind}" for layer in layers for m in layer.mixers if m.kind not in KINDS]
     unknown += [f"decoder layer {layer.layer}: nothing in it mixes tokens" for layer in layers if not layer.mixers]
     named = {"embedding", "head"}
@@ -212,8 +215,15 @@ def read_parts(module: Any, routers: Sequence["Router"]) -> Parts:
     )
 
 
-def _roles(routers: Sequence["Router"], mixers: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Module paths with what their parameters are for, the innermost first."""
+def _role_of(path: str, roles: Mapping[str, str]) -> str:
+    """What a module's parameters are for: the role of the innermost module around it that has one."""
+    while path and path not in roles:
+        path = path.rpartition(".")[0]
+    return roles.get(path, "")
+
+
+def _roles(routers: Sequence[Router], mixers: Mapping[str, Any]) -> dict[str, str]:
+    """Module paths with what their parameters are for."""
     paths = {path: path for path in mixers}
     for router in routers:
         named = {
@@ -221,7 +231,7 @@ def _roles(routers: Sequence["Router"], mixers: Mapping[str, Any]) -> list[tuple
             "shared_gate": router.shared_gate_path,
         }  # fmt: skip
         paths |= {path: f"{what} {router.site}" for what, path in named.items() if path}
-    return sorted(paths.items(), key=lambda item: -item[0].count("."))
+    return paths
 
 
 def _layer_of(name: str) -> int | None:
@@ -245,17 +255,13 @@ def _mixers(modules: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield path, candidate
 
 
-def _layer(
-    number: int, routers: Sequence["Router"], mixers: Mapping[str, Any], found: Mapping[Any, Weights], config: Any
-) -> LayerParts:
+def _layer(number: int, routers: Sequence[Router], mixers: Sequence[Mixer], found: Mapping[Any, Weights]) -> LayerParts:
     def of(role: str) -> Weights:
         return found.get((number, role), Weights())
 
     return LayerParts(
         layer=number,
-        mixers=tuple(
-            _mixer(path, m, of(path), config) for path, m in mixers.items() if _layer_of(path + ".") == number
-        ),
+        mixers=tuple(mixers),
         moe=tuple(
             MoeParts(
                 layer=number,

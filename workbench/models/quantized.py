@@ -51,21 +51,6 @@ class QuantizedSource:
 NOTE = "weights alone: activations are not quantized, as an engine that runs the codes would"
 
 
-def quantization_method(config: Any) -> str | None:
-    """The method that a config names, in the config itself or in that of its text part; None where there is none."""
-    for part in (config, getattr(config, "text_config", None)):
-        stated = getattr(part, "quantization_config", None)
-        if stated is None or stated == {}:
-            continue
-        stated = stated if isinstance(stated, Mapping) else getattr(stated, "__dict__", {})
-        for key in ("load_in_4bit", "_load_in_4bit", "load_in_8bit", "_load_in_8bit"):
-            if stated.get(key):
-                return "bitsandbytes"
-        method = stated.get("quant_method") or stated.get("quantization") or "without a name"
-        return str(getattr(method, "value", method))
-    return None
-
-
 def method_beside(folder: Path) -> str | None:
     """What another tool's file beside config.json says: its name and the method in it."""
     for name in _BESIDE_CONFIG:

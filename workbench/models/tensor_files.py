@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from workbench.errors import ModelError
+from workbench.models.foreign import reason
 
 AN_ADAPTER = "an adapter; adapters are never applied"
 # Files beside the weights that are no part of them, each with the reason.
@@ -155,15 +156,15 @@ def stored_tensors(file: Path) -> dict[str, Stored]:
             }
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(
-            f"{file}: the weights cannot be loaded ({_first_line(error)}). The file is damaged or was cut short; "
+            f"{file}: the weights cannot be loaded ({reason(error)}). The file is damaged or was cut short; "
             "download it again."
         ) from error
 
 
 def _reason_beside(file: Path, tensors: dict[str, Stored], folder: Path) -> str:
-    for pattern, reason in _BESIDE:
+    for pattern, why in _BESIDE:
         if re.fullmatch(pattern, file.stem):
-            return reason
+            return why
     if _WEIGHTS_OF_TRAINING.search(file.stem):
         return "a state of training"
     there = stored_tensors(file)
@@ -206,7 +207,3 @@ def counted(names: list[str], what: str) -> str:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
