@@ -222,10 +222,13 @@ def import_(
             mask_zero_rows=mask_zero_rows,
             shard_tokens=shard_tokens,
         )
-    print(f"{recording.n_tokens:,} tokens of {recording.n_documents:,} {recording.manifest['source']['unit']} in {out}")
-    print(f"MoE layers {_ranges(list(recording.moe_layers))}; not in the trace: {', '.join(recording.lacks)}")
-    for line in import_notes(recording.manifest):
-        print(line)
+    unit = recording.manifest["source"]["unit"]
+    lines = [
+        f"{recording.n_tokens:,} tokens of {recording.n_documents:,} {unit} in {out}",
+        f"MoE layers {_ranges(list(recording.moe_layers))}; not in the trace: {', '.join(recording.lacks)}",
+        *import_notes(recording.manifest),
+    ]
+    console.print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command()

@@ -34,8 +34,8 @@ from workbench.importers.limits import MOST_ROWS, refuse_claim
 from workbench.importers.trace import Trace, TracedDocument, foreign, source_files
 
 _ADVICE = (
-    "arrays of Python objects are never opened, for they are pickles. Save integers with numpy.save, and make sure that "
-    "the file is whole"
+    "arrays of Python objects are never opened, for they are pickles. Save integers with numpy.save, and make sure "
+    "that the file is whole"
 )
 _KEYS = ("ids", "weights", "tokens", "positions", "documents", "layers")
 
@@ -140,7 +140,8 @@ def _refuse_header(file: Path, opened: IO[bytes], size_bytes: int, what: str) ->
     if min(shape, default=0) < 0 or claimed != size_bytes - opened.tell():
         raise TraceError(
             f"{file}: the header of {what} claims {claimed:,} bytes ({dtype} {list(shape)}) and "
-            f"{size_bytes - opened.tell():,} are there; it was cut short, or more than one array is in it. Save it again."
+            f"{size_bytes - opened.tell():,} are there; it was cut short, or more than one array is in it. Save it "
+            "again."
         )
     return claimed
 
@@ -189,8 +190,8 @@ def _refuse_lengths(file: Path, arrays: dict[str, np.ndarray]) -> None:
     rows = shape[-3]
     if rows > MOST_ROWS and "documents" not in arrays:
         raise TraceError(
-            f"{file} has {rows:,} rows in one document; {MOST_ROWS:,} at most were wanted. Say with documents [tokens] in "
-            "an .npz which rows belong together, or save a file for each."
+            f"{file} has {rows:,} rows in one document; {MOST_ROWS:,} at most were wanted. Say with documents [tokens] "
+            "in an .npz which rows belong together, or save a file for each."
         )
 
 

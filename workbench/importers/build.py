@@ -18,8 +18,8 @@ from workbench.errors import TraceError
 from workbench.importers import arrays, olmoe, parquet, sglang
 from workbench.importers.labels import join_labels
 from workbench.importers.layout import Layout, layout_of
-from workbench.importers.pieces import Piece, Source, Survey
 from workbench.importers.limits import MOST_ROWS
+from workbench.importers.pieces import Piece, Source, Survey
 from workbench.importers.trace import Trace, first_line
 from workbench.recording import Recording, file_digest, json_digest
 from workbench.recording_schema import PHASES, SCHEMA, prefix
@@ -89,9 +89,8 @@ def import_trace(
     if phase not in (None, *PHASES):
         raise TraceError(f"--phase is {phase!r}; prefill or decode was wanted.")
     if not 1 <= shard_tokens <= MOST_ROWS:
-        raise TraceError(
-            f"--shard-tokens is {shard_tokens}; {'1 or more' if shard_tokens < 1 else f'{MOST_ROWS:,} or less'} was wanted."
-        )
+        wanted = "1 or more" if shard_tokens < 1 else f"{MOST_ROWS:,} or less"
+        raise TraceError(f"--shard-tokens is {shard_tokens}; {wanted} was wanted.")
     trace = READERS[kind](path)
     trace = trace if ranks == 1 else sglang.shared_by(trace, ranks)
     topology = _model_topology(model) if model else None

@@ -257,8 +257,8 @@ def _refuse_ids(
     if zero_rows.tokens > zero_rows.masked and not ids_TK[row].any():
         raise TraceError(
             f"{at}: the ids {ids_TK[row].tolist()} name an expert twice, and {zero_rows.tokens:,} rows are 0 in every "
-            "layer, as a server writes them for tokens that it did not route (a prefix from its cache, a prompt). Leave "
-            "them out with --mask-zero-rows."
+            "layer, as a server writes them for tokens that it did not route (a prefix from its cache, a prompt). "
+            "Leave them out with --mask-zero-rows."
         )
     raise TraceError(
         f"{at}: the ids {ids_TK[row].tolist()} name an expert twice. Is it a layer "

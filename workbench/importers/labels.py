@@ -143,8 +143,8 @@ def join_labels(file: Path, names: list[tuple[str, ...]], *, unit: str) -> Label
         unit: What a document is, in words.
 
     Raises:
-        TraceError: what `read_labels` refuses; the ids name some of the documents and not all, or two rows name one; or, in order, there are more
-            or fewer rows than documents.
+        TraceError: what `read_labels` refuses; the ids name some of the documents and not all, or two rows name one;
+            or, in order, there are more or fewer rows than documents.
     """
     labels = read_labels(file)
     at = _by_name(labels, names)
@@ -195,13 +195,13 @@ def _whole(labels: list[Label], names: list[tuple[str, ...]], at: list[int | Non
             f"({', '.join(map(_short, both[:3]))}); give each a row with a name of its own."
         )
     if nameless or idle:
-        said = [f"no row names {', '.join(map(_short, nameless[:3]))} ({len(nameless):,})"] if nameless else []
-        said += (
+        reasons = [f"no row names {', '.join(map(_short, nameless[:3]))} ({len(nameless):,})"] if nameless else []
+        reasons += (
             [f"line {idle[0].line} (id {_short(idle[0].id)}) names none ({len(idle):,} rows do not)"] if idle else []
         )
         raise TraceError(
-            f"the ids of --documents name {len(taken):,} of the {len(names):,} {unit}: {', and '.join(said)}. Give every "
-            "one a row with its name as id, or leave the ids out to join in order."
+            f"the ids of --documents name {len(taken):,} of the {len(names):,} {unit}: {', and '.join(reasons)}. Give "
+            "every one a row with its name as id, or leave the ids out to join in order."
         )
     return taken
 

@@ -93,8 +93,8 @@ def layout_of(
     columns, named = _columns(trace, layers, topology)
     if named[0] < 0 or named[-1] >= MOST_LAYERS or any(later <= earlier for earlier, later in pairwise(named)):
         raise TraceError(
-            f"the layers {_listed(named)} cannot be meant; decoder layers from 0 to {MOST_LAYERS - 1:,} were wanted, each "
-            "once, in order."
+            f"the layers {_listed(named)} cannot be meant; decoder layers from 0 to {MOST_LAYERS - 1:,} were wanted, "
+            "each once, in order."
         )
     routers = {router.layer: router for router in topology.routers} if topology else {}
     if topology and len(routers) < len(topology.routers):
@@ -112,8 +112,8 @@ def layout_of(
         raise TraceError(f"{k} experts of {experts} for each token cannot be meant; check --top-k and --experts.")
     if len(named) * experts > MOST_COUNTERS:
         raise TraceError(
-            f"{len(named):,} layers of {experts:,} experts are {len(named) * experts:,}; {MOST_COUNTERS:,} experts in all "
-            "were wanted at most. Check --layers and --experts."
+            f"{len(named):,} layers of {experts:,} experts are {len(named) * experts:,}; {MOST_COUNTERS:,} experts in "
+            "all were wanted at most. Check --layers and --experts."
         )
     if topology:
         return Layout(columns, replace(topology, routers=tuple(routers[layer] for layer in named)))

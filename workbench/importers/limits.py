@@ -33,8 +33,8 @@ def refuse_claim(file: Path, claimed_bytes: int, *, what: str, advice: str) -> N
     free = free_bytes()
     if claimed_bytes > free // 2:
         raise TraceError(
-            f"{file} has {file.stat().st_size:,} bytes and claims {what} of {claimed_bytes:,} bytes; {free:,} are free, "
-            f"and half of them at most are used. {advice}"
+            f"{file} has {file.stat().st_size:,} bytes and claims {what} of {claimed_bytes:,} bytes; {free:,} are "
+            f"free, and half of them at most are used. {advice}"
         )
 
 
@@ -46,6 +46,7 @@ def refuse_ratio(file: Path, claimed_bytes: int, *, what: str) -> None:
     """
     if claimed_bytes > max(_SMALL_BYTES, _MOST_TIMES * file.stat().st_size):
         raise TraceError(
-            f"{file} has {file.stat().st_size:,} bytes and claims {what} of {claimed_bytes:,} bytes: over {_MOST_TIMES} "
-            "times as much, which choices of experts never compress to. Write the file again from the tool that made it."
+            f"{file} has {file.stat().st_size:,} bytes and claims {what} of {claimed_bytes:,} bytes: over "
+            f"{_MOST_TIMES} times as much, which choices of experts never compress to. Write the file again from the "
+            "tool that made it."
         )

@@ -15,8 +15,8 @@ def import_notes(manifest: dict[str, Any]) -> Iterator[str]:
     if source["positions"]["because"]:
         yield (
             "which tokens stand next to one another is not known, so there are no positions: "
-            f"{source['positions']['because']}, so rows of several sequences stand in one document. Give each sequence a "
-            "document of its own."
+            f"{source['positions']['because']}, so rows of several sequences stand in one document. Give each sequence "
+            "a document of its own."
         )
     if padding["tokens"]:
         yield f"padding masked: {padding['tokens']:,} tokens ({padding['marks']:,} marks)"

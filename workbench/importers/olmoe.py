@@ -73,8 +73,8 @@ def _numbered(file: Path) -> Iterator[tuple[int, bytes]]:
             number += 1
             if len(line) > MOST_LINE_BYTES:
                 raise TraceError(
-                    f"{file.name}, line {number} has over {MOST_LINE_BYTES:,} bytes; one object a line was wanted, with "
-                    "the tokens of one chunk."
+                    f"{file.name}, line {number} has over {MOST_LINE_BYTES:,} bytes; one object a line was wanted, "
+                    "with the tokens of one chunk."
                 )
             if line.strip():
                 yield number, line
@@ -87,7 +87,7 @@ def _document(file: Path, number: int, line: bytes) -> TracedDocument:
     except (ValueError, RecursionError) as error:
         raise TraceError(f"{where} is not JSON ({first_line(error)}); the file was cut short or edited.") from error
     if not isinstance(row, dict) or not {"input_ids", "exp_ids"} <= row.keys():
-        held = ", ".join(map(repr, list(row)[:8])) if isinstance(row, dict) else type(row).__name__
+        held = ", ".join(str(key)[:60] for key in list(row)[:8]) if isinstance(row, dict) else type(row).__name__
         raise TraceError(f"{where} holds {held}; an object with input_ids and exp_ids was wanted.")
     ids_TKL = _integers(row["exp_ids"], 3, f"{where}, exp_ids", "[token][rank][layer]")
     predicted = row.get("predicted_token_ids")

@@ -94,8 +94,8 @@ def _columns(file: Path) -> list[str]:
         _refuse_size(file, opened.metadata, set(taken))
         if "document" not in taken and opened.metadata.num_rows > MOST_ROWS:
             raise TraceError(
-                f"{file} has {opened.metadata.num_rows:,} rows in one document; {MOST_ROWS:,} at most were wanted. Say in "
-                "a column document which rows belong together."
+                f"{file} has {opened.metadata.num_rows:,} rows in one document; {MOST_ROWS:,} at most were wanted. Say "
+                "in a column document which rows belong together."
             )
     return taken
 

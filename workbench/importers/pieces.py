@@ -138,9 +138,9 @@ def _refuse_unknown_start(part: TracedDocument, document: TracedDocument, label:
         return
     if part.position_T is not None and len(part.position_T) and part.position_T[0] == 0:
         raise TraceError(
-            f"{part.where}: its decoding would begin at position 0, as if nothing came before it. Say with --documents, "
-            'for each document, how many tokens did: {"start": N} (0 where there were none), or give prompt_tokens where '
-            "the rows hold the prompt."
+            f"{part.where}: its decoding would begin at position 0, as if nothing came before it. Say with "
+            '--documents, for each document, how many tokens did: {"start": N} (0 where there were none), or give '
+            "prompt_tokens where the rows hold the prompt."
         )
 
 

@@ -68,8 +68,8 @@ def _refuse_members(file: Path) -> None:
         claimed = sum(member.file_size for member in archive.infolist())
         if claimed > file.stat().st_size:
             raise TraceError(
-                f"{file} has {file.stat().st_size:,} bytes and claims {claimed:,}; torch.save does not compress. Dump it "
-                "again, and make sure that it comes from SGLang."
+                f"{file} has {file.stat().st_size:,} bytes and claims {claimed:,}; torch.save does not compress. Dump "
+                "it again, and make sure that it comes from SGLang."
             )
 
 
@@ -81,8 +81,8 @@ def _refuse_views(file: Path, dump: dict[str, Any]) -> None:
     claimed = sum(value.numel() * value.element_size() for value in values if hasattr(value, "element_size"))
     if claimed > file.stat().st_size + _SMALL_BYTES:
         raise TraceError(
-            f"{file} has {file.stat().st_size:,} bytes and its tensors claim {claimed:,}: they repeat what is there once. "
-            "Dump it again, and make sure that it comes from SGLang."
+            f"{file} has {file.stat().st_size:,} bytes and its tensors claim {claimed:,}: they repeat what is there "
+            "once. Dump it again, and make sure that it comes from SGLang."
         )
 
 

@@ -1,13 +1,13 @@
-"""Which rows of a server's forward passes are of one request: by the requests' ids where there are any, else by position.
+"""Which rows of a server's forward passes are of one request: by the requests' ids if there are any, else by position.
 
 A server computes many requests together and changes their company from pass to pass, so rows that stand next to one
 another in a trace are not neighbours in any text. Without ids a row follows another where its position says so and
 nothing else can be meant:
 
 - A token of decoding at position p continues the one token of the pass of decoding before that stands at p - 1, where
-  it is itself the only one at p and no prompt that ended at p - 1 waits for its first token. Where requests stand at one
-  position it cannot be said whose a token is: such tokens make a document of each pass and position, in which, as all
-  stand at one position, none is another's neighbour.
+  it is itself the only one at p and no prompt that ended at p - 1 waits for its first token. Where requests stand at
+  one position it cannot be said whose a token is: such tokens make a document of each pass and position, in which, as
+  all stand at one position, none is another's neighbour.
 - A segment of a prompt that begins at p > 0 is resampled with those that ended at p - 1 in the last pass that has such
   (a chunk of the same prompt, or one whose cached prefix it uses): they are one cluster. All decoding of a file is one
   cluster.

@@ -152,8 +152,8 @@ def _dump(file: Path, dump: dict[str, Any]) -> _Dump:
     if logical_LP.ndim != 2 or not logical_LP.size or logical_LP.min() < 0:
         raise TraceError(
             f"{file}: last_physical_to_logical_map has the shape {list(logical_LP.shape)}"
-            f"{f' and values from {logical_LP.min()}' if logical_LP.size else ''}; [layers, physical experts] from 0 was "
-            "wanted."
+            f"{f' and values from {logical_LP.min()}' if logical_LP.size else ''}; [layers, physical experts] from 0 "
+            "was wanted."
         )
     return _Dump(file, [_record(file, n, r, len(logical_LP)) for n, r in enumerate(dump["records"])], logical_LP)
 

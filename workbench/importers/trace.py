@@ -132,7 +132,7 @@ def _next_step(folder: Path) -> str:
 
 def _named(file: Path) -> Path:
     if name_fault(file.name):
-        raise TraceError(f"the name of {ascii(file.name)} is no text in UTF-8; rename the file.")
+        raise TraceError(f"the name of {file.name!a} is no text in UTF-8; rename the file.")
     return file
 
 
