@@ -196,9 +196,9 @@ def _whole(labels: list[Label], names: list[tuple[str, ...]], at: list[int | Non
         )
     if nameless or idle:
         reasons = [f"no row names {', '.join(map(_short, nameless[:3]))} ({len(nameless):,})"] if nameless else []
-        reasons += (
-            [f"line {idle[0].line} (id {_short(idle[0].id)}) names none ({len(idle):,} rows do not)"] if idle else []
-        )
+        if idle:
+            name = "no id" if idle[0].id is None else f"id {_short(idle[0].id)}"
+            reasons.append(f"line {idle[0].line} ({name}) names none ({len(idle):,} rows do not)")
         raise TraceError(
             f"the ids of --documents name {len(taken):,} of the {len(names):,} {unit}: {', and '.join(reasons)}. Give "
             "every one a row with its name as id, or leave the ids out to join in order."
