@@ -66,7 +66,7 @@ def token_schema(topology: Topology, manifest: dict[str, Any]) -> pa.Schema:
     ]  # fmt: skip
     if "logprob" in fields:
         columns.append(("logprob", pa.float32()))
-    if "logprob" in fields or "source" in manifest:  # a trace can have predictions without their log-probabilities
+    if "logprob" in fields or "predicted" in manifest.get("source", {}).get("has", ()):
         columns.append(("predicted", pa.int32()))
     for router in topology.routers if "routing" in fields else ():
         at = prefix(router, topology)

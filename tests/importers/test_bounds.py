@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.importers import sources
-from workbench.errors import TraceError
+from workbench.errors import TraceError, WorkbenchError
 from workbench.importers import limits
 from workbench.importers.build import import_trace
 from workbench.importers.layout import parse_layers
@@ -293,7 +293,7 @@ def test_names_that_no_file_system_takes_are_a_sentence(tmp_path):
     file = sources.numpy_file(tmp_path / "t.npz")
     refused(tmp_path, "numpy", tmp_path / ("n" * 300), "cannot be read .File name too long.")
     refused(tmp_path, "numpy", "a\0b", "cannot be read|no such file")
-    with pytest.raises(TraceError, match=r"cannot be made .File name too long.; name another --out"):
+    with pytest.raises(WorkbenchError, match=r"cannot be made .File name too long.; name another --out"):
         import_trace("numpy", file, tmp_path / ("n" * 300), n_experts=E)
     with pytest.raises(TraceError, match=r"--documents n+…n+ cannot be read .File name too long."):
         import_trace("numpy", file, tmp_path / "r", n_experts=E, documents="n" * 300)

@@ -183,6 +183,7 @@ def _manifest(
             "columns_taken": list(layout.columns),
             "unit": trace.unit,
             "lacks": survey.all_lacks,
+            "has": [] if "predicted" in survey.all_lacks else ["predicted"],  # columns that the fields do not tell of
             "padding": asdict(survey.padding),
             "documents_empty": survey.n_empty,
             "zero_rows": asdict(survey.zero_rows),
