@@ -13,6 +13,10 @@ _COUNTS = (
     "experts of single tokens, only counts",
     "Dump the trace again in a mode that keeps tokens (SGLang: per_token), or record the model itself.",
 )
+_POSITIONS = (
+    "word on which tokens stand next to one another: rows of several sequences stand in one document",
+    "Give each sequence a document of its own, and import it again.",
+)
 _TOKEN_IDS = ("token ids, so no text", "Import it again with --documents FILE, whose rows hold `token_ids`.")
 # What the source of an imported recording lacks, and what to do about it, by column or field.
 _LACKED = {
@@ -56,7 +60,7 @@ def absent_sentence(path: Path, manifest: dict[str, Any], column: str, *, table:
     source, kind = manifest.get("source"), column.rpartition(".")[2]
     kind = f"field {kind}" if table == "fields" and f"field {kind}" in _LACKED else kind
     if source is not None and kind in _LACKED:
-        what, to_do = _LACKED[kind]
+        what, to_do = _POSITIONS if kind == "position" and "ids" not in source["lacks"] else _LACKED[kind]
         return f"{path} was imported from {source['format']} ({source['name']}), which has no {what}. {to_do}"
     return (
         f"{path} has no {table} column {column!r}; it was recorded with fields {','.join(manifest['fields'])}. "

@@ -190,14 +190,23 @@ def import_(
     top_k: Annotated[int | None, typer.Option(help="experts of a token, for traces of counts")] = None,
     ranks: Annotated[int, typer.Option(help="ranks that counted the same tokens, for traces of counts")] = 1,
     ranked: Annotated[bool, typer.Option("--ranked", help="a token's ids stand in the order of their scores")] = False,
-    documents: Annotated[Path | None, typer.Option(help="JSONL: id, domain, cluster, token_ids … of each")] = None,
+    documents: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSONL: id, domain, cluster, token_ids, prompt_tokens, start … of each; joined by id or order"
+        ),
+    ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="model or folder whose tokenizer gives ids their text")] = None,
     phase: Annotated[str | None, typer.Option(help="prefill or decode: take these tokens, or say that all are")] = None,
+    mask_zero_rows: Annotated[
+        bool, typer.Option("--mask-zero-rows", help="leave out rows that are expert 0 in every layer")
+    ] = False,
     shard_tokens: Annotated[int, typer.Option(help="tokens of a part on disk")] = 65_536,
 ) -> None:
     """Makes a recording of a routing trace that another tool wrote; what the trace lacks is not in it."""
     from workbench.importers.build import import_trace
     from workbench.importers.layout import parse_layers
+    from workbench.importers.notes import import_notes
 
     with console.status(f"importing {path}"):
         recording = import_trace(
@@ -213,18 +222,16 @@ def import_(
             documents=documents,
             tokenizer=tokenizer,
             phase=phase,
+            mask_zero_rows=mask_zero_rows,
             shard_tokens=shard_tokens,
         )
-    source = recording.manifest["source"]
-    masked = source["padding"]
-    console.print(
-        f"{recording.n_tokens:,} tokens of {recording.n_documents:,} {source['unit']} in {out}", soft_wrap=True
-    )
-    console.print(f"MoE layers {_ranges(list(recording.moe_layers))}; not in the trace: {', '.join(recording.lacks)}")
-    if masked["tokens"]:
-        console.print(f"padding masked: {masked['tokens']:,} tokens ({masked['marks']:,} marks)")
-    if masked["tokens_in_part"]:
-        console.print(f"of them padding in part: {masked['tokens_in_part']:,}; first: {masked['first_in_part']}")
+    unit = recording.manifest["source"]["unit"]
+    lines = [
+        f"{recording.n_tokens:,} tokens of {recording.n_documents:,} {unit} in {out}",
+        f"MoE layers {_ranges(list(recording.moe_layers))}; not in the trace: {', '.join(recording.lacks)}",
+        *import_notes(recording.manifest),
+    ]
+    console.print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command()

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from workbench.corpus_files import MOST_DOCUMENTS, READERS, Row, no_corpus_file, unread_domain
 from workbench.errors import CorpusError
 
 BUNDLED = Path(__file__).resolve().parent.parent / "data" / "corpora"
-_KEYS = {"id", "domain", "source", "text", "token_ids", "cluster"}
+MOST_CHARACTERS = 1_000
+_NAMES = ("id", "domain", "source", "cluster")
+_MOST_TOKEN = 2**31 - 1  # token ids are stored in 32 bits
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,10 @@ class Corpus:
     def read(cls, path: str | Path) -> "Corpus":
         """Reads a corpus file.
 
-        `.jsonl`: one object a line. `.parquet`: the same keys as columns. `.txt`: the blocks between blank lines are
-        documents of one domain, the file's name. Keys: `text` or `token_ids`; `id`, `domain`, `source`, `cluster`
-        may be left out (the line's number, the file's name, empty, the id).
+        `.jsonl`: one object a line. `.parquet`: the same keys as columns. `.txt`: the blocks between blank lines
+        (empty, or of blanks and tabs) are documents of one domain, the file's name. Keys: `text` or `token_ids`; `id`,
+        `domain`, `source`, `cluster` may be left out (the line's number, the file's name, empty, the id). Lines end in
+        LF, CRLF or CR. At most `MOST_DOCUMENTS` documents, names of at most `MOST_CHARACTERS` characters.
 
         Args:
             path: The file, or the name of a bundled corpus (`demo`).
@@ -86,70 +87,39 @@ class Corpus:
         """
         file = Path(path)
         bundled = BUNDLED / f"{path}.jsonl"
-        if not file.exists() and bundled.is_file():
-            file = bundled
-        if not file.is_file():
-            known = ", ".join(sorted(found.stem for found in BUNDLED.glob("*.jsonl"))) or "none"
+        try:
+            if not file.exists() and bundled.is_file():
+                file = bundled
+            if not file.is_file() or file.suffix not in READERS:
+                raise CorpusError(no_corpus_file(file, BUNDLED))
+            return cls(file.stem, _documents(READERS[file.suffix](file), str(file)))
+        except OSError as error:  # a name of 300 characters, a file that may not be read, a disk that fails
             raise CorpusError(
-                f"corpus {str(path)!r}: no such file; bundled corpora: {known}. Give a path or such a name."
-            )
-        readers = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows, ".txt": _text_rows}
-        if file.suffix not in readers:
-            raise CorpusError(
-                f"corpus {file}: the ending is {file.suffix or 'missing'!r}; {', '.join(readers)} can be read. "
-                "Convert it to JSONL: one object a line with 'text' and 'domain'."
-            )
-        return cls(file.stem, _documents(readers[file.suffix](file), str(file)))
+                f"corpus {_short(str(path))} cannot be read ({error.strerror or error}). Give the path of a file that "
+                "can be opened."
+            ) from error
 
 
-def _jsonl_rows(file: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(_decode(file).split("\n"), start=1):
-        if line.strip():
-            try:
-                yield f"line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise CorpusError(
-                    f"{file}, line {number}: not JSON ({error.msg} at column {error.colno}). "
-                    "Each line must be one object with at least 'text'; mend or delete the line."
-                ) from error
-            except (RecursionError, ValueError) as error:  # brackets without end; a number of thousands of digits
-                raise CorpusError(
-                    f"{file}, line {number}: not JSON that can be read ({type(error).__name__}: nested too deeply, "
-                    "or a number with too many digits). Mend or delete the line."
-                ) from error
+def name_fault(value: str) -> str | None:
+    """What keeps a text from being the name of a document, domain, source or cluster, in words; None for a good one."""
+    if len(value) > MOST_CHARACTERS:
+        return f"has {len(value):,} characters; at most {MOST_CHARACTERS:,} were wanted"
+    return _half_character(value)
 
 
-def _text_rows(file: Path) -> Iterator[tuple[str, Any]]:
-    blocks = [block.strip("\n") for block in _decode(file).replace("\r\n", "\n").split("\n\n")]
-    for number, block in enumerate((block for block in blocks if block.strip()), start=1):
-        yield f"block {number}", {"text": block}
+def _half_character(value: str) -> str | None:
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        return "holds half a character (a lone surrogate); delete it"
+    return None
 
 
-def _parquet_rows(file: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        rows = pq.read_table(file).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise CorpusError(f"{file}: not a readable Parquet file ({error}). Write it again.") from error
-    for number, row in enumerate(rows, start=1):
-        yield f"row {number}", {key: value for key, value in row.items() if key in _KEYS and value is not None}
-
-
-def _decode(file: Path) -> str:
-    raw = file.read_bytes()
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise CorpusError(
-            f"{file}, line {line}: byte {error.start} is not UTF-8. "
-            "Convert the file first, e.g. iconv -f latin1 -t utf-8 OLD > NEW."
-        ) from error
-
-
-def _documents(rows: Iterator[tuple[str, Any]], name: str) -> tuple[Document, ...]:
+def _documents(rows: Iterator[Row], name: str) -> tuple[Document, ...]:
     documents: list[Document] = []
     seen: dict[str, str] = {}
+    told: dict[str, set[str]] = {}  # of rows without a domain, what other keys say that could be one
     for where, row in rows:
+        if len(documents) == MOST_DOCUMENTS:
+            raise CorpusError(f"{name}: more than {MOST_DOCUMENTS:,} documents; cut the file into several.")
         document = _document(row, f"{name}, {where}", stem=Path(name).stem, number=len(documents))
         if document.id in seen:
             raise CorpusError(
@@ -158,8 +128,21 @@ def _documents(rows: Iterator[tuple[str, Any]], name: str) -> tuple[Document, ..
             )
         seen[document.id] = where
         documents.append(document)
+        if "domain" not in row:
+            for key, value in unread_domain(row):
+                values = told.setdefault(key, set())
+                if len(values) < 4:  # enough to name some
+                    values.add(value)
     if not documents:
         raise CorpusError(f"{name}: no documents; at least one was wanted. Each line must be an object with 'text'.")
+    for key, values in told.items():
+        if len(values) > 1:
+            some = ", ".join(_short(value) for value in sorted(values)[:3])
+            raise CorpusError(
+                f"{name}: rows without 'domain' differ in {_short(key)} ({some} …), which would be dropped: domains "
+                "are read from 'domain' alone. Write it there (jq -c '.domain = .KEY' OLD > NEW), or give every row "
+                "the domain that is meant."
+            )
     return tuple(documents)
 
 
@@ -171,22 +154,17 @@ def _short(value: Any) -> str:
 def _document(row: Any, where: str, *, stem: str, number: int) -> Document:
     if not isinstance(row, dict):
         raise CorpusError(f"{where}: got a JSON {type(row).__name__}, wanted an object with 'text'.")
-    for key in ("id", "domain", "source", "text", "cluster"):
+    for key in (*_NAMES, "text"):
         if key in row and not isinstance(row[key], str):
             raise CorpusError(f"{where}: {key!r} is {_short(row[key])}, wanted a string.")
-        if any("\ud800" <= letter <= "\udfff" for letter in row.get(key, "")):
-            raise CorpusError(f"{where}: {key!r} holds half a character (a lone surrogate); delete it.")
+        fault = (_half_character if key == "text" else name_fault)(row.get(key, ""))
+        if fault:
+            raise CorpusError(f"{where}: {key!r} {fault}.")
     tokens = row.get("token_ids")
-    if tokens is not None and not (
-        isinstance(tokens, list) and tokens and all(isinstance(t, int) and not isinstance(t, bool) for t in tokens)
-    ):
-        raise CorpusError(f"{where}: 'token_ids' must be a list of at least one integer.")
+    _refuse_tokens(tokens, where)
     text = row.get("text", "")
     if tokens is None and not text.strip():
-        raise CorpusError(
-            f"{where}: 'text' is {'empty' if 'text' in row else 'missing'}; every document needs text or 'token_ids'. "
-            "Delete the line or fill it."
-        )
+        raise CorpusError(f"{where}: {_without_text(row)}")
     identity: str = row.get("id", f"{stem}-{number}")
     return Document(
         id=identity,
@@ -196,3 +174,35 @@ def _document(row: Any, where: str, *, stem: str, number: int) -> Document:
         text=text if tokens is None else "",
         token_ids=tuple(tokens) if tokens is not None else None,
     )
+
+
+def _refuse_tokens(tokens: Any, where: str) -> None:
+    if tokens is None:
+        return
+    if not (isinstance(tokens, list) and tokens and all(type(token) is int for token in tokens)):
+        raise CorpusError(f"{where}: 'token_ids' must be a list of at least one integer.")
+    wrong = next((token for token in tokens if not 0 <= token <= _MOST_TOKEN), None)
+    if wrong is not None:
+        raise CorpusError(
+            f"{where}: 'token_ids' holds {_short(wrong)}; token ids from 0 to {_MOST_TOKEN} were wanted. Padding, such "
+            "as -1 or -100, is left out."
+        )
+
+
+def _without_text(row: dict[str, Any]) -> str:
+    """Why a row has no text, and what to do about it, by the keys that it has instead."""
+    if "text" in row:
+        return "'text' is empty; every document needs text or 'token_ids'. Delete the line or fill it."
+    missing = "'text' is missing; every document needs text or 'token_ids'. "
+    chat = next((key for key in ("messages", "conversations", "conversation") if key in row), None)
+    if chat:
+        return (
+            f"{missing}It has {chat!r}: render each conversation with the model's chat template "
+            "(tokenizer.apply_chat_template(…, tokenize=False)) and write the result under 'text'."
+        )
+    if "input_ids" in row:
+        return f"{missing}It has 'input_ids': write them under 'token_ids', without padding."
+    if not row:
+        return f"{missing}Delete the line or fill it."
+    keys = ", ".join(_short(key) for key in list(row)[:8])
+    return f"{missing}It has {keys}: write the one that holds the text under 'text'."

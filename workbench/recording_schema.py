@@ -65,7 +65,9 @@ def token_schema(topology: Topology, manifest: dict[str, Any]) -> pa.Schema:
         ("phase", pa.dictionary(pa.int8(), pa.string())),
     ]  # fmt: skip
     if "logprob" in fields:
-        columns += [("logprob", pa.float32()), ("predicted", pa.int32())]
+        columns.append(("logprob", pa.float32()))
+    if "logprob" in fields or "predicted" in manifest.get("source", {}).get("has", ()):
+        columns.append(("predicted", pa.int32()))
     for router in topology.routers if "routing" in fields else ():
         at = prefix(router, topology)
         columns += [

@@ -107,8 +107,8 @@ def test_arrays_that_disagree_are_named(tmp_path, arrays, message):
         ),
         ({"layer1.ids": [[1, 2]] * 3, "document": ["a", "b", "a"]}, "document a: the document begins again"),
         ({"layer1.ids": [[1, 2]], "phase": ["both"]}, "row 0: phase is 'both'; 'prefill' or 'decode' was wanted"),
-        ({"layer1.ids": [[1, 2]], "token": [0.5]}, "1 token ids (float64) for 1 rows of ids"),
-        ({"layer1.ids": [["a", "b"]]}, "ids are of object; integers were wanted"),
+        ({"layer1.ids": [[1, 2]], "token": [0.5]}, "t.parquet: token is of double; integers were wanted"),
+        ({"layer1.ids": [["a", "b"]]}, "layer1.ids is of list<element: string>; lists of integers were wanted"),
     ],
 )
 def test_tables_that_disagree_are_named(tmp_path, columns, message):
@@ -122,7 +122,9 @@ def test_parquet_files_of_one_folder_have_the_same_columns(tmp_path):
     pq.write_table(pa.table({"layer2.ids": [[1, 2]]}), tmp_path / "t" / "b.parquet")
     refused(tmp_path, "parquet", tmp_path / "t", "b.parquet has other columns than a.parquet: layer1.ids, layer2.ids")
     (tmp_path / "t" / "a.parquet").write_bytes(b"no")
-    refused(tmp_path, "parquet", tmp_path / "t", "a.parquet: not a readable Parquet file")
+    refused(
+        tmp_path, "parquet", tmp_path / "t", "a.parquet cannot be read .*; a Parquet file of a row a token was wanted"
+    )
     pq.write_table(pa.table({"layer1.ids": pa.array([], pa.list_(pa.int8()))}), tmp_path / "e.parquet")
     refused(tmp_path, "parquet", tmp_path / "e.parquet", "e.parquet has no rows")
 
@@ -134,7 +136,7 @@ RECORD = sources.sglang_record(IDS_TLK, TOKENS)
     ("records", "other", "message"),
     [
         ([RECORD | {"forward_mode": 3}], {}, "(forward pass 1, rank 0) has forward_mode 3: neither extend (1)"),
-        ([RECORD | {"extend_seq_lens": [4, 4]}], {}, "extend_seq_lens add up to 8, and there are 5 tokens"),
+        ([RECORD | {"extend_seq_lens": [4, 4]}], {}, "extend_seq_lens add up to 8, from 4, and there are 5 tokens"),
         ([RECORD | {"positions": [0]}], {}, "record 0: 1 positions for 5 tokens; they must agree"),
         ([RECORD | {"input_ids": TOKENS[:4]}], {}, "has the shape [3, 5, 8]; [3 layers of the map, 4"),
         ([RECORD, RECORD | {"topk_ids_of_layer": torch.zeros(3, 5, 4, dtype=torch.int32)}], {}, "3 of 8 before"),
@@ -248,7 +250,7 @@ def test_a_file_that_was_cut_is_named(tmp_path):
     torch.save([1], tmp_path / "l.pt")
     refused(tmp_path, "sglang", tmp_path / "l.pt", "l.pt holds a list; a dump of SGLang is a dict")
     (tmp_path / "t.npz").write_bytes(b"PK no")
-    refused(tmp_path, "numpy", tmp_path / "t.npz", "t.npz is no array that can be read")
+    refused(tmp_path, "numpy", tmp_path / "t.npz", "t.npz cannot be read .File is not a zip file")
 
 
 def test_places_and_formats_are_named(tmp_path):
@@ -359,11 +361,11 @@ def test_layers_are_read_from_text():
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{}], "--documents has 1 rows and .* more documents; one row for each was wanted"),
-        ([{}, {}, {}], "--documents has 3 rows and .* 2 documents"),
+        ([{}], "--documents has 1 rows and the trace 2 documents, and the ids of the rows do not name them; one"),
+        ([{}, {}, {}], "--documents has 3 rows and the trace 2 documents"),
         ([{"id": "a"}, {"id": "a"}], "line 2: the id 'a' stands in line 1 already"),
         ([{"id": 3}, {}], "line 1: id is 3; a string was wanted"),
-        ([{"name": "a"}, {}], "line 1 holds name; an object with, of id, domain"),
+        ([{"name": "a"}, {}], "line 1 holds 'name'; an object with, of id, domain"),
         ([[], {}], "line 1 holds list; an object with"),
         ([{"token_ids": ["a"]}, {}], "line 1: token_ids must be a list of integers"),
         ([{"prompt_tokens": -1}, {}], "line 1: prompt_tokens is -1; a number from 0 was wanted"),
@@ -371,7 +373,7 @@ def test_layers_are_read_from_text():
         ([{"prompt_tokens": 1}, {}], "differ in what they have: phase. Give it for all documents or for none"),
         ([{"token_ids": [1]}, {}], "document 4: --documents gives 1 token_ids and the source has 3 rows; as many, or"),
         ([{"token_ids": [1, 2, 3]}, {}], "differ in what they have: text_digest, token. Give it for all"),
-        ([{"id": "t-9"}, {}], "two documents have the id 't-9'; give ids with --documents"),
+        ([{"id": "t-9"}, {}], "name 1 of the 2 documents: no row names 't-4' .1., and line 2 .no id. names none"),
     ],
 )
 def test_wrong_labels_are_named(tmp_path, rows, message):

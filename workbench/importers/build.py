@@ -16,10 +16,11 @@ import numpy as np
 
 from workbench.errors import TraceError
 from workbench.importers import arrays, olmoe, parquet, sglang
-from workbench.importers.labels import read_labels
+from workbench.importers.labels import join_labels
 from workbench.importers.layout import Layout, layout_of
+from workbench.importers.limits import MOST_ROWS
 from workbench.importers.pieces import Piece, Source, Survey
-from workbench.importers.trace import Trace
+from workbench.importers.trace import Trace, first_line
 from workbench.recording import Recording, file_digest, json_digest
 from workbench.recording_schema import PHASES, SCHEMA, prefix
 from workbench.recording_writer import RecordingWriter
@@ -49,6 +50,7 @@ def import_trace(
     documents: str | Path | None = None,
     tokenizer: str | None = None,
     phase: str | None = None,
+    mask_zero_rows: bool = False,
     shard_tokens: int = 65_536,
 ) -> Recording:
     """Imports a trace.
@@ -63,10 +65,13 @@ def import_trace(
         top_k: K, where neither source nor model says it.
         ranks: Ranks that counted the same tokens (tensor parallelism), for sources of counts.
         ids_ranked: Whether a token's ids stand in the order of their scores; for sources that do not say.
-        documents: JSONL file with what is known of each document (`labels.py`).
+        documents: JSONL file with what is known of each document, joined by id where the ids name the documents
+            (`labels.py`).
         tokenizer: Name or folder of the model whose tokenizer gives token ids their text.
         phase: `prefill` or `decode`: the phase to take of a source that tells them apart; of another, what all its
             tokens are.
+        mask_zero_rows: Whether rows whose ids are 0 in every layer are left out, as those of tokens that a server did
+            not route; else they are counted (`source["zero_rows"]` in the manifest).
         shard_tokens: Tokens of one part on disk, at least.
 
     Returns:
@@ -83,14 +88,15 @@ def import_trace(
         raise TraceError(f"format {kind!r} is unknown; there are {', '.join(READERS)}.")
     if phase not in (None, *PHASES):
         raise TraceError(f"--phase is {phase!r}; prefill or decode was wanted.")
-    if shard_tokens < 1:
-        raise TraceError(f"--shard-tokens is {shard_tokens}; 1 or more was wanted.")
+    if not 1 <= shard_tokens <= MOST_ROWS:
+        wanted = "1 or more" if shard_tokens < 1 else f"{MOST_ROWS:,} or less"
+        raise TraceError(f"--shard-tokens is {shard_tokens}; {wanted} was wanted.")
     trace = READERS[kind](path)
     trace = trace if ranks == 1 else sglang.shared_by(trace, ranks)
     topology = _model_topology(model) if model else None
     layout = layout_of(trace, layers=layers, topology=topology, n_experts=n_experts, top_k=top_k)
-    labels = read_labels(Path(documents)) if documents else None
-    source = Source(path, trace, layout, labels, phase)
+    labels = join_labels(Path(documents), trace.names(), unit=trace.unit) if documents else None
+    source = Source(path.resolve().name or kind, trace, layout, labels, phase, mask_zero_rows)
     survey = Survey.of(source, shard_tokens=shard_tokens)
     read_tokenizer = _load_tokenizer(tokenizer) if tokenizer else None
     manifest = _manifest(source, survey, model=model, ids_ranked=ids_ranked, shard_tokens=shard_tokens)
@@ -98,13 +104,14 @@ def import_trace(
     manifest["identity"] |= {
         "tokenizer": tokenizer,
         "documents_digest": file_digest(Path(documents)) if documents else None,
+        "documents_joined_by": labels.joined_by if labels else None,
     }
     try:
         writer = RecordingWriter(
             out, manifest, topology=layout.topology, fields=("routing",), n_shards=len(survey.shards)
         )
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise TraceError(f"{out} cannot be made ({error.strerror}); name another --out.") from error
+    except OSError as error:  # a file in the way, a name too long, a file system that cannot be written
+        raise TraceError(f"{str(out)[:300]} cannot be made ({first_line(error)}); name another --out.") from error
     with writer:
         if not writer.closed:
             _write(source, survey, writer)
@@ -132,10 +139,10 @@ def _load_tokenizer(name: str) -> Any:
 def _manifest(
     source: Source, survey: Survey, *, model: str | None, ids_ranked: bool, shard_tokens: int
 ) -> dict[str, Any]:
-    trace, layout = source.trace, source.layout
+    trace, layout, labels = source.trace, source.layout, source.labels
     files = [{"name": f.name, "bytes": f.stat().st_size, "sha256": file_digest(f)} for f in trace.files]
-    name = model or f"unknown model ({source.path.name})"
-    settings = {"shard_tokens": shard_tokens, "phase": source.phase}
+    name = model or f"unknown model ({source.name})"
+    settings = {"shard_tokens": shard_tokens, "phase": source.phase, "mask_zero_rows": source.mask_zero_rows}
     ranked = trace.ids_ranked or ids_ranked
     return {
         "schema": SCHEMA,
@@ -154,7 +161,7 @@ def _manifest(
         },
         "model": {"name": name, "revision": "", "weights": "unknown"},
         "corpus": {
-            "name": source.path.name,
+            "name": source.name,
             "digest": survey.corpus_digest,
             "documents": survey.n_documents,
             "domains": sorted(survey.domains),
@@ -171,13 +178,17 @@ def _manifest(
         "check": NOT_PROVED,
         "source": {
             "format": trace.format,
-            "name": source.path.name,
+            "name": source.name,
             "files": files,
             "columns_taken": list(layout.columns),
             "unit": trace.unit,
             "lacks": survey.all_lacks,
+            "has": [] if "predicted" in survey.all_lacks else ["predicted"],  # columns that the fields do not tell of
             "padding": asdict(survey.padding),
             "documents_empty": survey.n_empty,
+            "zero_rows": asdict(survey.zero_rows),
+            "positions": _positions(source.trace, survey),
+            "documents": {"name": labels.file, "joined_by": labels.joined_by} if labels else None,
             **trace.notes,
         },
         "versions": {
@@ -185,8 +196,18 @@ def _manifest(
             "python": platform.python_version(),
             **{package: version(package) for package in ("numpy", "pyarrow")},
         },
-        "environment": {"command": " ".join(sys.argv), "machine": platform.machine()},
+        "environment": {
+            "command": " ".join(sys.argv).encode("utf-8", "backslashreplace").decode(),
+            "machine": platform.machine(),
+        },
     }
+
+
+def _positions(trace: Trace, survey: Survey) -> dict[str, str | None]:
+    """Where the positions are from: stated by the trace, or the order of its rows; None, with why, where unknown."""
+    if survey.mixed:
+        return {"from": None, "because": survey.mixed}
+    return {"from": None if trace.counts_only else survey.positions_from, "because": None}
 
 
 # The second reading
@@ -201,23 +222,24 @@ def _write(source: Source, survey: Survey, writer: RecordingWriter) -> None:
         for _ in shard:
             piece = next(pieces)
             if index not in writer.parts:
-                _append(tokens, _token_columns(piece, source.layout))
+                _append(tokens, _token_columns(piece, source.layout, placed=not survey.mixed))
                 _append(documents, _document_columns(piece, source.layout))
         if index not in writer.parts:
             writer.submit(index, tokens, documents)
     writer.wait()
 
 
-def _token_columns(piece: Piece, layout: Layout) -> dict[str, np.ndarray]:
+def _token_columns(piece: Piece, layout: Layout, *, placed: bool) -> dict[str, np.ndarray]:
     content = piece.content
     n_rows = content.n_tokens if content.ids_TK else 0
     columns = {"document": np.full(n_rows, piece.document, dtype=np.int32)}
     if piece.phase is not None:
         columns["phase"] = np.full(n_rows, PHASES.index(piece.phase), dtype=np.int8)
-    if content.position_T is not None:
+    if content.position_T is not None and placed:
         columns["position"] = content.position_T
-    if content.token_T is not None:
-        columns["token"] = content.token_T
+    for name, ids_T in (("token", content.token_T), ("predicted", content.predicted_T)):
+        if ids_T is not None:
+            columns[name] = ids_T
     for name, arrays_TK in (("ids", content.ids_TK), ("weights", content.weights_TK or ())):
         for router, array_TK in zip(layout.topology.routers, arrays_TK, strict=False):
             columns[f"{prefix(router, layout.topology)}.{name}"] = array_TK

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from workbench.errors import TraceError
+from workbench.importers.limits import MOST_COUNTERS, MOST_EXPERTS, MOST_LAYERS
 from workbench.importers.trace import Trace
 from workbench.models.topology import Router, Topology
 
 _UNKNOWN = "unknown"
-_MOST_EXPERTS = 65_536  # ids are stored in 16 bits
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,22 @@ def parse_layers(text: str) -> tuple[int, ...]:
     """Decoder layers from a text such as `1-27` or `0,2,4-6`.
 
     Raises:
-        TraceError: it is no such list, or does not ascend.
+        TraceError: it is no such list, does not ascend, or names a layer that no model has.
     """
     layers: list[int] = []
+    told = repr(text if len(text) <= 60 else f"{text[:59]}…")
     for piece in text.split(","):
-        found = re.fullmatch(r"\s*(\d+)(?:\s*[-–]\s*(\d+))?\s*", piece)
+        found = re.fullmatch(r"\s*([0-9]+)(?:\s*[-–]\s*([0-9]+))?\s*", piece)
         if not found:
             raise TraceError(
-                f"--layers {text!r}: {piece.strip()!r} is no layer; a list such as 1-27 or 0,2,4-6 was wanted."
+                f"--layers {told}: {piece.strip()[:60]!r} is no layer; a list such as 1-27 or 0,2,4-6 was wanted."
             )
-        layers += range(int(found[1]), int(found[2] or found[1]) + 1)
+        first, last = (int(digits.lstrip("0")[:9] or 0) for digits in (found[1], found[2] or found[1]))
+        if last >= MOST_LAYERS or first >= MOST_LAYERS or len(layers) > MOST_LAYERS:
+            raise TraceError(f"--layers {told}: decoder layers from 0 to {MOST_LAYERS - 1:,} were wanted.")
+        layers += range(first, last + 1)
     if not layers or any(later <= earlier for earlier, later in pairwise(layers)):
-        raise TraceError(f"--layers {text!r} does not ascend; name each layer once, in order.")
+        raise TraceError(f"--layers {told} does not ascend; name each layer once, in order.")
     return tuple(layers)
 
 
@@ -82,7 +86,16 @@ def layout_of(
     Raises:
         TraceError: they disagree, or none of them says it; names the option to give.
     """
+    if not 1 <= trace.n_columns <= MOST_LAYERS:
+        raise TraceError(
+            f"{trace.files[0]} has {trace.n_columns:,} columns of layers; 1 to {MOST_LAYERS:,} were wanted."
+        )
     columns, named = _columns(trace, layers, topology)
+    if named[0] < 0 or named[-1] >= MOST_LAYERS or any(later <= earlier for earlier, later in pairwise(named)):
+        raise TraceError(
+            f"the layers {_listed(named)} cannot be meant; decoder layers from 0 to {MOST_LAYERS - 1:,} were wanted, "
+            "each once, in order."
+        )
     routers = {router.layer: router for router in topology.routers} if topology else {}
     if topology and len(routers) < len(topology.routers):
         raise TraceError(
@@ -95,8 +108,13 @@ def layout_of(
     experts = _agreed(
         "experts", "--experts", file, said=n_experts, source=trace.n_experts, of_model=of_model["n_experts"]
     )
-    if not 1 <= k <= experts <= _MOST_EXPERTS:
+    if not 1 <= k <= experts <= MOST_EXPERTS:
         raise TraceError(f"{k} experts of {experts} for each token cannot be meant; check --top-k and --experts.")
+    if len(named) * experts > MOST_COUNTERS:
+        raise TraceError(
+            f"{len(named):,} layers of {experts:,} experts are {len(named) * experts:,}; {MOST_COUNTERS:,} experts in "
+            "all were wanted at most. Check --layers and --experts."
+        )
     if topology:
         return Layout(columns, replace(topology, routers=tuple(routers[layer] for layer in named)))
     return Layout(columns, _bare_topology(named, n_experts=experts, top_k=k))

@@ -4,8 +4,8 @@ What it holds was read in allenai/OLMoE, scripts/run_moe_analysis.py (facts only
 `input_ids` [T] (2,048 tokens, cut from documents that were strung together), `predicted_token_ids` [T] (the most
 probable next token) and `exp_ids` as [token][rank][layer]. Every layer of the models it was written for (OLMoE,
 Mixtral) has a router. The ids are the largest router logits in order, largest first: derived from logits, not what the
-experts module was given, which for these models' plain top-k differs in ties alone. `predicted_token_ids` are not kept:
-the format of recordings holds them beside log-probabilities.
+experts module was given, which for these models' plain top-k differs in ties alone. `predicted_token_ids` become the
+column `predicted` where every line has them.
 
 A document is a line. Its borders are not those of texts: neighbouring lines can share one.
 """
@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from workbench.errors import TraceError
-from workbench.importers.trace import Trace, TracedDocument, source_files
+from workbench.importers.limits import MOST_LINE_BYTES
+from workbench.importers.trace import Trace, TracedDocument, first_line, source_files
 
 
 def read(path: Path) -> Trace:
@@ -47,41 +48,70 @@ def read(path: Path) -> Trace:
         ids_ranked=True,
         unit="chunks of text",
         notes={"ids": "the largest router logits, derived by the source"},
+        name_lists=lambda: [(_name(file, number),) for file in files for number, _ in _numbered(file)],
     )
 
 
+def _name(file: Path, number: int) -> str:
+    return f"{file.stem}-{number}"
+
+
 def _lines(file: Path) -> Iterator[TracedDocument]:
+    for number, line in _numbered(file):
+        yield _document(file, number, line)
+
+
+def _numbered(file: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, with their numbers from 1.
+
+    Raises:
+        TraceError: a line is longer than any that holds a chunk of text.
+    """
     with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
+        number = 0
+        while line := lines.readline(MOST_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MOST_LINE_BYTES:
+                raise TraceError(
+                    f"{file.name}, line {number} has over {MOST_LINE_BYTES:,} bytes; one object a line was wanted, "
+                    "with the tokens of one chunk."
+                )
             if line.strip():
-                yield _document(file, number, line)
+                yield number, line
 
 
 def _document(file: Path, number: int, line: bytes) -> TracedDocument:
     where = f"{file.name}, line {number}"
     try:
         row: Any = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise TraceError(f"{where} is not JSON ({error}); the file was cut short or edited.") from error
+    except (ValueError, RecursionError) as error:
+        raise TraceError(f"{where} is not JSON ({first_line(error)}); the file was cut short or edited.") from error
     if not isinstance(row, dict) or not {"input_ids", "exp_ids"} <= row.keys():
-        held = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        held = ", ".join(str(key)[:60] for key in list(row)[:8]) if isinstance(row, dict) else type(row).__name__
         raise TraceError(f"{where} holds {held}; an object with input_ids and exp_ids was wanted.")
     ids_TKL = _integers(row["exp_ids"], 3, f"{where}, exp_ids", "[token][rank][layer]")
+    predicted = row.get("predicted_token_ids")
     return TracedDocument(
         where=where,
-        name=f"{file.stem}-{number}",
+        name=_name(file, number),
         ids_TLK=ids_TKL.transpose(0, 2, 1),
         token_T=_integers(row["input_ids"], 1, f"{where}, input_ids", "[token]"),
+        predicted_T=None if predicted is None else _integers(predicted, 1, f"{where}, predicted_token_ids", "[token]"),
     )
 
 
 def _integers(value: Any, n_axes: int, where: str, shape: str) -> np.ndarray:
     try:
         array = np.array(value)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise TraceError(f"{where} is ragged; lists of one length as {shape} were wanted.") from error
-    if array.ndim != n_axes or array.dtype.kind not in "iu":
+    if array.ndim != n_axes or array.dtype.kind not in "iu" or _has_bool(value):
         raise TraceError(
             f"{where} has the shape {list(array.shape)} and the type {array.dtype}; integers as {shape} were wanted."
         )
     return array
+
+
+def _has_bool(value: Any) -> bool:
+    """Whether a list has true or false among its numbers, which arrays take for 1 and 0."""
+    return any(map(_has_bool, value)) if value and isinstance(value[0], list) else bool in set(map(type, value))

@@ -3,7 +3,8 @@
 Columns: `layerNN.ids` (a list of K integers, or a fixed-size list) for each MoE layer NN, a decoder index; where known
 `layerNN.weights` (in the order of the ids), `token`, `position`, `phase` (`prefill` or `decode`), and `document` (a
 number or name; a document's rows stand in one piece). Without `document` a file is one document. Other columns are left
-out. A folder's files are read in the order of their names. Memory: one document and one row group.
+out. A folder's files are read in the natural order of their names. Rows and sizes that a file claims are held against
+bounds before it is read. Memory: one document and one row group.
 """
 
 import re
@@ -13,12 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from workbench.corpus import MOST_CHARACTERS
 from workbench.errors import TraceError
-from workbench.importers.trace import Trace, TracedDocument, source_files
+from workbench.importers.limits import MOST_LAYERS, MOST_ROWS, refuse_claim, refuse_ratio
+from workbench.importers.trace import Trace, TracedDocument, foreign, source_files
 
-_IDS = re.compile(r"layer(\d+)\.ids")
+_IDS = re.compile(r"layer([0-9]{1,9})\.ids")
+_ADVICE = "a Parquet file of a row a token was wanted. Write it again from the tool that made it"
 _SCALARS = ("document", "phase", "token", "position")
 _Chunk = dict[str, np.ndarray]
 
@@ -37,6 +42,8 @@ def read(path: Path) -> Trace:
             wrong = sorted(set(found) ^ set(columns[0]))
             raise TraceError(f"{file} has other columns than {files[0].name}: {', '.join(wrong)}. They must agree.")
     names = [name for name in columns[0] if _IDS.fullmatch(name)]
+    if len(names) > MOST_LAYERS:
+        raise TraceError(f"{files[0]} has ids of {len(names):,} layers; {MOST_LAYERS:,} at most were wanted.")
     layers = {int(name[5:-4]): name for name in names}
     if len(layers) < len(names):
         raise TraceError(f"{files[0]} has two columns of one layer: {', '.join(names)}. Name each layer once.")
@@ -67,24 +74,61 @@ def read(path: Path) -> Trace:
 
 
 def _columns(file: Path) -> list[str]:
-    try:
-        with pq.ParquetFile(file) as opened:
-            names = opened.schema_arrow.names
-    except (pa.ArrowException, OSError) as error:
-        raise TraceError(
-            f"{file}: not a readable Parquet file ({str(error).splitlines()[0]}). Write it again."
-        ) from error
-    ids = [name for name in names if _IDS.fullmatch(name)]
-    if not ids:
-        raise TraceError(
-            f"{file} has no column layerNN.ids; it has {', '.join(names)}. Name each by its decoder layer."
-        )
-    weights = [name.replace(".ids", ".weights") for name in ids]
-    there = [name for name in weights if name in names]
-    if there and len(there) < len(ids):
-        absent = next(name for name in weights if name not in names)
-        raise TraceError(f"{file} has weights of some layers and no {absent}; give those of all, or none.")
-    return [name for name in names if name in (*ids, *there, *_SCALARS)]
+    with foreign(file, _ADVICE), pq.ParquetFile(file) as opened:
+        schema = opened.schema_arrow
+        names = schema.names
+        ids = [name for name in names if _IDS.fullmatch(name)]
+        if not ids:
+            held = f"{', '.join(names[:12])}{' …' if len(names) > 12 else ''}"
+            raise TraceError(f"{file} has no column layerNN.ids; it has {held}. Name each by its decoder layer.")
+        weights = [name.replace(".ids", ".weights") for name in ids]
+        there = [name for name in weights if name in names]
+        if there and len(there) < len(ids):
+            absent = next(name for name in weights if name not in names)
+            raise TraceError(f"{file} has weights of some layers and no {absent}; give those of all, or none.")
+        taken = [name for name in names if name in (*ids, *there, *_SCALARS)]
+        if len(set(taken)) < len(taken):
+            raise TraceError(f"{file} has two columns of one name: {', '.join(taken[:12])}. Name each once.")
+        for name in taken:
+            _refuse_type(file, name, schema.field(name).type)
+        _refuse_size(file, opened.metadata, set(taken))
+        if "document" not in taken and opened.metadata.num_rows > MOST_ROWS:
+            raise TraceError(
+                f"{file} has {opened.metadata.num_rows:,} rows in one document; {MOST_ROWS:,} at most were wanted. Say "
+                "in a column document which rows belong together."
+            )
+    return taken
+
+
+def _refuse_type(file: Path, name: str, kind: pa.DataType) -> None:
+    """Refuses a column whose type cannot hold what its name says."""
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    of_text = kind.value_type if pa.types.is_dictionary(kind) else kind
+    text = pa.types.is_string(of_text) or pa.types.is_large_string(of_text) or pa.types.is_string_view(of_text)
+    whole = pa.types.is_integer(kind)
+    right, wanted = {
+        "ids": (lists and pa.types.is_integer(kind.value_type), "lists of integers"),
+        "weights": (lists and pa.types.is_floating(kind.value_type), "lists of floating-point numbers"),
+        "document": (text or whole, "integers or text"),
+        "phase": (text, "text ('prefill' or 'decode')"),
+    }.get(name.rpartition(".")[2], (whole, "integers"))
+    if not right and not pa.types.is_null(kind):
+        raise TraceError(f"{file}: {name} is of {kind}; {wanted} were wanted.")
+
+
+def _refuse_size(file: Path, metadata: pq.FileMetaData, names: set[str]) -> None:
+    """Refuses a file that claims what would not fit, or what no trace of its bytes can hold."""
+    claimed, largest = 0, 0
+    for at in range(metadata.num_row_groups):
+        group = metadata.row_group(at)
+        of_group = 0
+        for column in map(group.column, range(group.num_columns)):
+            place = column.path_in_schema.split(".")  # layer1.ids.list.element, token
+            if names.intersection((place[0], ".".join(place[:2]))):
+                of_group += 8 * column.num_values
+        claimed, largest = claimed + of_group, max(largest, of_group)
+    refuse_ratio(file, claimed, what=f"{metadata.num_rows:,} rows")
+    refuse_claim(file, largest, what="a row group", advice="Write it with smaller row groups.")
 
 
 def _joined(files: tuple[Path, ...], columns: list[str], order: list[str]) -> Iterator[TracedDocument]:
@@ -92,21 +136,35 @@ def _joined(files: tuple[Path, ...], columns: list[str], order: list[str]) -> It
     held: list[_Chunk] = []
     held_key: tuple[str, str] | None = None
     held_from: tuple[Path, int] = (files[0], 0)
+    held_rows = 0
     for file in files:
         row = 0
-        with pq.ParquetFile(file) as opened:
-            for batch in opened.iter_batches(batch_size=65_536, columns=columns):
-                chunk = {name: _values(batch.column(name), name, file, row) for name in columns}
-                for start, end, key in _pieces(chunk, batch.num_rows, file):
-                    if key != held_key and held:
-                        yield _document(held, held_key, held_from, order)
-                        held = []
-                    if not held:
-                        held_key, held_from = key, (file, row + start)
-                    held.append({name: values[start:end] for name, values in chunk.items()})
-                row += batch.num_rows
+        for n_rows, chunk in _chunks(file, columns):
+            for start, end, key in _pieces(chunk, n_rows, file):
+                if key != held_key and held:
+                    yield _document(held, held_key, held_from, order)
+                    held, held_rows = [], 0
+                if not held:
+                    held_key, held_from = key, (file, row + start)
+                held.append({name: values[start:end] for name, values in chunk.items()})
+                held_rows += end - start
+                if held_rows > MOST_ROWS:
+                    raise TraceError(
+                        f"{file.name}, document {key[0][:100]} has over {MOST_ROWS:,} rows; say in a column document "
+                        "which rows belong together."
+                    )
+            row += n_rows
     if held:
         yield _document(held, held_key, held_from, order)
+
+
+def _chunks(file: Path, columns: list[str]) -> Iterator[tuple[int, _Chunk]]:
+    """Number of rows, and the columns as arrays, of one batch after another."""
+    row = 0
+    with foreign(file, _ADVICE), pq.ParquetFile(file) as opened:
+        for batch in opened.iter_batches(batch_size=65_536, columns=columns):
+            yield batch.num_rows, {name: _values(batch.column(name), name, file, row) for name in columns}
+            row += batch.num_rows
 
 
 def _pieces(chunk: _Chunk, n_rows: int, file: Path) -> Iterator[tuple[int, int, tuple[str, str]]]:
@@ -123,6 +181,10 @@ def _document(
     held: list[_Chunk], key: tuple[str, str] | None, at: tuple[Path, int], order: list[str]
 ) -> TracedDocument:
     assert key is not None  # set with the first chunk held
+    for name in order:
+        widths = sorted({chunk[name].shape[1] for chunk in held})
+        if len(widths) > 1:
+            raise TraceError(f"{at[0].name}, document {key[0]}: {name} holds {widths} values; k must agree.")
     joined = {name: np.concatenate([chunk[name] for chunk in held]) for name in held[0]}
     weights = [name.replace(".ids", ".weights") for name in order]
     shapes = {name: joined[name].shape for name in order}
@@ -147,15 +209,29 @@ def _values(column: pa.Array, name: str, file: Path, first_row: int) -> np.ndarr
     if column.null_count:
         row = first_row + int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
         raise TraceError(f"{file.name}, row {row}: {name} is null; a value was wanted (-1 marks padding).")
-    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-        if pa.types.is_fixed_size_list(column.type):
-            return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
+    if pa.types.is_fixed_size_list(column.type):
+        width = column.type.list_size
+    elif pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+        width = int(lengths[0]) if len(lengths) else 0
+        if (lengths != width).any():
+            at = int((lengths != width).argmax())
+            raise TraceError(
+                f"{file.name}, row {first_row + at}: {name} holds {lengths[at]} values and the rows before {width}; k "
+                "must agree."
+            )
+    else:
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if not pa.types.is_integer(column.type):  # text: as an array it takes the room of its longest for each row
+            longest = pc.max(pc.utf8_length(column)).as_py() or 0
+            if longest > MOST_CHARACTERS:
+                raise TraceError(
+                    f"{file.name}: {name} has {longest:,} characters; {MOST_CHARACTERS:,} at most were wanted."
+                )
         return column.to_numpy(zero_copy_only=False)
-    lengths = column.value_lengths().to_numpy(zero_copy_only=False)
-    if len(lengths) and (lengths != lengths[0]).any():
-        at = int((lengths != lengths[0]).argmax())
-        raise TraceError(
-            f"{file.name}, row {first_row + at}: {name} holds {lengths[at]} values and the rows before {lengths[0]}; "
-            "k must agree."
-        )
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    flat = column.flatten()
+    if flat.null_count:
+        row = first_row + int(np.flatnonzero(flat.is_null().to_numpy(zero_copy_only=False))[0]) // width
+        raise TraceError(f"{file.name}, row {row}: {name} holds a null; numbers were wanted (-1 marks padding).")
+    return flat.to_numpy(zero_copy_only=False).reshape(len(column), width)

@@ -13,19 +13,21 @@ from typing import Any
 
 import numpy as np
 
+from workbench.corpus import name_fault
 from workbench.errors import TraceError
-from workbench.importers.checks import Checked, Padding, checked, phases_of
-from workbench.importers.labels import Label
+from workbench.importers.checks import Checked, Padding, ZeroRows, checked, phases_of
+from workbench.importers.labels import Label, Labels
 from workbench.importers.layout import Layout
 from workbench.importers.trace import Trace, TracedDocument
 
+_SHARD_COUNTERS = 2**25  # counts of the documents of a part: 128 MiB
 _NEVER_THERE = ("entropy", "margin", "topk_mass", "logsumexp", "shared_gate", "score_sum", "tokens_cut")
-_OF_A_TOKEN = ("ids", "position", "weights", "weight_sum", "token", "text_digest")
+_OF_A_TOKEN = ("ids", "position", "weights", "weight_sum", "token", "text_digest", "predicted")
 
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """A row of the documents table, with its tokens."""
+    """A row of the documents table, with its tokens; `placed` where the source itself states their positions."""
 
     document: int
     id: str
@@ -34,6 +36,7 @@ class Piece:
     cluster: str
     phase: str | None
     content: Checked
+    placed: bool
 
     @property
     def text_digest(self) -> str:
@@ -45,54 +48,65 @@ class Piece:
         """What this piece's document lacks and another's may have."""
         if not self.content.ids_TK:
             return frozenset(_OF_A_TOKEN)
-        lacked = () if self.content.weights_TK is not None else ("weights", "weight_sum")
-        return frozenset(lacked if self.content.token_T is not None else (*lacked, "token", "text_digest"))
+        lacked: tuple[str, ...] = () if self.content.weights_TK is not None else ("weights", "weight_sum")
+        lacked = lacked if self.content.token_T is not None else (*lacked, "token", "text_digest")
+        return frozenset(lacked if self.content.predicted_T is not None else (*lacked, "predicted"))
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A trace with what the user said of it."""
+    """A trace with what the user said of it.
 
-    path: Path
+    Attributes:
+        name: Name of the file or folder.
+        trace: The trace.
+        layout: What its columns are.
+        labels: What is known of the documents, in their order.
+        phase: The phase to take, or what all tokens are.
+        mask_zero_rows: Whether rows of expert 0 in every layer are left out.
+    """
+
+    name: str
     trace: Trace
     layout: Layout
-    labels: list[Label] | None
+    labels: Labels | None
     phase: str | None
+    mask_zero_rows: bool = False
 
     def pieces(self) -> Iterator[Piece]:
         """Every piece, checked, those without tokens too."""
-        number = -1
+        number, rows_before = -1, 0
         for document in self.trace.documents():
+            rows_before = rows_before if document.continues else 0
             number += not document.continues
             label = self._label(number)
-            for part in phases_of(_with_tokens(document, label), label.prompt_tokens):
-                name = label.id or document.name
+            placed = _placed(_with_tokens(document, label), label, rows_before)
+            rows_before += 0 if document.ids_TLK is None else len(document.ids_TLK)
+            for part in phases_of(placed, label.prompt_tokens):
                 stated = part.phase or self.phase
                 if self.phase is None or stated == self.phase:
-                    yield Piece(
-                        document=number,
-                        id=name,
-                        domain=label.domain or self.path.stem,
-                        source=label.source or self.path.name,
-                        cluster=label.cluster or document.cluster or name,
-                        phase=stated,
-                        content=checked(part, self.layout, n_columns=self.trace.n_columns),
-                    )
-        if self.labels is not None and len(self.labels) != number + 1:
-            raise TraceError(self._too_many(f"{number + 1}"))
+                    _refuse_unknown_start(part, document, label, stated)
+                    yield self._piece(number, label, part, stated, placed=document.position_T is not None)
+
+    def _piece(self, number: int, label: Label, part: TracedDocument, phase: str | None, *, placed: bool) -> Piece:
+        name = label.id or part.name
+        piece = Piece(
+            document=number,
+            id=name,
+            domain=label.domain or Path(self.name).stem,
+            source=label.source or self.name,
+            cluster=label.cluster or part.cluster or name,
+            phase=phase,
+            content=checked(part, self.layout, n_columns=self.trace.n_columns, mask_zero_rows=self.mask_zero_rows),
+            placed=placed,
+        )
+        for key in ("id", "cluster"):
+            if fault := name_fault(getattr(piece, key)):
+                raise TraceError(f"{part.where}: its {key} {fault}. Rename it, or give one with --documents.")
+        return piece
 
     def _label(self, number: int) -> Label:
-        if self.labels is None:
-            return Label()
-        if number >= len(self.labels):
-            raise TraceError(self._too_many("more"))
-        return self.labels[number]
-
-    def _too_many(self, there: str) -> str:
-        return (
-            f"--documents has {len(self.labels or ())} rows and {self.path} {there} {self.trace.unit}; one row for "
-            "each was wanted, in their order."
-        )
+        return Label() if self.labels is None else self.labels.labels[number]
 
 
 def _with_tokens(document: TracedDocument, label: Label) -> TracedDocument:
@@ -108,6 +122,28 @@ def _with_tokens(document: TracedDocument, label: Label) -> TracedDocument:
     return replace(document, token_T=np.array(tokens[:n_rows], dtype=np.int64))
 
 
+def _placed(document: TracedDocument, label: Label, rows_before: int) -> TracedDocument:
+    """The document with positions: its own, or those of its rows, from the start that the user states."""
+    if document.ids_TLK is None or (document.position_T is not None and label.start is None):
+        return document
+    if document.position_T is not None:
+        raise TraceError(f"{document.where}: the source has positions of its own; leave start out of --documents.")
+    first = rows_before + (label.start or 0)
+    return replace(document, position_T=np.arange(first, first + len(document.ids_TLK)))
+
+
+def _refuse_unknown_start(part: TracedDocument, document: TracedDocument, label: Label, phase: str | None) -> None:
+    """Decoding follows something: what is cut off in front of it is asked for, not taken for nothing."""
+    if phase != "decode" or document.position_T is not None or label.start is not None or document.ids_TLK is None:
+        return
+    if part.position_T is not None and len(part.position_T) and part.position_T[0] == 0:
+        raise TraceError(
+            f"{part.where}: its decoding would begin at position 0, as if nothing came before it. Say with "
+            '--documents, for each document, how many tokens did: {"start": N} (0 where there were none), or give '
+            "prompt_tokens where the rows hold the prompt."
+        )
+
+
 @dataclass(eq=False)
 class Survey:
     """What the first reading of the whole source found."""
@@ -117,6 +153,9 @@ class Survey:
     phases: set[str | None] = field(default_factory=set)
     domains: set[str] = field(default_factory=set)
     padding: Padding = field(default_factory=Padding)
+    zero_rows: ZeroRows = field(default_factory=ZeroRows)
+    mixed: str = ""
+    positions_from: str = "the trace"
     n_documents: int = 0
     n_tokens: int = 0
     n_empty: int = 0
@@ -133,16 +172,21 @@ class Survey:
         survey, digest = cls(), hashlib.sha256()
         first = in_shard = n_pieces = 0
         last = -1
+        most_pieces = max(1, _SHARD_COUNTERS // sum(router.n_experts for router in source.layout.topology.routers))
         names: dict[str, int] = {}
         for piece in source.pieces():
             survey.padding += piece.content.padding
+            survey.zero_rows += piece.content.zero_rows
+            survey.mixed = survey.mixed or piece.content.mixed
+            survey.positions_from = survey.positions_from if piece.placed else "the order of the rows"
             if piece.content.n_tokens == 0:
                 survey.n_empty += 1
                 continue
             if names.setdefault(piece.id, piece.document) != piece.document:
-                raise TraceError(f"{source.path}: two documents have the id {piece.id!r}; give ids with --documents.")
+                raise TraceError(f"{source.name}: two documents have the id {piece.id!r}; give ids with --documents.")
             survey._add(piece, digest)
-            if in_shard >= shard_tokens and piece.document != last:  # a document's phases stay together
+            full = in_shard >= shard_tokens or n_pieces - first >= most_pieces
+            if full and piece.document != last:  # a document's phases stay together
                 survey.shards.append(range(first, n_pieces))
                 first, in_shard = n_pieces, 0
             n_pieces, in_shard, last = n_pieces + 1, in_shard + piece.content.n_tokens, piece.document
@@ -150,8 +194,8 @@ class Survey:
             survey.shards.append(range(first, n_pieces))
         if not survey.shards:
             raise TraceError(
-                f"{source.path} has no token to record{f' of phase {source.phase}' if source.phase else ''}; "
-                f"{survey.padding.tokens:,} were padding."
+                f"{source.name} has no token to record{f' of phase {source.phase}' if source.phase else ''}; "
+                f"{survey.padding.tokens:,} were padding{survey.zero_rows.of_masked}."
             )
         survey.n_documents, survey.corpus_digest = len(names), digest.hexdigest()
         return survey
@@ -170,8 +214,9 @@ class Survey:
         self.n_tokens += piece.content.n_tokens
         fields = [piece.id, piece.domain, piece.source, piece.cluster, piece.text_digest]
         digest.update(json.dumps(fields, ensure_ascii=False).encode())
-        if piece.content.token_T is not None:
-            self.seen.update(np.unique(piece.content.token_T).tolist())
+        for ids_T in (piece.content.token_T, piece.content.predicted_T):
+            if ids_T is not None:
+                self.seen.update(np.unique(ids_T).tolist())
 
     @property
     def vocabulary(self) -> np.ndarray:
@@ -182,4 +227,5 @@ class Survey:
     def all_lacks(self) -> list[str]:
         """Every column that the recording will not have."""
         phase = ("phase",) if None in self.phases else ()
-        return sorted({*(self.lacks or ()), *_NEVER_THERE, *phase})
+        position = ("position",) if self.mixed else ()
+        return sorted({*(self.lacks or ()), *_NEVER_THERE, *phase, *position})

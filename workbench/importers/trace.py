@@ -1,17 +1,20 @@
 """What a reader of a foreign trace gives: documents of expert ids, or of counts, as the source has them.
 
-Readers do not check ids: `checks.py` does, for all of them alike. Axes: T tokens, L columns of the source (layers), K
-chosen per token, E experts.
+Readers do not check ids: `checks.py` does, for all of them alike. What libraries raise over a damaged file becomes a
+sentence in `foreign`. Axes: T tokens, L columns of the source (layers), K chosen per token, E experts.
 """
 
+import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from workbench.errors import TraceError
+from workbench.corpus import name_fault
+from workbench.errors import TraceError, WorkbenchError
 
 PADDING = -1
 
@@ -27,6 +30,7 @@ class TracedDocument:
         ids_TLK: Chosen experts, `PADDING` where there is none; None where the source has counts alone.
         weights_TLK: Routing weights, in the order of the ids.
         token_T: Token ids.
+        predicted_T: The most probable next token of each row.
         position_T: Positions in the document; the row's number where the source says none.
         phase: `prefill` or `decode`, where the source tells.
         counts_LE: Assignments to each expert, where the source has counts alone.
@@ -40,6 +44,7 @@ class TracedDocument:
     ids_TLK: np.ndarray | None = None
     weights_TLK: np.ndarray | None = None
     token_T: np.ndarray | None = None
+    predicted_T: np.ndarray | None = None
     position_T: np.ndarray | None = None
     phase: str | None = None
     counts_LE: np.ndarray | None = None
@@ -64,6 +69,8 @@ class Trace:
         ids_ranked: Whether ids stand in the order of their scores.
         unit: What a document is, in words.
         notes: Facts for the manifest.
+        name_lists: Gives the names that each document goes by, its own first; None where they are read from the
+            documents.
     """
 
     format: str
@@ -78,24 +85,89 @@ class Trace:
     ids_ranked: bool = False
     unit: str = "documents"
     notes: dict[str, Any] = field(default_factory=dict)
+    name_lists: Callable[[], list[tuple[str, ...]]] | None = None
+
+    def names(self) -> list[tuple[str, ...]]:
+        """The names that each document goes by; reads the documents where the source has no list."""
+        if self.name_lists is not None:
+            return self.name_lists()
+        return [(document.name,) for document in self.documents() if not document.continues]
 
 
 def source_files(path: Path, *endings: str) -> tuple[Path, ...]:
-    """The file, or the files of a folder that have one of the endings, by name.
+    """The file, or the files of a folder that have one of the endings, in natural order: `r2` before `r10`.
 
     Raises:
-        TraceError: there is no such file, it has another ending, or the folder holds none.
+        TraceError: there is no such file, it has another ending or a name that is no text, or the folder holds none.
     """
     wanted = " or ".join(endings)
-    if path.is_dir():
-        found = tuple(sorted(file for file in path.iterdir() if file.suffix in endings and file.is_file()))
-        if not found:
-            raise TraceError(
-                f"{path} holds no file that ends in {wanted}; name the trace, or the folder that holds it."
-            )
-        return found
-    if not path.is_file():
-        raise TraceError(f"{path}: no such file; name the trace that the other tool wrote ({wanted}).")
+    with foreign(path, "name a file or folder that can be opened"):
+        if path.is_dir():
+            found = [file for file in path.iterdir() if file.suffix in endings and file.is_file()]
+            if not found:
+                raise TraceError(f"{path} holds no file that ends in {wanted}; {_next_step(path)}")
+            return tuple(_named(file) for file in sorted(found, key=lambda file: natural(file.name)))
+        if not path.is_file():
+            raise TraceError(f"{path}: no such file; name the trace that the other tool wrote ({wanted}).")
     if path.suffix not in endings:
-        raise TraceError(f"{path} ends in {path.suffix or 'nothing'!r}; this format is read from {wanted} files.")
-    return (path,)
+        raise TraceError(
+            f"{path} ends in {path.suffix or 'nothing'!r}; this format is read from {wanted} files."
+            f"{_ANSWERS if path.suffix == '.json' else ''}"
+        )
+    return (_named(path),)
+
+
+_ANSWERS = (
+    " The answer of a server holds the array as base64 text: decode it (base64.b64decode), give it its type and shape "
+    "[tokens, layers, k] (numpy.load reads vLLM's; numpy.frombuffer(…).reshape(…) SGLang's and Dynamo's), and "
+    "numpy.save it."
+)
+
+
+def _next_step(folder: Path) -> str:
+    endings = sorted({file.suffix for file in folder.iterdir() if file.suffix})
+    held = f"it holds files that end in {', '.join(endings[:5])}; " if endings else ""
+    return f"{held}name the trace, or the folder that holds it.{_ANSWERS if '.json' in endings else ''}"
+
+
+def _named(file: Path) -> Path:
+    if name_fault(file.name):
+        raise TraceError(f"the name of {file.name!a} is no text in UTF-8; rename the file.")
+    return file
+
+
+def natural(name: str) -> tuple[list[tuple[int, str]], str]:
+    """A key that sorts names by the numbers in them: `r2` before `r10`."""
+    pieces = re.split(r"([0-9]+)", name)
+    return [(int(piece), "") if at % 2 else (-1, piece) for at, piece in enumerate(pieces)], name
+
+
+@contextmanager
+def foreign(file: Path, advice: str) -> Iterator[None]:
+    """Around the reading of a file that someone else made: what a library raises over it is the file's fault.
+
+    Libraries raise nearly anything over a damaged file (KeyError, struct.error, OverflowError, UnicodeDecodeError …),
+    so no list of exceptions would be whole.
+
+    Raises:
+        TraceError: the file cannot be read; says why in the library's first line, and the advice.
+    """
+    try:
+        yield
+    except WorkbenchError:
+        raise
+    except Exception as error:
+        raise TraceError(f"{ascii_path(file)} cannot be read ({first_line(error)}); {advice}.") from error
+
+
+def ascii_path(path: Path) -> str:
+    """A path as it can be printed: shortened, and stray bytes as escapes."""
+    text = str(path).encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= 300 else f"{text[:150]}…{text[-100:]}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line of bounded length."""
+    text = getattr(error, "strerror", None) or str(error)
+    line = (str(text).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= 200 else f"{line[:199]}…"
