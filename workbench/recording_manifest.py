@@ -14,6 +14,7 @@ from workbench.errors import RecordingError
 from workbench.json_file import read_object
 from workbench.manifest_schema import fault_of
 from workbench.recording_schema import MANIFEST, SCHEMA
+from workbench.writable import reason, shortened
 
 # Times and places say when and where, not what; they stay out of the digest.
 _NOT_IN_DIGEST = ("created", "finished", "digest", "status", "environment")
@@ -61,7 +62,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         if not isinstance(schema, int) or isinstance(schema, bool):
             raise ValueError("its schema is no whole number")
     except OSError as error:
-        raise RecordingError(f"{shortened(path)} cannot be read: {error.strerror or error}.") from error
+        raise RecordingError(f"{shortened(path)} cannot be read: {reason(error)}.") from error
     except ValueError as error:
         raise RecordingError(
             f"{file} is damaged: it is not the JSON object of a recording ({error}). {_AGAIN}"
@@ -76,12 +77,6 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if fault := fault_of(manifest):
         raise RecordingError(f"{file} is damaged: {fault}. {_AGAIN}")
     return manifest
-
-
-def shortened(path: Path | str) -> str:
-    """A path in a sentence: its end where it is very long."""
-    text = str(path)
-    return text if len(text) <= 200 else f"…{text[-150:]} ({len(text)} characters)"
 
 
 @dataclass(frozen=True)
