@@ -37,6 +37,10 @@ def recording_digest(manifest: dict[str, Any]) -> str:
     return json_digest({key: value for key, value in manifest.items() if key not in _NOT_IN_DIGEST})
 
 
+class _OfSomethingElse(RecordingError):
+    """A manifest that says itself what it is of."""
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
     """Reads and checks the manifest of a recording folder, closed or not.
 
@@ -56,6 +60,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
                 f"`workbench record MODEL --corpus FILE --out {path}`."
             )
         manifest = read_object(file)
+        if isinstance(manifest.get("kind"), str):
+            raise _OfSomethingElse(f"{path} holds a {manifest['kind'][:40]}, and a recording was expected.")
         if "schema" not in manifest:
             raise ValueError("it states no schema")
         schema = manifest["schema"]
@@ -99,5 +105,7 @@ def recordings_below(folder: Path) -> Iterator[Found]:
     for file in sorted(folder.glob(f"*/{MANIFEST}")):
         try:
             yield Found(file.parent, read_manifest(file.parent))
+        except _OfSomethingElse:
+            continue
         except RecordingError as error:
             yield Found(file.parent, {}, str(error))
