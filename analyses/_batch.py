@@ -5,6 +5,7 @@
 
 import argparse
 import dataclasses
+import difflib
 import inspect
 import pkgutil
 import re
@@ -21,14 +22,36 @@ from typing import Any
 import analyses
 from analyses import _compare
 from analyses._pair import EXPERTS
+from workbench import ending
 from workbench.bundle import finish
-from workbench.errors import AnalysisError, WorkbenchError
-from workbench.export import Provenance, Source, is_name, write_result
+from workbench.errors import AnalysisError
+from workbench.export import Provenance, Source, is_name, sweep, write_result
 from workbench.figures.theme import Width
 from workbench.measurement import Measurement, is_measurement
 from workbench.recording import Recording
+from workbench.writable import refuse_unwritable
 
 CONTROLS = ("ceiling", "untrained")  # settings that name the folder of another recording
+
+
+_ANY = (-(2.0**31), 2.0**31)
+_SHARE, _COUNT, _DRAWS, _SIZE = (0.0, 1.0), (0, 1_000_000), (1, 100_000), (0, 1_000_000)
+_TOKENS, _PLACE, _LARGEST = (1, 1_000_000_000), (0, 65_535), (1, 100_000_000)
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    "level": (0.01, 0.9999), "seed": (0, 2**32 - 1), "null_quantile": _SHARE,
+    **dict.fromkeys(("sink", "local", "copying", "collapsed", "memory_share", "failed"), _SHARE),
+    **dict.fromkeys(("small", "large"), (0.0, 1_000_000.0)),
+    **dict.fromkeys(("n_draws", "n_resamples", "n_permutations", "n_seeds"), _DRAWS),
+    **dict.fromkeys(("n_pairs", "n_tokens", "n_contexts", "window"), (1, 1_000_000)),
+    "min_count": _COUNT,
+    **dict.fromkeys(("sample_tokens", "batch_tokens", "group_tokens"), _TOKENS),
+    **dict.fromkeys(("layer", "head", "expert"), _PLACE),
+    **dict.fromkeys(("first", "last"), (0, 1_000_000_000)),
+    **dict.fromkeys(("batch", "prompt_tokens", "output_tokens"), _SIZE),
+    **dict.fromkeys(("largest", "most", "largest_batch", "largest_context", "context"), _LARGEST),
+}  # fmt: skip
+"""The least and the most of every numeric setting, by its name, which means the same in every analysis."""
+_TYPES = {int: "int (a whole number)", float: "float (a number)"}
 
 
 def names(of: str = "recording") -> list[str]:
@@ -48,11 +71,19 @@ def get(name: str) -> types.ModuleType:
     """An analysis by name.
 
     Raises:
-        AnalysisError: there is none of that name; lists those that there are.
+        AnalysisError: there is none of that name; says which are spelt alike.
     """
     if name not in names(""):
-        raise AnalysisError(f"unknown analysis {name!r}; there are {', '.join(names(''))}.")
+        raise AnalysisError(f"unknown analysis {name[:80]!r}; {_alike(name)}")
     return import_module(f"analyses.{name}")
+
+
+def _alike(name: str) -> str:
+    """What may have been meant, as the end of a sentence."""
+    near = difflib.get_close_matches(name[:80].lower().replace("-", "_"), names(""), n=3, cutoff=0.6)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return "`workbench analyze RECORDING` without a name lists them."
 
 
 def open_input(path: Path) -> Recording | Measurement:
@@ -77,17 +108,32 @@ def parse_settings(module: types.ModuleType, pairs: Sequence[str]) -> Any:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals:
-            raise AnalysisError(f"{name}: --set {pair!r} has no '='; key=value was wanted.")
+            raise AnalysisError(f"{name}: --set {pair[:80]!r} has no '='; key=value was wanted.")
         if key not in types_of:
-            raise AnalysisError(f"{name}: unknown setting {key!r}; there are {', '.join(types_of)}.")
+            raise AnalysisError(f"{name}: unknown setting {key[:80]!r}; there are {', '.join(types_of)}.")
         kinds = [kind for kind in typing.get_args(types_of[key]) or (types_of[key],) if kind is not types.NoneType]
-        try:
-            values[key] = kinds[0](text)
-        except ValueError as error:
-            raise AnalysisError(
-                f"{name}: {key} is {text!r}; a value of type {kinds[0].__name__} was wanted."
-            ) from error
+        values[key] = _value(f"{name}: {key}", text, kinds[0], BOUNDS.get(key, _ANY))
     return module.Settings(**values)
+
+
+def _value(what: str, text: str, kind: type, bounds: tuple[float, float]) -> Any:
+    """A setting's value from its text.
+
+    Raises:
+        AnalysisError: it is of another type, or out of its range.
+    """
+    if kind is str:
+        return text
+    shown = text if len(text) <= 60 else f"{text[:57]}…"
+    try:
+        value = kind(text)
+    except (ValueError, OverflowError) as error:
+        words = _TYPES.get(kind, kind.__name__)
+        raise AnalysisError(f"{what} is {shown!r}; a value of type {words} was wanted.") from error
+    low, high = bounds
+    if not low <= value <= high:  # NaN neither
+        raise AnalysisError(f"{what} is {shown}; {low:g} to {high:g} was expected.")
+    return value
 
 
 def takes_two(module: types.ModuleType) -> bool:
@@ -137,8 +183,8 @@ def ask(
         )
     if _input(name) != kind(recording):
         raise AnalysisError(
-            f"{name}: it is asked of a {_input(name)}, and {recording.path} holds a {kind(recording)}; of that there "
-            f"are {', '.join(names(kind(recording)))}."
+            f"{name}: it is asked of a {_input(name)}, and {recording.path} holds a {kind(recording)}; `workbench "
+            f"analyze {recording.path} --all` runs those that can be asked of it."
         )
     if isinstance(recording, Measurement) and against is not None:
         raise AnalysisError(f"{name}: a measurement holds both models that it compares; leave --against out.")
@@ -317,25 +363,35 @@ def main() -> None:
     parser.add_argument("--untrained", type=Path, help="the untrained model over the same corpus")
     parser.add_argument("--experts", choices=EXPERTS, default="auto", help="whether equal ids are equal experts")
     arguments = parser.parse_args()
-    try:
-        recording = open_input(arguments.recording)
-        if arguments.phase and isinstance(recording, Recording):
-            recording = recording.of_phase(arguments.phase)
-        how = {
-            "settings": with_controls(
-                get(name),
-                arguments.settings,
-                ceiling=arguments.ceiling,
-                untrained=arguments.untrained,
-                of_two=arguments.against is not None,
-            ),
-            "width": arguments.width,
-            "against": Recording.open(arguments.against) if arguments.against else None,
-            "experts": arguments.experts,
-            "only": arguments.only,
-            "label": arguments.label,
-        }
-        files, _ = analyze(recording, name, arguments.out, **how)
-    except WorkbenchError as error:
-        sys.exit(f"workbench: {error}")
+    ending.run(
+        lambda: _analyze(name, arguments), say=lambda words: print(f"workbench: {words}", file=sys.stderr),
+        stays="Nothing was written.",
+    )  # fmt: skip
+
+
+def _analyze(name: str, arguments: argparse.Namespace) -> None:
+    """What the command of one analysis does."""
+    refuse_unwritable(arguments.out, AnalysisError)
+    recording = open_input(arguments.recording)
+    if arguments.phase and isinstance(recording, Recording):
+        recording = recording.of_phase(arguments.phase)
+    settings = with_controls(
+        get(name),
+        arguments.settings,
+        ceiling=arguments.ceiling,
+        untrained=arguments.untrained,
+        of_two=arguments.against is not None,
+    )
+    sweep(arguments.out)
+    files, _ = analyze(
+        recording,
+        name,
+        arguments.out,
+        settings=settings,
+        width=arguments.width,
+        against=Recording.open(arguments.against) if arguments.against else None,
+        experts=arguments.experts,
+        only=arguments.only,
+        label=arguments.label,
+    )
     print("\n".join(map(str, [*files, *finish(arguments.out)])))

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from workbench.cli import RECORDINGS, console, token_progress
-from workbench.errors import AnalysisError
+from workbench.cli import RECORDINGS, console, status, token_progress
+from workbench.errors import AnalysisError, RecordingError
+from workbench.writable import refuse_unwritable
 
 if TYPE_CHECKING:
     from analyses import _several
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from workbench.measurement import Measurement
     from workbench.recording import Recording
     from workbench.report import Section
+
+_MOST_JOBS = 256
 
 
 def register(app: typer.Typer) -> None:
@@ -44,13 +47,18 @@ def analyze(
     label: Annotated[str, typer.Option(help="name of the folder in --out, for one analysis; else the analysis'")] = "",
     jobs: Annotated[int | None, typer.Option(help="processes; as the recording's size and the cores allow")] = None,
 ) -> None:
-    """Runs analyses of a recording, or of two, and writes their tables and figures, with a page that shows them all."""
+    """Runs analyses of a recording, or of two, and writes their tables and figures, with a page that shows them all.
+
+    Of several analyses those that cannot be asked of the recording are left out, with the reason; the others run. The
+    exit status is 0 if at least one ran.
+    """
     from analyses import _batch, _several
     from workbench.recording import Recording
 
-    named = list(names or [])
+    named = list(dict.fromkeys(names or []))
     if not named and not all_:
         raise AnalysisError(f"name an analysis, or give --all; there are {', '.join(_batch.names(''))}.")
+    refuse_unwritable(out, AnalysisError)
     _refuse_many(
         many=all_ or len(named) != 1,
         count="all" if all_ else str(len(named)),
@@ -71,8 +79,8 @@ def analyze(
             "--untrained is a control of one recording; leave it out, or compare with the untrained model itself: "
             f"--against {untrained}."
         )
-    if jobs is not None and jobs < 1:
-        raise AnalysisError(f"--jobs is {jobs}; 1 or more was wanted.")
+    if jobs is not None and not 1 <= jobs <= _MOST_JOBS:
+        raise AnalysisError(f"--jobs is {jobs}; 1 to {_MOST_JOBS} was expected.")
     opened = _batch.open_input(recording)
     known = _batch.names(_batch.kind(opened))
     if all_:
@@ -102,7 +110,7 @@ def analyze(
         only=only or (),
         label=_batch.named(label) if label else "",
     )
-    _run(asked, chosen, pass_over=all_, jobs=jobs)
+    _run(asked, chosen, jobs=jobs)
 
 
 def _refuse_many(*, many: bool, count: str, options: dict[str, Any]) -> None:
@@ -112,25 +120,27 @@ def _refuse_many(*, many: bool, count: str, options: dict[str, Any]) -> None:
             raise AnalysisError(f"{option} belongs to one analysis, and {count} were named; run them one by one.")
 
 
-def _run(asked: "_several.Asked", names: list[str], *, pass_over: bool = False, jobs: int | None = None) -> Path:
-    """Runs the analyses; with `pass_over` those that refuse the recording are named and left out, unless all do."""
+def _run(asked: "_several.Asked", names: list[str], *, jobs: int | None = None) -> Path:
+    """Runs the analyses; those that refuse the recording are named and left out, unless all do."""
     from analyses import _several
     from workbench.bundle import finish
+    from workbench.export import sweep
     from workbench.report import write_report
 
+    sweep(asked.out)
     recording, against, out = asked.recording, asked.against, asked.out
     done: dict[str, _several.Done] = {}
-    with console.status("analyzing …") as status:
+    with status("analyzing …") as line:
         for one in _several.run(asked, names, n_processes=jobs or _several.processes(recording, names)):
-            if one.refused and not pass_over:
+            if one.refused and len(names) == 1:
                 raise AnalysisError(one.refused)
             said = f"left out: {one.refused}" if one.refused else f"{one.name}: {len(one.files)} files"
             console.print(said if one.refused else f"{said} in {one.seconds:.1f} s", soft_wrap=True)
             done[one.name] = one
-            status.update(f"{len(done)} of {len(names)} analyses done …")
+            line.update(f"{len(done)} of {len(names)} analyses done …")
     answered = [name for name in names if not done[name].refused]
     if not answered:
-        raise AnalysisError(done[names[-1]].refused)
+        raise AnalysisError(f"none of {len(names)} analyses could be asked; the last said: {done[names[-1]].refused}")
     sections = [_section(done[name]) for name in answered]
     finish(out)
     page = out / "index.html"
@@ -193,6 +203,7 @@ def attention_map(
     from workbench.models.loading import load
     from workbench.recording import Recording
 
+    refuse_unwritable(out, AnalysisError)
     opened = Recording.open(recording)
     name = opened.manifest["identity"]["model"]
     text = _attention_map.text_of(opened, document, n_tokens=tokens)
@@ -223,9 +234,11 @@ def demo(
     from workbench.models.loading import load
 
     started = time.perf_counter()
+    refuse_unwritable(RECORDINGS / "demo", RecordingError, option="data folder")
+    refuse_unwritable(out, AnalysisError)
     model, parent = (load(name, device="cpu") for name in (bundled.DEMO_MODEL, bundled.DEMO_PARENT))
     with token_progress(f"recording {model.name} over demo") as update:
         folder = RECORDINGS / "demo"
         recording = record(model, "demo", folder, fields=bundled.DEMO_FIELDS, parent=parent, on_progress=update)
-    _run(_several.Asked(recording, out), _batch.names(), pass_over=True)
+    _run(_several.Asked(recording, out), _batch.names())
     console.print(f"done in {time.perf_counter() - started:.0f} s")

@@ -5,7 +5,10 @@ question to the next. Results come as they are done.
 """
 
 import multiprocessing
+import multiprocessing.connection
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -36,6 +39,7 @@ _LONGEST = (  # begun first, to end together
     "capacity",
 )
 
+_UNDONE_S = 5.0  # what a process is given to end by itself
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -130,6 +134,7 @@ def run(asked: Asked, names: Sequence[str], *, n_processes: int) -> Iterator[Don
         here = asked.keeping()
         yield from map(here.answer, names)
         return
+    others = multiprocessing.active_children()
     with (
         one_thread_each(),
         ProcessPoolExecutor(
@@ -145,8 +150,21 @@ def run(asked: Asked, names: Sequence[str], *, n_processes: int) -> Iterator[Don
                 f"a process died while it analyzed {asked.recording.path}, most likely for want of memory; run the "
                 "analyses with --jobs 1."
             ) from error
+        except BaseException:  # interrupted, or one failed: what the others are at is of no use any more
+            _end([each for each in multiprocessing.active_children() if each not in others])
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _end(processes_: Sequence[Any]) -> None:
+    """Ends processes: they take back what they were writing; one that does not within some seconds is killed."""
+    for each in processes_:
+        each.terminate()
+    for each in processes_:
+        each.join(timeout=_UNDONE_S)
+        if each.is_alive():
+            each.kill()
 
 
 @contextmanager
@@ -167,11 +185,34 @@ def one_thread_each() -> Iterator[None]:
 _asked: Asked | None = None  # of this process, set by its initializer
 
 
+class _Stopped(SystemExit):
+    """This process was asked to end."""
+
+
 def _open(asked: Asked) -> None:
     global _asked  # noqa: PLW0603  what an initializer of a pool can leave to its calls
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches the process that started this one, which ends it
+    signal.signal(signal.SIGTERM, _stop)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _asked = asked.keeping()
+
+
+def _stop(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise _Stopped(128 + signal.SIGTERM)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is gone, killed for instance; nobody waits for its answer."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _answer(name: str) -> Done:
     assert _asked is not None
-    return _asked.answer(name)
+    try:
+        return _asked.answer(name)
+    except _Stopped as stopped:  # the pool would take it for an answer
+        os._exit(int(str(stopped.code)))

@@ -16,7 +16,7 @@ from tests import tiny
 from workbench import recording_writer
 from workbench.capture.record import record
 from workbench.errors import RecordingError
-from workbench.recording import Recording, read_manifest, recordings_below
+from workbench.recording import Recording, read_manifest, recording_digest, recordings_below
 from workbench.recording_schema import SCHEMA, prefix
 from workbench.recording_writer import write_whole
 
@@ -30,6 +30,12 @@ def copied(recording, tmp_path):
 def edit_manifest(path, **changes):
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps(manifest | changes))
+
+
+def close_over(path, manifest):
+    """Writes a manifest under its own digest, as somebody would who wants it believed."""
+    manifest["digest"] = recording_digest(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest))
 
 
 def test_every_accessor_agrees_with_pandas_reading_the_files(recording):
@@ -142,7 +148,7 @@ def test_a_part_with_other_rows_is_refused(copied):
     shutil.copy(first, second)
     manifest = read_manifest(copied)
     manifest["parts"][1]["tokens"]["bytes"] = first.stat().st_size
-    (copied / "manifest.json").write_text(json.dumps(manifest))
+    close_over(copied, manifest)
     with pytest.raises(RecordingError, match=r"tokens/part-00001.parquet has \d+ rows, the manifest says \d+"):
         Recording.open(copied)
 
@@ -152,7 +158,7 @@ def test_a_part_with_other_columns_is_refused(copied):
     pq.write_table(pq.read_table(part).drop_columns(["position"]), part)
     manifest = read_manifest(copied)
     manifest["parts"][0]["tokens"]["bytes"] = part.stat().st_size
-    (copied / "manifest.json").write_text(json.dumps(manifest))
+    close_over(copied, manifest)
     with pytest.raises(RecordingError, match=re.escape("has other columns than schema 1: ['position']")):
         Recording.open(copied)
 
@@ -206,7 +212,9 @@ def test_recordings_below_a_folder_are_listed(recording, tmp_path):
     shutil.copytree(recording.path, tmp_path / "one")
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "manifest.json").write_text("no")
-    assert [path.name for path, _ in recordings_below(tmp_path)] == ["one"]
+    damaged, one = recordings_below(tmp_path)
+    assert (damaged.path.name, damaged.manifest) == ("damaged", {}) and "is damaged: it is not" in damaged.damage
+    assert (one.path.name, one.manifest, one.damage) == ("one", recording.manifest, "")
 
 
 # Writing

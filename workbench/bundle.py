@@ -6,13 +6,13 @@ the same folder adds to both.
 """
 
 import io
-import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from workbench import latex
 from workbench.export import is_name, put
+from workbench.json_file import read_object
 
 _PROVENANCE = "provenance.json"
 
@@ -35,7 +35,7 @@ def finish(folder: Path) -> list[Path]:
 def _sections(folder: Path) -> Iterator[latex.Section]:
     for file in sorted(folder.glob(f"*/{_PROVENANCE}")):
         try:
-            stated = json.loads(file.read_text(encoding="utf-8"))
+            stated = read_object(file)
             names = [name for name in stated["files"] if name.endswith(".tex")]
             tables = {name: (file.parent / name).read_text(encoding="utf-8") for name in names}
             found = latex.Section(file.parent.name, stated, tables)

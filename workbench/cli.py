@@ -10,15 +10,20 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.status import Status
 from rich.table import Table
+from rich.text import Text
 
-from workbench.errors import WorkbenchError
+from workbench import ending
+from workbench.errors import RecordingError, TraceError
 from workbench.recording_schema import FIELDS
+from workbench.writable import refuse_unwritable
 
 COMMANDS = (
     "workbench.efficiency.profile_command",
@@ -35,15 +40,28 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
-error_console = Console(stderr=True, soft_wrap=True)
+# Names, paths and errors are other people's texts: a bracket or a colon in them is a bracket or a colon.
+console = Console(markup=False, emoji=False)
+error_console = Console(stderr=True, soft_wrap=True, markup=False, emoji=False)
+_GOES_ON = "What was written before is whole: run the same command again, it goes on where it stopped."
+STAYS = {
+    "record": _GOES_ON,
+    "import": _GOES_ON,
+    "demo": _GOES_ON,
+    "programme": "The pieces that were done stay: run the same command again, it goes on with the next.",
+    "analyze": "Analyses that were done are whole in --out; of the others nothing was written.",
+    "profile": "Nothing of the measurement was written.",
+    "serve-bench": "Nothing of the measurement was written.",
+}
+"""What an interrupted command leaves behind, by name."""
 
 
 @contextmanager
 def token_progress(description: str, *, quiet: bool = False) -> Iterator:
     """A progress bar with tokens/s and time left; yields the callback that `record` takes."""
     columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"),
+        TextColumn("{task.description}", markup=False), BarColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"),
         TextColumn("{task.fields[rate]:,.0f} tokens/s"), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=error_console, disable=quiet) as bar:
@@ -59,6 +77,11 @@ def token_progress(description: str, *, quiet: bool = False) -> Iterator:
             )
 
         yield update
+
+
+def status(words: str) -> Status:
+    """A line that says what is being done, while it is."""
+    return console.status(Text(words))
 
 
 @app.command()
@@ -87,9 +110,10 @@ def record(
     from workbench.corpus import Corpus
     from workbench.models.loading import load
 
+    refuse_unwritable(out, RecordingError)
     documents = Corpus.read(corpus)
     generation = Generation(generate, temperature, seed) if generate is not None else None
-    with console.status(f"loading {model}"):
+    with status(f"loading {model}"):
         loaded = load(model, device=device, dtype=dtype, revision=revision, weights=weights, attention=attention)
         dense = load(parent, device=device, dtype=dtype) if parent is not None else None
     for remark in loaded.checkpoint.remarks() if loaded.checkpoint is not None else ():
@@ -208,7 +232,8 @@ def import_(
     from workbench.importers.layout import parse_layers
     from workbench.importers.notes import import_notes
 
-    with console.status(f"importing {path}"):
+    refuse_unwritable(out, TraceError)
+    with status(f"importing {path}"):
         recording = import_trace(
             kind,
             path,
@@ -236,10 +261,17 @@ def import_(
 
 @app.command()
 def verify(recording: Annotated[Path, typer.Argument(help="folder of a recording")]) -> None:
-    """Reads every byte of a recording and checks every digest."""
+    """Reads every byte of a recording or measurement, and checks every digest and whether its values agree."""
+    from workbench.measurement import Measurement, is_measurement
     from workbench.recording import Recording
 
-    result = Recording.open(recording).verify()
+    if is_measurement(recording):
+        measurement = Measurement.open(recording)
+        console.print(
+            f"{recording}: {measurement.verify()} tables, as written. digest {measurement.digest}", soft_wrap=True
+        )
+        return
+    result = Recording.open(recording).verify(values=True)
     console.print(
         f"{recording}: {result.files} files, {result.size_bytes:,} bytes, as written. digest {result.digest}",
         soft_wrap=True,
@@ -250,30 +282,51 @@ def verify(recording: Annotated[Path, typer.Argument(help="folder of a recording
 def recordings(
     folder: Annotated[Path, typer.Argument(help="folder that holds recordings")] = RECORDINGS,
 ) -> None:
-    """Lists the recordings in a folder."""
+    """Lists the recordings in a folder, the damaged ones too."""
     from workbench.recording import recordings_below
 
     table = Table("folder", "model", "corpus", "tokens", "fields", "state")
-    for path, manifest in recordings_below(folder):
+    for found in recordings_below(folder):
+        if found.damage:
+            table.add_row(str(found.path), "–", "–", "–", "–", f"damaged: {found.damage}")
+            continue
+        manifest = found.manifest
         tokens = sum(part["tokens"]["rows"] for part in manifest.get("parts", []))
         table.add_row(
-            str(path), manifest["identity"]["model"], manifest["corpus"]["name"], f"{tokens:,}" if tokens else "–",
-            ",".join(manifest["fields"]), manifest["status"],
+            str(found.path), manifest["identity"]["model"], manifest["corpus"]["name"],
+            f"{tokens:,}" if tokens else "–", ",".join(manifest["fields"]), manifest["status"],
         )  # fmt: skip
     console.print(table if table.row_count else f"no recordings in {folder}")
 
 
 def main() -> None:
-    """Runs the command; an error of the user's making is printed as its sentence, with exit status 1."""
+    """Runs the command; whatever ends it is said in one sentence (`ending.py`)."""
+    name = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    ending.run(_command, say=_say_error, stays=STAYS.get(name, ""))
+
+
+def _command() -> None:
+    """Adds the commands of the other modules, and runs the one that was asked for."""
     for module in COMMANDS:
         import_module(module).register(app)
     for plugin in entry_points(group="moe_workbench.commands"):
         plugin.load()(app)
-    try:
-        app()
-    except WorkbenchError as error:
-        error_console.print(f"workbench: {error}", style="red", markup=False, highlight=False)
-        sys.exit(1)
+    command = typer.main.get_command(app)
+    for each in (command, *getattr(command, "commands", {}).values()):
+        _keep_brackets(each)
+    command()
+
+
+def _keep_brackets(command: Any) -> None:
+    """Escapes what rich would take for markup in a command's help: `[auth]` is a word."""
+    command.help = escape(command.help or "")
+    for parameter in command.params:
+        if getattr(parameter, "help", None):
+            parameter.help = escape(parameter.help)
+
+
+def _say_error(sentence: str) -> None:
+    error_console.print(f"workbench: {sentence}", style="red", highlight=False)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ This module computes nothing and knows no analysis; it is told what to write and
 """
 
 import dataclasses
+import fcntl
 import hashlib
 import io
 import json
@@ -13,7 +14,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +27,7 @@ from workbench.errors import AnalysisError
 from workbench.figures.paper import paper, save
 from workbench.figures.spec import Figure
 from workbench.figures.theme import Width, printable
+from workbench.json_file import read_object
 
 OURS = ("provenance.json", "reproduce.sh", "paper.tex")
 _PACKAGES = ("moe-workbench", "torch", "transformers", "nnsight", "numpy", "scipy", "pandas", "matplotlib")
@@ -170,7 +172,7 @@ def _refuse_foreign(folder: Path, analysis: str) -> None:
     if not held:
         return
     try:
-        stated = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        stated = read_object(folder / "provenance.json")
         earlier, files = stated["analysis"], set(stated["files"])
     except (OSError, ValueError, KeyError, TypeError):
         raise AnalysisError(f"{folder} holds {_some(held)} and no provenance of ours; {wanted}.") from None
@@ -202,6 +204,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
     mark = secrets.token_hex(4)
     draft, old = (folder.with_name(f".{folder.name}.{mark}.{what}") for what in ("draft", "old"))
     draft.mkdir(parents=True)
+    held = _hold(draft)
     try:
         yield draft
         if folder.exists():
@@ -210,6 +213,43 @@ def _replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+        os.close(held)
+
+
+def sweep(out: Path) -> None:
+    """Removes what killed runs left half-written in a folder of results; a run that is under way holds its own.
+
+    A result whose new version was never put in its place comes back.
+    """
+    for left in [*out.glob(".*.draft"), *out.glob(".*.old")]:
+        try:
+            held = _hold(left)
+        except OSError:
+            continue  # it is being written, or gone
+        with suppress(OSError):
+            name = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.old", left.name)
+            if name and not (out / name[1]).exists():
+                left.rename(out / name[1])
+            elif left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+        os.close(held)
+
+
+def _hold(path: Path) -> int:
+    """Opens a draft so that `sweep` leaves it alone until it is closed.
+
+    Raises:
+        OSError: somebody holds it.
+    """
+    opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(opened)
+        raise
+    return opened
 
 
 def _write(path: Path, content: bytes, *, mode: int = 0o666) -> None:
@@ -217,6 +257,7 @@ def _write(path: Path, content: bytes, *, mode: int = 0o666) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
         with open(draft, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -14,6 +14,8 @@ A measurement has the tables of what it measured, not all.
 The manifest is written last: a folder without one is no measurement.
 """
 
+import contextlib
+import hashlib
 import io
 import json
 import os
@@ -28,31 +30,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workbench.errors import MeasurementError
-from workbench.recording import file_digest, json_digest
+from workbench.json_file import object_of, read_object
+from workbench.measurement_schema import KIND, TABLES, fault_of, table_fault
+from workbench.recording_manifest import file_digest, json_digest
+from workbench.writable import cannot_write, reason, refuse_unwritable, shortened
 
 MANIFEST = "manifest.json"
-KIND = "measurement"
 SCHEMA = 1
-TABLES = ("samples", "parts", "memory", "coverage", "device", "checks", "energy", "recording", "requests")
 _NOT_IN_DIGEST = ("created", "digest")
 
 
 def is_measurement(path: Path) -> bool:
     """Whether a folder holds a measurement, so that a command can tell it from a recording."""
     try:
-        manifest = json.loads((Path(path) / MANIFEST).read_text(encoding="utf-8"))
+        return read_object(Path(path) / MANIFEST).get("kind") == KIND
     except (OSError, ValueError):
         return False
-    return isinstance(manifest, dict) and manifest.get("kind") == KIND
 
 
 def refuse_occupied(path: Path) -> None:
     """Refuses a place where no measurement can be written, before an hour is spent on one.
 
     Raises:
-        MeasurementError: it is a file, or a folder that is not empty.
+        MeasurementError: it is a file, or a folder that is not empty, or cannot be written.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    refuse_unwritable(path, MeasurementError)
+    if path.is_dir() and any(path.iterdir()):
         raise MeasurementError(f"{path} is not an empty folder; nothing was measured. Name a new folder with --out.")
 
 
@@ -70,27 +73,41 @@ def write_measurement(path: Path, tables: Mapping[str, pd.DataFrame], manifest: 
     refuse_occupied(path)
     if unknown := set(tables) - set(TABLES):
         raise MeasurementError(f"{sorted(unknown)[0]!r} is no table of a measurement; there are {', '.join(TABLES)}.")
-    path.mkdir(parents=True, exist_ok=True)
-    files = {}
+    contents = {}
     for name, table in tables.items():
         content = io.BytesIO()
         pq.write_table(pa.Table.from_pandas(table, preserve_index=False), content)
-        _write(path / f"{name}.parquet", content.getvalue())
-        files[name] = {"rows": len(table), "sha256": file_digest(path / f"{name}.parquet")}
-    whole = {"kind": KIND, "schema": SCHEMA, **manifest, "tables": files}
-    digest = json_digest(whole)
-    whole |= {"created": datetime.now(UTC).isoformat(timespec="seconds"), "digest": digest}
+        contents[name] = content.getvalue()
+    files = {
+        name: {"rows": len(tables[name]), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in contents.items()
+    }
+    whole = object_of(json.dumps({"kind": KIND, "schema": SCHEMA, **manifest, "tables": files}))
+    whole |= {"created": datetime.now(UTC).isoformat(timespec="seconds"), "digest": json_digest(whole)}
+    if fault := fault_of(whole):
+        raise MeasurementError(f"nothing was written: the manifest would not be one of a measurement ({fault}).")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MeasurementError(f"{shortened(path)} cannot be made ({reason(error)}); name another --out.") from error
+    for name, content in contents.items():
+        _write(path / f"{name}.parquet", content)
     _write(path / MANIFEST, (json.dumps(whole, ensure_ascii=False, indent=1) + "\n").encode())
     return Measurement.open(path)
 
 
 def _write(file: Path, content: bytes) -> None:
     draft = file.with_name(f"{file.name}.tmp")
-    with draft.open("wb") as opened:
-        opened.write(content)
-        opened.flush()
-        os.fsync(opened.fileno())
-    draft.replace(file)
+    try:
+        with draft.open("wb") as opened:
+            opened.write(content)
+            opened.flush()
+            os.fsync(opened.fileno())
+        draft.replace(file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise MeasurementError(cannot_write(file, error, n_bytes=len(content))) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,18 +133,21 @@ class Measurement:
         path = Path(path)
         if not is_measurement(path):
             raise MeasurementError(
-                f"{path} holds no measurement (a {MANIFEST} of kind {KIND!r}); make one with `workbench profile MODEL "
-                "--out DIR` or `workbench serve-bench`."
+                f"{shortened(path)} holds no measurement (a {MANIFEST} of kind {KIND!r}); make one with `workbench "
+                "profile MODEL --out DIR` or `workbench serve-bench`."
             )
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["schema"] > SCHEMA:
-            raise MeasurementError(
-                f"{path} has schema {manifest['schema']}, and this workbench reads up to {SCHEMA}; update it."
-            )
-        if json_digest({k: v for k, v in manifest.items() if k not in _NOT_IN_DIGEST}) != manifest["digest"]:
+        manifest = read_object(path / MANIFEST)
+        schema = manifest.get("schema")
+        if isinstance(schema, int) and not isinstance(schema, bool) and schema > SCHEMA:
+            raise MeasurementError(f"{path} has schema {schema}, and this workbench reads up to {SCHEMA}; update it.")
+        if json_digest({key: value for key, value in manifest.items() if key not in _NOT_IN_DIGEST}) != manifest.get(
+            "digest"
+        ):
             raise MeasurementError(
                 f"{path / MANIFEST} was edited after the measurement: its digest does not match. Measure again."
             )
+        if fault := fault_of(manifest):
+            raise MeasurementError(f"{path / MANIFEST} is damaged: {fault}. Measure again.")
         for name in manifest["tables"]:
             if not (path / f"{name}.parquet").is_file():
                 raise MeasurementError(f"{path} lacks {name}.parquet, which its manifest names; measure again.")
@@ -139,24 +159,36 @@ class Measurement:
         Raises:
             MeasurementError: names the first table that is not as it was written.
         """
-        for name, stated in self.manifest["tables"].items():
-            if file_digest(self.path / f"{name}.parquet") != stated["sha256"]:
-                raise MeasurementError(
-                    f"{self.path / f'{name}.parquet'} is not as it was written: its digest does not match. "
-                    "Measure again."
-                )
+        for name in self.manifest["tables"]:
+            self._read(name)
         return len(self.manifest["tables"])
 
     def table(self, name: str) -> pd.DataFrame:
         """A table as it was written.
 
         Raises:
-            MeasurementError: there is none of that name; lists those that there are.
+            MeasurementError: there is none of that name (lists those that there are), it is not as it was written, or
+                has other columns than such a table.
         """
         if name not in self.manifest["tables"]:
             known = ", ".join(self.manifest["tables"])
             raise MeasurementError(f"{self.path} has no table {name!r}; it has {known}.")
-        return pd.read_parquet(self.path / f"{name}.parquet")
+        return self._read(name).to_pandas()
+
+    def _read(self, name: str) -> pa.Table:
+        file, stated = self.path / f"{name}.parquet", self.manifest["tables"][name]
+        try:
+            if file_digest(file) != stated["sha256"]:
+                raise MeasurementError(f"{file} is not as it was written: its digest does not match. Measure again.")
+            read = pq.read_table(file)
+            read.validate(full=True)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise MeasurementError(f"{file} cannot be read ({error}). Measure again.") from error
+        rows = read.num_rows
+        fault = f"it has {rows:,} rows, and the manifest says {stated['rows']:,}" if rows != stated["rows"] else None
+        if fault := fault or table_fault(name, read):
+            raise MeasurementError(f"{file} is damaged: {fault}. Measure again.")
+        return read
 
     @property
     def digest(self) -> str:

@@ -7,10 +7,7 @@ Axes: T tokens (rows of `tokens`, in plan order), D documents (rows of `document
 K chosen per token.
 """
 
-import contextlib
 import copy
-import hashlib
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,74 +18,37 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from workbench.absent import absent_sentence
 from workbench.errors import RecordingError
 from workbench.models.topology import Router, Topology
+from workbench.recording_checks import (
+    MOST_DOCUMENTS,
+    check_documents,
+    check_ids,
+    check_part,
+    check_token_counts,
+    check_values,
+    read_columns,
+    read_whole,
+    verify_file,
+)
 from workbench.recording_kept import Kept
+from workbench.recording_manifest import file_digest, json_digest, read_manifest, recording_digest, recordings_below
 from workbench.recording_schema import (
     DOCUMENT_COLUMNS,
+    EXPERT_SCHEMA,
     EXPERT_WEIGHTS,
-    MANIFEST,
-    SCHEMA,
     TOKEN_COLUMNS,
     VOCABULARY,
+    VOCABULARY_SCHEMA,
     document_schema,
     lacks_of,
     part_name,
     prefix,
+    prefixes,
     token_schema,
 )
-
-# Times and places say when and where, not what; they stay out of the digest.
-_NOT_IN_DIGEST = ("created", "finished", "digest", "status", "environment")
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def json_digest(value: Any) -> str:
-    """SHA-256 of a JSON value, written in one canonical way."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def recording_digest(manifest: dict[str, Any]) -> str:
-    """The digest of a closed recording: its manifest, with the parts' digests in it, without times."""
-    return json_digest({key: value for key, value in manifest.items() if key not in _NOT_IN_DIGEST})
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Reads and checks the manifest of a recording folder.
-
-    Raises:
-        RecordingError: no folder, no manifest, one that is no JSON object, or one of a newer schema.
-    """
-    file = path / MANIFEST
-    if not path.is_dir():
-        raise RecordingError(f"{path} is not a folder; a recording is one. `workbench recordings` lists what there is.")
-    if not file.is_file():
-        raise RecordingError(
-            f"{path} holds no {MANIFEST}, so it is no recording; record one with "
-            f"`workbench record MODEL --corpus FILE --out {path}`."
-        )
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        schema = int(manifest["schema"])
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise RecordingError(
-            f"{file} is damaged: it is not the JSON object of a recording ({type(error).__name__}: {error}). "
-            "Restore it from a copy, or record again."
-        ) from error
-    if schema > SCHEMA:
-        raise RecordingError(
-            f"{path} has recording schema {schema}; this version reads up to {SCHEMA}. "
-            "Update moe-workbench to open it: pip install --upgrade moe-workbench."
-        )
-    return manifest
 
 
 @dataclass(frozen=True)
@@ -132,20 +92,16 @@ class Recording:
         """
         path = Path(path)
         recording = cls(path, read_manifest(path))
-        if recording.manifest.get("status") != "closed":
+        if recording.manifest["status"] != "closed":
             done = sum(1 for _ in (path / "documents").glob("part-*.parquet"))
             raise RecordingError(
-                f"{path} is not finished: {done} of {recording.manifest.get('shards', '?')} parts are on disk. "
+                f"{path} is not finished: {done} of {recording.manifest['shards']} parts are on disk. "
                 "Run the same `workbench record` command again; it goes on where it stopped."
             )
+        schemas = recording._schemas()
         for part in recording.manifest["parts"]:
-            for table, schema in recording._schemas().items():
-                recording._check_part(part_name(table, part["index"]), part[table], schema)
-        if recording_digest(recording.manifest) != recording.manifest["digest"]:
-            raise RecordingError(
-                f"{path / MANIFEST} was edited after the recording was closed: its digest does not match. "
-                "Restore it from a copy, or record again."
-            )
+            for table, schema in schemas.items():
+                check_part(path, part_name(table, part["index"]), part[table], schema)
         return recording
 
     def _schemas(self) -> dict[str, pa.Schema]:
@@ -154,52 +110,32 @@ class Recording:
             "documents": document_schema(self.topology, self.manifest),
         }
 
-    def _check_part(self, name: str, expected: dict[str, Any], schema: pa.Schema) -> None:
-        file = self.path / name
-        again = "Restore it from a copy, or record again into an empty folder."
-        if not file.is_file():
-            raise RecordingError(f"{self.path}: {name} is missing, but the manifest lists it. {again}")
-        if file.stat().st_size != expected["bytes"]:
-            raise RecordingError(
-                f"{self.path}: {name} has {file.stat().st_size} bytes, {expected['bytes']} were written; it was "
-                f"truncated or edited. {again}"
-            )
-        try:
-            parquet = pq.ParquetFile(file)
-        except (pa.ArrowException, OSError) as error:
-            raise RecordingError(f"{self.path}: {name} is not a readable Parquet file ({error}). {again}") from error
-        with parquet:
-            if parquet.metadata.num_rows != expected["rows"]:
-                raise RecordingError(
-                    f"{self.path}: {name} has {parquet.metadata.num_rows} rows, the manifest says "
-                    f"{expected['rows']}. {again}"
-                )
-            if parquet.schema_arrow.names != schema.names:
-                wrong = sorted(set(parquet.schema_arrow.names) ^ set(schema.names))
-                raise RecordingError(f"{self.path}: {name} has other columns than schema {SCHEMA}: {wrong}. {again}")
+    def verify(self, *, values: bool = False) -> Verification:
+        """Reads every byte, checks every digest, and whether tokens and documents belong together.
 
-    def verify(self) -> Verification:
-        """Reads every byte and checks every digest.
+        Args:
+            values: Also whether every chosen expert is one, and every document's counts those of its tokens; it takes
+                as long as a few analyses.
 
         Raises:
-            RecordingError: names the first file whose digest is not what was written.
+            RecordingError: names the first file whose digest is not what was written, or whose values contradict
+                others.
         """
         listed = [(part_name(table, p["index"]), p[table]) for p in self.manifest["parts"] for table in self._schemas()]
         listed.append((VOCABULARY, self.manifest["vocabulary"]))
         if "weights" in self.fields:
             listed.append((EXPERT_WEIGHTS, self.manifest["expert_weights"]))
         with ThreadPoolExecutor() as pool:  # hashing lets other threads run
-            sizes = list(pool.map(self._verify_file, *zip(*listed, strict=True)))
-        return Verification(files=len(sizes), size_bytes=sum(sizes), digest=self.digest)
-
-    def _verify_file(self, name: str, expected: dict[str, Any]) -> int:
-        file = self.path / name
-        if not file.is_file() or file_digest(file) != expected["sha256"]:
-            raise RecordingError(
-                f"{self.path}: {name} is not what was written (its SHA-256 differs). "
-                "Restore it from a copy, or record again into an empty folder."
+            sizes = list(
+                pool.map(lambda name, stated: verify_file(self.path, name, stated), *zip(*listed, strict=True))
             )
-        return file.stat().st_size
+        corpus = MOST_DOCUMENTS if "source" in self.manifest else self.manifest["corpus"]["documents"]
+        check_documents(self.path, self.documents(), n_documents=corpus, phases=self.phases)
+        if "ids" not in self.lacks:
+            check_token_counts(self)
+        if values:
+            check_values(self)
+        return Verification(files=len(sizes), size_bytes=sum(sizes), digest=self.digest)
 
     @property
     def digest(self) -> str:
@@ -333,18 +269,22 @@ class Recording:
         if unknown:
             raise RecordingError(self.absent(unknown[0], table=table))
         for part in self.manifest["parts"]:
-            file = self.path / part_name(table, part["index"])
-            kept = self._kept.of(file)
-            wanted = [name for name in columns if name not in kept]
-            try:
-                read = pq.read_table(file, columns=wanted, memory_map=True) if wanted else pa.table({})
-            except (pa.ArrowException, OSError) as error:
-                raise RecordingError(
-                    f"{self.path}: {file.name} of {table} cannot be read ({error}). Run `workbench verify {self.path}`."
-                ) from error
-            decoded = {name: _to_numpy(read[name]) for name in wanted}
-            self._kept.keep(file, decoded)
-            yield {name: decoded[name] if name in decoded else kept[name] for name in columns}
+            name = part_name(table, part["index"])
+            kept = self._kept.of(self.path / name)
+            wanted = [column for column in columns if column not in kept]
+            read = read_columns(self.path, name, wanted, memory_map=True) if wanted else {}
+            decoded = {column: _to_numpy(read[column]) for column in wanted}
+            for column, n_experts in self._n_experts_of(wanted).items():
+                check_ids(self.path, name, column, decoded[column], n_experts)
+            self._kept.keep(self.path / name, decoded)
+            yield {column: decoded[column] if column in decoded else kept[column] for column in columns}
+
+    def _n_experts_of(self, columns: list[str]) -> dict[str, int]:
+        """E of the routers whose chosen ids are among some columns."""
+        if not any(column.endswith(".ids") for column in columns):
+            return {}
+        of = {f"{at}.ids": router.n_experts for router, at in prefixes(self.topology).items()}
+        return {column: of[column] for column in columns if column in of}
 
     def _routing(self, what: str, layer: int, site: str | None, *, table: str = "tokens") -> np.ndarray:
         return self.column(f"{prefix(self.router(layer, site=site), self.topology)}.{what}", table=table)
@@ -397,10 +337,11 @@ class Recording:
 
     def _frame(self, table: str, columns: tuple[str, ...]) -> pd.DataFrame:
         there = [name for name in columns if name in self._schemas()[table].names]
-        files = tuple(self.path / part_name(table, part["index"]) for part in self.manifest["parts"])
+        names = [part_name(table, part["index"]) for part in self.manifest["parts"]]
+        files = tuple(self.path / name for name in names)
         kept = self._kept.frame(files)
         if kept is None:
-            read = [pq.read_table(file, columns=there) for file in files]
+            read = [read_columns(self.path, name, there) for name in names]
             kept = pa.concat_tables(read, promote_options="permissive").to_pandas()
             if table == "documents":
                 self._kept.keep_frame(files, kept)
@@ -409,7 +350,7 @@ class Recording:
     @cached_property
     def vocabulary(self) -> pd.DataFrame:
         """The token ids that occur: `token`, `bytes`, and `text` that is always printable."""
-        return pq.read_table(self.path / VOCABULARY).to_pandas()
+        return self._whole_file("vocabulary", VOCABULARY, VOCABULARY_SCHEMA).to_pandas()
 
     @cached_property
     def expert_weights(self) -> pd.DataFrame:
@@ -420,12 +361,12 @@ class Recording:
         """
         if "weights" not in self.fields:
             raise RecordingError(self.absent("weights", table="fields"))
-        try:
-            return pq.read_table(self.path / EXPERT_WEIGHTS).to_pandas()
-        except (pa.ArrowException, OSError) as error:
-            raise RecordingError(
-                f"{self.path}: {EXPERT_WEIGHTS} cannot be read ({error}). Run `workbench verify {self.path}`."
-            ) from error
+        return self._whole_file("expert_weights", EXPERT_WEIGHTS, EXPERT_SCHEMA).to_pandas()
+
+    def _whole_file(self, key: str, name: str, schema: pa.Schema) -> pa.Table:
+        """A file that is small and read at once, so that its digest is compared first."""
+        verify_file(self.path, name, self.manifest[key])
+        return read_whole(self.path, name, schema)
 
 
 def _to_numpy(column: pa.ChunkedArray) -> np.ndarray:
@@ -436,8 +377,6 @@ def _to_numpy(column: pa.ChunkedArray) -> np.ndarray:
     return column.to_numpy()
 
 
-def recordings_below(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The recordings directly below a folder, with their manifests; folders that hold none are passed over."""
-    for found in sorted(folder.glob(f"*/{MANIFEST}")):
-        with contextlib.suppress(RecordingError):
-            yield found.parent, read_manifest(found.parent)
+__all__ = [
+    "Recording", "Verification", "file_digest", "json_digest", "read_manifest", "recording_digest", "recordings_below",
+]  # fmt: skip

@@ -19,6 +19,9 @@ PHASES = ("prefill", "decode")
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.parquet"
 EXPERT_WEIGHTS = "expert_weights.parquet"
+VOCABULARY_SCHEMA = pa.schema([("token", pa.int32()), ("bytes", pa.binary()), ("text", pa.string())])
+EXPERT_SCHEMA = pa.schema([("layer", pa.int32()), ("site", pa.string()), ("expert", pa.int32())])
+"""Columns that name the expert of a row; the facts beside them are the table's own."""
 TOKEN_COLUMNS = ("document", "position", "token", "phase", "logprob", "predicted")
 DOCUMENT_COLUMNS = (
     "document", "id", "domain", "source", "cluster", "text_digest", "tokens", "tokens_cut", "phase", "loss",
@@ -31,6 +34,18 @@ def prefix(router: Router, topology: Topology) -> str:
     sites = [other.site for other in topology.routers if other.layer == router.layer]
     name = f"layer{router.layer:0{digits}d}"
     return name if router.site == sites[0] else f"{name}.{router.site}.router"
+
+
+def prefixes(topology: Topology) -> dict[Router, str]:
+    """The column prefix of every router, as `prefix` gives each, in one pass."""
+    digits = max(2, len(str(topology.n_layers - 1)))
+    first: dict[int, str] = {}
+    found = {}
+    for router in topology.routers:
+        name = f"layer{router.layer:0{digits}d}"
+        own = first.setdefault(router.layer, router.site) == router.site
+        found[router] = name if own else f"{name}.{router.site}.router"
+    return found
 
 
 def attention_prefix(layer: int, topology: Topology) -> str:
@@ -68,8 +83,7 @@ def token_schema(topology: Topology, manifest: dict[str, Any]) -> pa.Schema:
         columns.append(("logprob", pa.float32()))
     if "logprob" in fields or "predicted" in manifest.get("source", {}).get("has", ()):
         columns.append(("predicted", pa.int32()))
-    for router in topology.routers if "routing" in fields else ():
-        at = prefix(router, topology)
+    for router, at in prefixes(topology).items() if "routing" in fields else ():
         columns += [
             (f"{at}.ids", _list_of(id_dtype(router.n_experts), router.top_k)),
             (f"{at}.weights", _list_of(np.float16, router.top_k)),
@@ -106,8 +120,7 @@ def document_schema(topology: Topology, manifest: dict[str, Any]) -> pa.Schema:
     columns += [("tokens", pa.int32()), ("tokens_cut", pa.int32()), ("phase", pa.dictionary(pa.int8(), pa.string()))]
     if "logprob" in fields:
         columns.append(("loss", pa.float32()))
-    for router in topology.routers if "routing" in fields else ():
-        at = prefix(router, topology)
+    for router, at in prefixes(topology).items() if "routing" in fields else ():
         columns += [
             (f"{at}.counts", _list_of(np.int32, router.n_experts)),
             (f"{at}.score_sum", _list_of(np.float32, router.n_experts)),

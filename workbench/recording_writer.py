@@ -6,13 +6,11 @@ The format itself is `recording.py`.
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
 import os
 import queue
-import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -24,8 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workbench.errors import RecordingError
+from workbench.manifest_schema import fault_of
 from workbench.models.topology import Topology
-from workbench.recording import file_digest, read_manifest, recording_digest
+from workbench.recording_checks import check_part
+from workbench.recording_manifest import file_digest, read_manifest, recording_digest
 from workbench.recording_schema import (
     EXPERT_WEIGHTS,
     MANIFEST,
@@ -35,6 +35,7 @@ from workbench.recording_schema import (
     part_name,
     token_schema,
 )
+from workbench.writable import cannot_write, reason, refuse_unwritable, shortened
 
 LOCK = "writer.lock"
 Columns = Mapping[str, Sequence[np.ndarray]]  # of each column its pieces, in order
@@ -64,11 +65,18 @@ class RecordingWriter:
             "tokens": token_schema(topology, manifest),
             "documents": document_schema(topology, manifest),
         }
+        adopted = {**manifest, "status": "open", "shards": n_shards, "created": _now()}
+        if fault := fault_of(json.loads(json.dumps(adopted))):
+            raise RecordingError(f"nothing was written: the manifest would not be one of a recording ({fault}).")
+        refuse_unwritable(path, RecordingError)
         self._refuse_foreign_folder()
-        path.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(path)
         try:
-            self.manifest = self._adopt(manifest)
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(path)
+        except OSError as error:
+            raise RecordingError(f"{shortened(path)} cannot be made ({reason(error)}); name another --out.") from error
+        try:
+            self.manifest = self._adopt(adopted)
             self.parts = {} if self.closed else self._whole_parts()
         except BaseException:
             self._lock.close()
@@ -114,9 +122,8 @@ class RecordingWriter:
                     "that folder."
                 )
             return found
-        adopted = {**manifest, "status": "open", "shards": self.n_shards, "created": _now()}
-        self._write_manifest(adopted)
-        return adopted
+        self._write_manifest(manifest)
+        return manifest
 
     def _whole_parts(self) -> dict[int, dict[str, Any]]:
         for table in self._schemas:
@@ -125,9 +132,11 @@ class RecordingWriter:
                 leftover.unlink()
         parts = {}
         for index in range(self.n_shards):
-            files = {table: self.path / part_name(table, index) for table in self._schemas}
-            if files["documents"].exists() and files["tokens"].exists():
-                parts[index] = {"index": index, **{table: _facts_of(file) for table, file in files.items()}}
+            with contextlib.suppress(RecordingError, pa.ArrowException, OSError):  # what is not whole is recorded again
+                facts = {table: _facts_of(self.path / part_name(table, index)) for table in self._schemas}
+                for table, schema in self._schemas.items():
+                    check_part(self.path, part_name(table, index), facts[table], schema)
+                parts[index] = {"index": index, **facts}
         return parts
 
     def note(self, **facts: Any) -> None:
@@ -225,7 +234,7 @@ def write_whole(file: Path, content: bytes | memoryview) -> None:
     """Writes a file so that its name never stands for half of it: temporary name, fsync, rename, fsync of the folder.
 
     Raises:
-        RecordingError: the disk is full; the temporary file is removed.
+        RecordingError: the disk is full, or refuses the file; the temporary file is removed.
     """
     temporary = file.with_name(file.name + ".tmp")
     try:
@@ -237,13 +246,7 @@ def write_whole(file: Path, content: bytes | memoryview) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        free = shutil.disk_usage(file.parent).free
-        raise RecordingError(
-            f"the disk is full: {file} needs {len(content):,} bytes, {free:,} are free. What was written before is "
-            "whole; free some space and run the same command again, it goes on where it stopped."
-        ) from error
+        raise RecordingError(cannot_write(file, error, n_bytes=len(content))) from error
     folder = os.open(file.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -273,7 +276,7 @@ def _lock(path: Path) -> IO[str]:
     handle = (path / LOCK).open("a")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         handle.close()
         raise RecordingError(
             f"{path} is being written by another process; wait for it, or name another --out."

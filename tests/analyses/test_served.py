@@ -162,4 +162,4 @@ def test_it_is_asked_on_the_command_line(tmp_path, monkeypatch, capsys):
 
 def test_a_measurement_without_requests_is_refused(tmp_path):
     with pytest.raises(AnalysisError, match="served: .* has no requests; `workbench serve-bench` makes them"):
-        served.run(write_measurement(tmp_path / "m", {}, {"models": {}}))
+        served.run(write_measurement(tmp_path / "m", {}, made(tmp_path / "n", pair(0)).manifest))

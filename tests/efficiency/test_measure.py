@@ -198,15 +198,20 @@ def test_the_format_refuses_what_is_none(tmp_path, measurement):
     with pytest.raises(MeasurementError, match="'times' is no table of a measurement; there are samples"):
         write_measurement(tmp_path / "m", {"times": pd.DataFrame()}, {})
     with pytest.raises(MeasurementError, match="has no table 'energy'; it has samples"):
-        write_measurement(tmp_path / "n", {"samples": pd.DataFrame({"a": [1]})}, {}).table("energy")
+        copied(measurement, tmp_path / "n", samples=measurement.table("samples")).table("energy")
 
 
-def test_what_was_changed_on_disk_is_found(tmp_path):
+def copied(measurement, path, **tables) -> Measurement:
+    """A measurement of these tables with the manifest of another."""
+    return write_measurement(path, tables, measurement.manifest)
+
+
+def test_what_was_changed_on_disk_is_found(tmp_path, measurement):
     def written(name: str) -> Measurement:
-        return write_measurement(tmp_path / name, {"samples": pd.DataFrame({"a": [1, 2]})}, {"models": {}})
+        return copied(measurement, tmp_path / name, samples=measurement.table("samples"))
 
     edited = written("edited").path / "manifest.json"
-    edited.write_text(edited.read_text().replace('"models": {}', '"models": {"x": {}}'))
+    edited.write_text(edited.read_text().replace('"seed": ', '"seed": 1'))
     with pytest.raises(MeasurementError, match="was edited after the measurement"):
         Measurement.open(edited.parent)
     newer = written("newer").path / "manifest.json"
@@ -217,7 +222,7 @@ def test_what_was_changed_on_disk_is_found(tmp_path):
     with pytest.raises(MeasurementError, match="lacks samples.parquet"):
         Measurement.open(tmp_path / "short")
     other = written("other")
-    pd.DataFrame({"a": [1, 3]}).to_parquet(other.path / "samples.parquet")
+    other.table("samples").assign(wall_s=1.0).to_parquet(other.path / "samples.parquet")
     with pytest.raises(MeasurementError, match="samples.parquet is not as it was written"):
         other.verify()
 

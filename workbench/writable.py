@@ -1,0 +1,68 @@
+"""Whether something can be written at a place, asked before work begins and without writing; and why something failed.
+
+It foresees what the file system says at once: a file in the way, no permission, a read-only disk, a name too long. What
+only writing shows (a full disk, a limit on files) is said then, by `cannot_write`.
+"""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+from workbench.errors import WorkbenchError
+
+
+def shortened(path: Path | str) -> str:
+    """A path in a sentence: its end where it is very long."""
+    text = str(path)
+    return text if len(text) <= 200 else f"…{text[-150:]} ({len(text):,} characters)"
+
+
+def refuse_unwritable(path: Path, kind: type[WorkbenchError], *, option: str = "--out") -> None:
+    """Refuses a folder that cannot be made or written.
+
+    Args:
+        path: The folder, which need not be there.
+        kind: What is raised.
+        option: Where the folder was named.
+
+    Raises:
+        WorkbenchError: of this kind, with the reason.
+    """
+    try:
+        there = Path(os.path.abspath(path))
+        there.exists()  # a name that cannot be is refused here
+        while not there.exists() and not there.is_symlink():
+            there = there.parent
+        if not there.is_dir():
+            raise kind(f"{shortened(path)} cannot be made: {shortened(there)} is a file. Name another {option}.")
+        writable = os.access(there, os.W_OK | os.X_OK)
+        read_only = bool(os.statvfs(there).f_flag & os.ST_RDONLY)
+    except (OSError, ValueError) as error:
+        raise kind(f"{shortened(path)} cannot be made ({reason(error)}); name another {option}.") from error
+    if not writable or read_only:
+        why = "the disk is read-only" if read_only else "no permission"
+        raise kind(f"{shortened(path)} cannot be written: {why} in {shortened(there)}. Name another {option}.")
+
+
+def reason(error: Exception) -> str:
+    """Why the system refused, without the path."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def cannot_write(file: Path, error: OSError, *, n_bytes: int) -> str:
+    """What failed while a file was written, and what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(file.parent).free
+        return (
+            f"the disk is full: {file} needs {n_bytes:,} bytes, {free:,} are free. What was written before is whole; "
+            "free some space and run the same command again, it goes on where it stopped."
+        )
+    if error.errno == errno.EFBIG:
+        return (
+            f"{file} needs {n_bytes:,} bytes, more than a file may have here (`ulimit -f` shows the limit). What was "
+            "written before is whole; raise the limit, or write smaller parts with --shard-tokens."
+        )
+    return (
+        f"{shortened(file)} cannot be written: {reason(error)}. What was written before is whole; name another --out."
+    )
