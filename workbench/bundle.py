@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from workbench import latex
-from workbench.export import is_name, put
+from workbench.export import is_name, put, utf8
 
 _PROVENANCE = "provenance.json"
 
@@ -28,7 +28,7 @@ def finish(folder: Path) -> list[Path]:
     script = "\n".join(("#!/usr/bin/env bash", "set -euo pipefail", "", *commands, ""))
     files = {"paper.tex": (latex.document(sections), 0o666), "reproduce.sh": (script, 0o755)}
     for name, (text, mode) in files.items():
-        put(folder / name, text.encode(), mode=mode)
+        put(folder / name, utf8(text), mode=mode)
     return [folder / name for name in files]
 
 
