@@ -1,4 +1,4 @@
-"""CSV: pandas, the csv module and a spreadsheet read the same cells, for every class of character; none is a formula."""
+"""CSV: pandas, the csv module and a spreadsheet read the same cells, whatever the characters; none is a formula."""
 
 import csv
 import io

@@ -27,6 +27,7 @@ FLAGS = (
     "--server.address=127.0.0.1",
     "--server.allowedHosts=localhost",
     "--server.allowedHosts=127.0.0.1",
+    "--server.allowedHosts=::1",
     "--server.enableCORS=true",
     "--server.enableXsrfProtection=true",
     "--server.maxUploadSize=20",

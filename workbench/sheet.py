@@ -7,6 +7,7 @@ some reader takes for a separator are quoted; and a text whose first visible let
 before it. Numbers are written as numbers, with every digit, negative ones too.
 """
 
+import math
 import numbers
 import unicodedata
 from collections.abc import Iterable
@@ -47,7 +48,7 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _cell(value: object) -> str:
-    if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, numbers.Real) and value != value):
+    if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, numbers.Real) and math.isnan(value)):
         return ""
     return str(value) if isinstance(value, numbers.Real | np.bool_) else _text(str(value))
 

@@ -36,13 +36,14 @@ HELPERS = (
         "drawing",
         "experts",
         "foreseen",
+        "gate",
         "jobs",
         "jumping",
         "kept",
         "mapping",
         "measuring",
     ),
-    *("printing", "recordings", "serve", "served", "shared", "showing", "troubles"),
+    *("printing", "recordings", "serve", "served", "shared", "showing", "troubles", "uploads"),
 )
 NAMES = sorted(file.stem for file in PAGES.glob("*.py") if file.stem not in HELPERS)
 EXPLORING = ("attention", "tokens", "utilization", "load_balance", "specialization", "structure")
