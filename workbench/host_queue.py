@@ -48,6 +48,7 @@ class Job:
         load_s: Seconds that loading the model took; None where it was in memory, or is not yet.
         run_s: Seconds from there to the end of the job; None until then.
         message: Of a failed or cancelled job: what happened, and the next step.
+        crashed: Whether it failed because its process did, which says nothing against what was asked.
         result: Of a job that is done: `recording`, a path; or `topology`, `forecast` and `check`.
         submitted: When, ISO 8601.
     """
@@ -67,6 +68,7 @@ class Job:
     load_s: float | None = None
     run_s: float | None = None
     message: str = ""
+    crashed: bool = False
     result: dict[str, Any] = field(default_factory=dict)
     submitted: str = ""
 
@@ -250,7 +252,7 @@ class Queue:
                     self._killer = None
                 self._running, job = None, self._jobs[job_id]
                 with contextlib.suppress(OSError):
-                    self._tidy(job, end["state"])  # before anyone can see the end, and ask for the same name again
+                    self._tidy(replace(job, **end))  # before anyone can see the end, and ask for the same name again
                 self._settle(job_id, **end)
             self._unload_if_idle()
 
@@ -264,10 +266,13 @@ class Queue:
             self._update(job_id, state="running")
             return job_id, self._requests.pop(job_id)
 
-    def _tidy(self, job: Job, state: str) -> None:
-        """At a job's end: a request that is done is forgotten, and what only makes a second time quicker is bounded."""
-        if job.name and not self._stopped:
-            host_kept.drop_request(self.data, job.name, also_begun=state == "done")
+    def _tidy(self, job: Job) -> None:
+        """At a job's end: a request that is done is forgotten, and what only makes a second time quicker is bounded.
+
+        A request whose process died is kept, with its prompt, however little of it was done.
+        """
+        if job.name and not self._stopped and not job.crashed:
+            host_kept.drop_request(self.data, job.name, also_begun=job.state == "done")
         if job.kind == "attention":
             host_kept.trim(self.data / "maps", _MAP_BYTES)
         self._log_file("worker.log")
@@ -320,6 +325,7 @@ class Queue:
             log.write(f"{_now()} job {job_id}: {what}\n{details}\n")
         return {
             "state": "failed",
+            "crashed": True,
             "message": f"{what}, and the model was released. {_GOES_ON} If memory was short, free some or take a "
             f"smaller model; the details are in the data folder's logs/host.log under {job_id}.",
         }
