@@ -1,5 +1,6 @@
 """`workbench app`: what it starts, and what it refuses."""
 
+import importlib
 import shutil
 import signal
 import socket
@@ -74,13 +75,17 @@ def test_no_help_loses_words_to_markup():
         for each in getattr(command, "commands", {}).values():
             yield from commands(each)
 
+    every = typer.Typer()
+    every.registered_commands += cli.app.registered_commands
+    for module in (*cli.COMMANDS, "workbench.app", "analyses._commands"):
+        importlib.import_module(module).register(every)
     texts = [
         text
-        for command in commands(typer.main.get_command(cli.app))
+        for command in commands(typer.main.get_command(every))
         for text in (command.help, *(getattr(each, "help", None) for each in command.params))
         if text
     ]
-    assert len(texts) > 50
+    assert len(texts) > 100
     for text in texts:
         assert Text.from_markup(text).plain == text.replace("\\[", "["), "a bracket wants a backslash before it"
 
