@@ -17,11 +17,11 @@ CHOICES = (
     "statistic", "tokens", "experts", "kind", "prompt", "page", "embed", "written", "chosen", "new_page",
 )  # fmt: skip
 VALUES = (
-    "", " ", "0", "1", "2", "-1", "+1", "1.0", "1e9", "0x1", "1_0", "٣", "²", "9" * 20, "9" * 5_000, "nan", "inf", "None",
-    "True", "shared", "second", "truncated", "unfinished", "garbled", ".", "..", "../shared", "/", "d7", "d0", "L0 E1",
+    "", " ", "0", "1", "2", "-1", "+1", "1.0", "1e9", "0x1", "1_0", "٣", "²", "9" * 20, "9" * 5_000, "nan", "inf",
+    "None", "True", "shared", "second", "truncated", "unfinished", "garbled", ".", "..", "../shared", "/", "d7", "d0", "L0 E1",
     "L2 E5", "L9 E999", "same", "matched", "auto", "prefill", "decode", "text", "column", "tiny-moe", "tiny-dense",
-    "qwen2-57b-a14b", "iso-active", "iso-total", "h200", "2xh200", "loss", "entropy", "tables", "expert_load", "differences",
-    "saturation", "roofline", "throughput", "_batch", "load_balance,", "a" * 10_000, "%", "%00", "\ufeff", "\u0000",
+    "qwen2-57b-a14b", "iso-active", "iso-total", "h200", "2xh200", "loss", "entropy", "tables", "expert_load",
+    "differences", "saturation", "roofline", "throughput", "_batch", "load_balance,", "a" * 10_000, "%", "%00", "\ufeff", "\u0000",
     *(text for kind, text in HOSTILE.items() if kind != "malformed"),
 )  # fmt: skip
 ANALYSES = (
@@ -36,22 +36,28 @@ ANALYSES = (
     "",
 )
 SETTINGS = (
-    "experts", "against", "recording", "name", "settings", "self", "layer", "expert", "min_count", "ceiling", "untrained",
-    "document", "first", "last", "statistic", "head", "n_permutations", "seed", "level", "", "\u0000",
+    "experts", "against", "recording", "name", "settings", "self", "layer", "expert", "min_count", "ceiling",
+    "untrained", "document", "first", "last", "statistic", "head", "n_permutations", "seed", "level", "", "\u0000",
 )  # fmt: skip
 
 
-PARTS = ("tables", "the-place", "flow-to-the-next-layer", "what-each-expert-adds", "how-alike-the-experts-of-the-layer-are",
-         "map-of-this-head-on-one-text", "expert_load-tables", "layer-by-layer", "x" * 300, "two-occurrences-of-one-token",
-         "the-published-claim-and-published-quality-beside-cost", "what-was-left-out-and-the-machine")  # fmt: skip
+PARTS = (
+    "tables", "the-place", "flow-to-the-next-layer", "what-each-expert-adds", "x" * 300, "expert_load-tables",
+    "how-alike-the-experts-of-the-layer-are", "map-of-this-head-on-one-text", "layer-by-layer",
+    "two-occurrences-of-one-token", "the-published-claim-and-published-quality-beside-cost",
+    "what-was-left-out-and-the-machine",
+)  # fmt: skip
 
 
 def aside_of(random_: random.Random) -> str:
     """What is put aside: sometimes as the app writes it, mostly not."""
     if random_.random() < 0.1:
         return random_.choice(VALUES)
-    pairs = [("of", random_.choice(("shared", "shared", "second", "nowhere", "../shared", ""))),
-             ("analysis", random_.choice(ANALYSES)), ("names", random_.choice(("load_map", "layers,experts", ",", "x")))]  # fmt: skip
+    pairs = [
+        ("of", random_.choice(("shared", "shared", "second", "nowhere", "../shared", ""))),
+        ("analysis", random_.choice(ANALYSES)),
+        ("names", random_.choice(("load_map", "layers,experts", ",", "x"))),
+    ]
     for key in ("against", "experts", "phase", "of"):
         if random_.random() < 0.3:
             pairs.append((key, random_.choice(("second", "same", "prefill", *VALUES))))
@@ -93,13 +99,13 @@ def check(seed: int) -> None:
 
 
 def test_an_odd_address_is_a_page(app):
-    for seed in range(40):
+    for seed in range(25):
         check(seed)
 
 
 @pytest.mark.slow
 def test_many_odd_addresses_are_pages(app):
-    for seed in range(40, 1_000):
+    for seed in range(25, 1_000):
         check(seed)
 
 

@@ -33,6 +33,7 @@ HELPERS = (
         "ahead",
         "app",
         "aside",
+        "back",
         "drawing",
         "experts",
         "foreseen",
