@@ -18,10 +18,12 @@ CHOICES = (
 )  # fmt: skip
 VALUES = (
     "", " ", "0", "1", "2", "-1", "+1", "1.0", "1e9", "0x1", "1_0", "٣", "²", "9" * 20, "9" * 5_000, "nan", "inf",
-    "None", "True", "shared", "second", "truncated", "unfinished", "garbled", ".", "..", "../shared", "/", "d7", "d0", "L0 E1",
+    "None", "True", "shared", "second", "truncated", "unfinished", "garbled", ".", "..", "../shared", "/", "d7", "d0",
+    "L0 E1",
     "L2 E5", "L9 E999", "same", "matched", "auto", "prefill", "decode", "text", "column", "tiny-moe", "tiny-dense",
     "qwen2-57b-a14b", "iso-active", "iso-total", "h200", "2xh200", "loss", "entropy", "tables", "expert_load",
-    "differences", "saturation", "roofline", "throughput", "_batch", "load_balance,", "a" * 10_000, "%", "%00", "\ufeff", "\u0000",
+    "differences", "saturation", "roofline", "throughput", "_batch", "load_balance,", "a" * 10_000, "%", "%00",
+    "\ufeff", "\u0000",
     *(text for kind, text in HOSTILE.items() if kind != "malformed"),
 )  # fmt: skip
 ANALYSES = (
