@@ -250,6 +250,8 @@ def choose_recording(*, routed: bool = False) -> Recording:
         recordings.named(asked)  # says why it cannot be
     # Newest on top; the oldest unless the address says otherwise, for it is the one that stays the same.
     recording = recordings.opened(choose("Recording", "recording", names, default=names[-1]))
+    if source := recordings.source_of(recording.manifest["model"]):
+        st.sidebar.caption(f"Weights: {plain(source)}")
     if routed and not recording.moe_layers:
         _stop_without_routers(recording)
     if len(recording.phases) <= 1:  # of some imported traces none is known

@@ -24,6 +24,7 @@ ENDED_JOBS_KEPT = 200
 LONGEST_QUEUE = 1000
 _ENDED = ("done", "failed", "cancelled")
 _MAP_BYTES = 2**30  # kept of maps, those last used
+_NOT_TO_BE_INTERRUPTED = {"loading": "the model was being loaded", "asking": "the hub was being asked"}
 _GOES_ON = "What is on disk is whole: ask the same again, and it goes on where it stopped."
 
 
@@ -39,7 +40,7 @@ class Job:
         name: Of the recording that it makes; empty where it makes none.
         state: `queued`, `running`, `done`, `failed` or `cancelled`.
         phase: Of a running job: empty while the process starts, `loading`, `proving`, `recording`,
-            `looking` or `measuring`.
+            `looking`, `asking` the hub, or `measuring`.
         place: In the queue, 1 is next; 0 when it runs or has ended.
         done_tokens: Tokens on disk or on their way there; of a `profile` its steps.
         total_tokens: Tokens in all; 0 until it is known, and for `inspect`.
@@ -137,7 +138,8 @@ class Queue:
         """Cancels a job; one that has ended stays as it is.
 
         A queued one is taken out. A running one ends before its next batch, or with its process after the grace; where
-        the model is still being loaded, which nothing can interrupt, with its process at once.
+        the model is still being loaded or the hub is being asked, which nothing can interrupt, with its process at
+        once.
 
         Raises:
             HostError: no such job, or another visitor's.
@@ -150,7 +152,7 @@ class Queue:
                 self._withdraw(job_id, "cancelled before it began; nothing was written. Ask again to start it.")
             if job.state != "running" or self._killer is not None:
                 return
-            grace_s = 0.0 if job.phase == "loading" else self._grace_s
+            grace_s = 0.0 if job.phase in _NOT_TO_BE_INTERRUPTED else self._grace_s
             self._killer = threading.Timer(grace_s, self._kill, args=(job_id,))
             self._killer.daemon = True
             self._killer.start()
@@ -310,8 +312,8 @@ class Queue:
         """What a job is whose process ended under it, by our hand or another's."""
         if self._stopped:
             return {"state": "cancelled", "message": f"stopped with the app. {_GOES_ON}"}
-        if self._killer is not None and self._jobs[job_id].phase == "loading":
-            told = f"cancelled while the model was being loaded, so its process was ended. {_GOES_ON}"
+        if self._killer is not None and (what := _NOT_TO_BE_INTERRUPTED.get(self._jobs[job_id].phase)):
+            told = f"cancelled while {what}, so its process was ended. {_GOES_ON}"
             return {"state": "cancelled", "message": told}
         if self._killer is not None:
             told = f"cancelled: the model did not stop within {self._grace_s:g} s, so its process was ended. {_GOES_ON}"
