@@ -100,6 +100,10 @@ def test_behind_a_proxy_each_is_known_and_limited_and_nobody_comes_past_it(chrom
                 assert visitor.page.get_by_text(f"Signed in as {name}").is_visible()
                 assert visitor.page.get_by_text("Jobs since the app was started (1)").is_visible()
                 assert visitor.page.get_by_role("button", name="Release it").count() == 0
+                if name == "ada":  # at once: within the minute also where the machine is slow
+                    record(visitor, "ada again.")
+                    visitor.page.get_by_test_id("stAlert").first.wait_for()
+                    assert "jobs were asked for by you within a minute" in visitor.heard()
             visitors[0].open("/specialization?recording=shared&layer=2")
             visitors[0].page.get_by_test_id("stAlert").first.wait_for()
             number = re.search(r"Error ([0-9a-f]{8}): something went wrong that nobody", visitors[0].heard())[1]
@@ -110,9 +114,6 @@ def test_behind_a_proxy_each_is_known_and_limited_and_nobody_comes_past_it(chrom
             visitors[0].page.get_by_role("button", name="Start anew").click()
             visitors[0].settle()
             assert "layer=" not in visitors[0].address(), "what was chosen is forgotten"
-            record(visitors[0], "ada again.")
-            visitors[0].page.get_by_test_id("stAlert").first.wait_for()
-            assert "jobs were asked for by you within a minute" in visitors[0].heard()
             for visitor in visitors:
                 assert visitor.troubles == []
                 visitor.close()
