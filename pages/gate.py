@@ -53,9 +53,7 @@ class Gate:
         if scope["method"] != "PUT":
             await self._app(*request)
             return
-        sizes = headers.get("content-length", [])
-        n_bytes = int(sizes[0]) if len(sizes) == 1 and sizes[0].isdecimal() else LARGEST_BYTES
-        if refusal := self._uploads.begin(visitor, session, file, n_bytes):
+        if refusal := self._uploads.begin(visitor, session, file, _size(headers)):
             await _answer(scope, send, *refusal)
             return
         try:
@@ -100,6 +98,12 @@ def _headers(scope: Any) -> dict[str, list[str]]:
     for name, value in scope["headers"]:
         found.setdefault(name.decode("latin1").lower(), []).append(value.decode("latin1"))
     return found
+
+
+def _size(headers: Mapping[str, Sequence[str]]) -> int:
+    """The bytes that a request says it has; the most that it may have where it says none."""
+    sizes = headers.get("content-length", [])
+    return int(sizes[0]) if len(sizes) == 1 and re.fullmatch("[0-9]{1,18}", sizes[0]) else LARGEST_BYTES
 
 
 def _visitor(headers: Mapping[str, Sequence[str]], session: str) -> str:

@@ -31,6 +31,7 @@ FLAGS = (
     "--server.enableCORS=true",
     "--server.enableXsrfProtection=true",
     "--server.maxUploadSize=20",
+    "--server.maxWidgetStateSize=4",  # of what a page sends: a session keeps it, whoever it is
     "--server.fileWatcherType=none",
     "--server.headless=true",
     "--server.showEmailPrompt=false",

@@ -40,10 +40,10 @@ def _sections(folder: Path) -> Iterator[latex.Section]:
             tables = {name: (file.parent / name).read_text(encoding="utf-8") for name in names}
             found = latex.Section(file.parent.name, stated, tables)
             named = all(map(is_name, (file.parent.name, *stated["files"], *stated["figures"])))
-            _ = stated["command"], stated["sources"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # a folder that is somebody else's
-        if named:
+            sound = isinstance(stated["command"], str) and bool(latex.document([found]))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            continue  # a folder that is somebody else's, or damaged
+        if named and sound:
             yield found
 
 

@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -15,6 +16,7 @@ from websockets.sync.client import connect
 
 from tests.pages.browser import App, serving
 from tests.pages.test_pages import PAGES
+from workbench.host_rules import Limits, Rules, rules_to_json
 
 MIB = 2**20
 ENDPOINTS = (
@@ -210,6 +212,40 @@ def uploads(monkeypatch):
     import uploads
 
     return uploads
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    monkeypatch.syspath_prepend(str(PAGES))
+    monkeypatch.setenv("WORKBENCH_RULES", rules_to_json(Rules(limits=Limits())))
+    monkeypatch.delenv("WORKBENCH_PROXY_HEADER", raising=False)
+    import gate
+
+    return gate
+
+
+@pytest.mark.parametrize(
+    ("claims", "name"),
+    [
+        ({"is_logged_in": True, "iss": "https://x", "sub": "7", "email": "ada@x.org"}, "https://x 7 ada@x.org"),
+        ({"is_logged_in": False, "sub": "7"}, ""),
+        ({}, ""),
+        (None, ""),
+    ],
+)
+def test_with_streamlits_log_in_the_session_says_who_uploads(gate, monkeypatch, claims, name):
+    session = SimpleNamespace(session=SimpleNamespace(_user_info=claims))
+    known = {} if claims is None else {"s": session}
+    runtime = SimpleNamespace(_session_mgr=SimpleNamespace(get_active_session_info=known.get))
+    monkeypatch.setattr(gate, "Runtime", SimpleNamespace(instance=lambda: runtime))
+    assert gate._visitor({}, "s") == name
+    assert gate._visitor({}, "of somebody else") == ""
+
+
+def test_a_request_that_does_not_say_its_size_counts_as_the_largest(gate, uploads):
+    assert gate._size({"content-length": ["7"]}) == 7
+    for sizes in ([], [""], ["-1"], ["1", "2"], ["9" * 5_000], ["٣"], ["1e3"]):
+        assert gate._size({"content-length": sizes}) == uploads.LARGEST_BYTES
 
 
 def counted(uploads, **how):
