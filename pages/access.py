@@ -4,7 +4,9 @@ There is no log-in of our own. What each visitor may do, the model host decides 
 """
 
 import os
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import streamlit as st
 
@@ -28,20 +30,24 @@ def visitor() -> str:
     """What the visitor is known by; empty where nobody is asked, and for who is not signed in."""
     if not is_shared():
         return ""
-    header = os.environ.get("WORKBENCH_PROXY_HEADER")
-    return _named_by_proxy(header) if header else _signed_in()
+    header = proxy_header()
+    return named_by_proxy(st.context.headers.get_all(header)) if header else signed_in(st.user.to_dict())
 
 
-def _named_by_proxy(header: str) -> str:
+def proxy_header() -> str:
+    """The header in which the reverse proxy names the visitor; empty where Streamlit's log-in does."""
+    return os.environ.get("WORKBENCH_PROXY_HEADER", "")
+
+
+def named_by_proxy(values: Sequence[str]) -> str:
     """The one value of the header: two are the proxy's and a forger's, and which is which cannot be told."""
     if st.get_option("server.address") not in _LOOPBACK:  # else anybody could come past the proxy and name themselves
         return ""
-    values = st.context.headers.get_all(header)
     return values[0] if len(values) == 1 and values[0].isprintable() and 0 < len(values[0].strip()) <= 200 else ""
 
 
-def _signed_in() -> str:
-    claims = st.user.to_dict()
+def signed_in(claims: Mapping[str, Any]) -> str:
+    """The name of who is signed in, of what Streamlit's log-in says; empty for nobody."""
     if not claims.get("is_logged_in"):
         return ""
     return " ".join(str(claims[name]) for name in ("iss", "sub", "email") if claims.get(name))
@@ -51,7 +57,7 @@ def enter() -> None:
     """Says who is signed in; of a shared app, who is not known sees nothing but the way in."""
     if not is_shared():
         return
-    by_proxy = bool(os.environ.get("WORKBENCH_PROXY_HEADER"))
+    by_proxy = bool(proxy_header())
     if visitor():
         name = visitor() if by_proxy else str(st.user.to_dict().get("email") or st.user.to_dict().get("name") or "you")
         st.sidebar.text(f"Signed in as {name}", width="stretch")

@@ -14,7 +14,7 @@ import jobs
 import streamlit as st
 
 NAME = "aside"  # of the choice in the address
-_FOLDERS = ("untrained", "ceiling")  # settings that name another recording
+FOLDERS = ("untrained", "ceiling")  # settings that name another recording
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,7 @@ def asked_for(shown: Any, names: Sequence[str]) -> Asked | None:
 def in_words(pair: str) -> str:
     """A setting as it can be said: of one that names another recording, the recording's name."""
     key, _, value = pair.partition("=")
-    return f"{key}={Path(value).name}" if key in _FOLDERS else pair
-
-
-def settings_of(asked: Asked) -> dict[str, str]:
-    """The settings by name; of one that names another recording, its folder."""
-    pairs = (pair.partition("=")[::2] for pair in asked.settings)
-    folder = jobs.data_folder() / "recordings"
-    return {key: str(folder / Path(value).name) if key in _FOLDERS else value for key, value in pairs}
+    return f"{key}={Path(value).name}" if key in FOLDERS else pair
 
 
 def _kept() -> dict[Any, tuple[Any, tuple[str, ...]]]:

@@ -31,6 +31,7 @@ _ADDRESS = re.compile(r"https?:(?=//)|www(?=\.)|@(?=[-\w]+\.)", re.IGNORECASE)
 _PHASES = {
     "": "starting the model's process",
     "looking": "looking",
+    "asking": "asking the hub for its config; without a network this can take a minute",
     "loading": "loading the model",
     "proving": "proving the capture",
     "recording": "recording",

@@ -13,6 +13,7 @@ import shared
 import showing
 import streamlit as st
 from jobs import data_folder, plain
+from recordings import changed_ns
 
 from analyses import _batch
 from workbench.measurement import MANIFEST, Measurement, is_measurement
@@ -25,10 +26,10 @@ def measurements() -> dict[str, Path]:
     """The folders of measurements by name, newest first: of the data folder, and those that came with the workbench."""
     roots = {data_folder() / "measurements": "", bundled.DATA / "reference": "reference/"}
     found = [
-        (file.stat().st_mtime_ns, f"{before}{file.parent.relative_to(root)}", file.parent)
+        (changed, f"{before}{file.parent.relative_to(root)}", file.parent)
         for root, before in roots.items()
         for file in root.glob(f"**/{MANIFEST}")
-        if is_measurement(file.parent)
+        if (changed := changed_ns(file)) is not None and is_measurement(file.parent)
     ]
     return {name: folder for _, name, folder in sorted(found, reverse=True)}
 
@@ -74,7 +75,7 @@ def choose_measurement() -> Measurement | None:
     if not known:
         return None
     folder = known[shared.choose("Measurement", "measurement", list(known), default=next(iter(known)))]
-    return _opened(str(folder), (folder / MANIFEST).stat().st_mtime_ns)
+    return _opened(str(folder), changed_ns(folder / MANIFEST) or 0)  # one that is gone says so when it is opened
 
 
 @st.cache_resource(max_entries=8, show_spinner="Checking the measurement …")

@@ -29,6 +29,8 @@ if look is not None:
     figure = picture.picture(topology, model)
     drawing.draw(figure, "picture", gaps=True)
     st.caption(jobs.plain(figure.caption))
+    if look.get("quantization"):
+        st.caption(f"Weights on disk: quantized ({jobs.plain(look['quantization'])}).")
 
     memory, capture = drawing.beside()
     with memory:
@@ -52,3 +54,5 @@ if look is not None:
         if proved is not None:
             st.success("The capture is proved.", icon=":material/verified:")
             st.dataframe(picture.proofs(proved["check"]), hide_index=True)
+            for remark in proved["remarks"]:
+                st.caption(f"{jobs.plain(remark)}.")

@@ -15,10 +15,12 @@ from jobs import plain
 from showing import Shown
 
 from analyses import _batch
-from workbench.errors import WorkbenchError
+from workbench.errors import AnalysisError, WorkbenchError
 from workbench.figures.theme import WIDTHS_IN
 from workbench.recording import Recording
 
+CHOSEN = ("layer", "expert", "head", "statistic", "document", "first", "last", "min_count", *aside.FOLDERS)
+"""The settings that pages choose. Others say how much is computed, which no link may make a visitor's machine do."""
 WIDTHS = {"column": "column, 3.25 in", "text": "text, 6.75 in"}
 
 
@@ -52,14 +54,33 @@ def put_aside() -> list[tuple[Shown, tuple[str, ...]]]:
             recording = recordings.named(asked.recording)
             recording = recording.of_phase(asked.phase) if asked.phase else recording
             against = recordings.named(asked.against) if asked.against else None
-            settings = aside.settings_of(asked)
-            shown = showing.result(recording, asked.analysis, against=against, experts=asked.experts, **settings)
+            shown = showing.answered(
+                recording, asked.analysis, _settings_of(asked), against=against, experts=asked.experts
+            )
         except WorkbenchError as error:
             st.warning(f"{plain(asked.analysis)} of {plain(asked.recording)} is left out: {plain(error)}")
             continue
         if names := tuple(name for name in asked.names if name in shown.figures or name in shown.tables):
             found.append((shown, names))
     return [*found, *aside.kept()]
+
+
+def _settings_of(asked: aside.Asked) -> tuple[str, ...]:
+    """The settings that an address says, where a page could have chosen them; another recording by its folder.
+
+    Raises:
+        AnalysisError: the analysis has no such setting, or it is one that says how much is computed.
+        RecordingError: there is no such recording.
+    """
+    _batch.parse_settings(_batch.get(asked.analysis), asked.settings)
+    pairs = [pair.partition("=")[::2] for pair in asked.settings]
+    if others := [key for key, _ in pairs if key not in CHOSEN]:
+        raise AnalysisError(
+            f"an address cannot choose {others[0]}; of settings it has {', '.join(CHOSEN)}. "
+            f"Ask by command: workbench analyze RECORDING {asked.analysis} --set {others[0]}=…"
+        )
+    named = [(key, str(recordings.named(value).path) if key in aside.FOLDERS else value) for key, value in pairs]
+    return tuple(f"{key}={value}" for key, value in named)
 
 
 def title_of(shown: Shown) -> str:

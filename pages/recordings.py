@@ -1,5 +1,6 @@
 """The recordings of the data folder: which there are, what each holds, and the one that is opened."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,24 @@ def named(name: str) -> Recording:
 
 
 def opened(name: str) -> Recording:
-    """A recording of the data folder, its manifest and row counts checked, and every digest once."""
+    """A recording of the data folder, its manifest and row counts checked, and every digest once.
+
+    Raises:
+        RecordingError: it is damaged, or was deleted meanwhile.
+    """
     folder = jobs.data_folder() / "recordings" / name
-    return _recording(str(folder), (folder / MANIFEST).stat().st_mtime_ns)
+    changed = changed_ns(folder / MANIFEST)
+    if changed is None:
+        raise RecordingError(f"the recording {name!r} is gone: it was deleted or moved meanwhile. Choose another.")
+    return _recording(str(folder), changed)
+
+
+def changed_ns(file: Path) -> int | None:
+    """When a file was changed; None where it is gone, or is a link that leads nowhere."""
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 @st.cache_resource(max_entries=8, show_spinner="Checking the recording …")
@@ -55,8 +71,8 @@ def finished() -> dict[str, dict[str, Any]]:
 def every() -> dict[str, dict[str, Any]]:
     """The manifests of all recordings, newest first; of one that cannot be read an `error`."""
     found = (jobs.data_folder() / "recordings").glob(f"*/{MANIFEST}")
-    times = sorted(((file.stat().st_mtime_ns, file.parent) for file in found), reverse=True)
-    return {folder.name: _manifest(str(folder), changed) for changed, folder in times}
+    times = [(changed, file.parent) for file in found if (changed := changed_ns(file)) is not None]
+    return {folder.name: _manifest(str(folder), changed) for changed, folder in sorted(times, reverse=True)}
 
 
 @st.cache_data(max_entries=500, show_spinner=False)
@@ -69,6 +85,22 @@ def _manifest(folder: str, changed_ns: int) -> dict[str, Any]:
     return (
         {"error": f"its manifest is damaged: it has no {missing[0]}; restore it from a copy"} if missing else manifest
     )
+
+
+def source_of(model: Mapping[str, Any]) -> str:
+    """How the weights on disk were quantized, and whether an adapter lay beside them; empty where neither was so.
+
+    Recordings that are older say nothing of either.
+    """
+    quantization, adapter = (model.get(key) for key in ("quantization", "adapter"))
+    words = []
+    if isinstance(quantization, dict) and quantization.get("method"):
+        how = "dequantized" if quantization.get("dequantized") else "not dequantized"
+        words.append(f"{str(quantization['method'])[:100]}, {how}")
+    if isinstance(adapter, dict):
+        name = str(adapter.get("file") or adapter.get("name") or "beside them")[:100]
+        words.append(f"adapter {name} {'applied' if adapter.get('applied') else 'not applied'}")
+    return "; ".join(words)
 
 
 def rows() -> list[dict[str, Any]]:
@@ -88,6 +120,7 @@ def rows() -> list[dict[str, Any]]:
                 "documents": sum(part["documents"]["rows"] for part in manifest["parts"]) if closed else None,
                 "tokens": sum(part["tokens"]["rows"] for part in manifest["parts"]) if closed else None,
                 "fields": ", ".join(manifest["fields"]),
+                "weights": source_of(manifest["model"]) or None,
                 "capture": manifest["check"].split()[0].rstrip(":") if isinstance(manifest["check"], str) else "proved",
                 "made": made[:16].replace("T", " ") + " UTC",
             }

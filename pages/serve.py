@@ -6,6 +6,8 @@
 """
 
 import contextlib
+import os
+import signal
 import sys
 import threading
 import time
@@ -17,6 +19,7 @@ from workbench.errors import WorkbenchError
 
 _HEAD_START_S = 0.5
 """Of the server, so that it answers before the imports here keep the process busy."""
+_GRACE_S = 10.0
 
 
 def _ready() -> None:
@@ -34,7 +37,20 @@ def _ready() -> None:
     ahead.outlook.begin()
 
 
+def _end_with(parent: int) -> None:
+    """Ends this process when the one that started it is gone: then its end of a pipe is closed."""
+    with contextlib.suppress(OSError):
+        os.set_inheritable(parent, False)
+        while os.read(parent, 1):
+            pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE_S)
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    if started_by := os.environ.pop("WORKBENCH_PARENT", ""):
+        threading.Thread(target=_end_with, args=(int(started_by),), daemon=True).start()
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     threading.Thread(target=_ready, daemon=True).start()
     sys.exit(main(prog_name="streamlit"))

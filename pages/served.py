@@ -5,6 +5,9 @@ from typing import Any
 import ahead
 import streamlit as st
 import troubles
+from back import Back
+from gate import Gate
+from starlette.middleware import Middleware
 from streamlit.runtime.scriptrunner.script_runner import ScriptRunner
 
 _run_script = ScriptRunner._run_script
@@ -24,4 +27,4 @@ def _unless_its_page_is_gone(runner: ScriptRunner, asked: Any) -> None:
 
 
 ScriptRunner._run_script = _unless_its_page_is_gone
-app = st.App("app.py", on_script_error=troubles.tell)
+app = st.App("app.py", middleware=[Middleware(Gate), Middleware(Back)], on_script_error=troubles.tell)

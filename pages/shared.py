@@ -3,6 +3,7 @@
 `enter` comes before a page and `write_address` after it; a page itself only asks for its choices.
 """
 
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -81,10 +82,14 @@ def choose(
 
 def choose_number(label: str, name: str, *, least: int, most: int, default: int, place: Any) -> int:
     """A whole number that stands in the address as `name`; what is out of reach is the nearest in reach."""
-    asked = _asked(name)
-    wanted = int(asked) if asked is not None and asked.isdecimal() else default
-    st.session_state[name] = min(max(wanted, least), most)
+    wanted = _whole(_asked(name))
+    st.session_state[name] = min(max(default if wanted is None else wanted, least), most)
     return int(_keep(name, place.number_input(label, least, most, key=name, on_change=_note, args=(name,))))
+
+
+def _whole(text: str | None) -> int | None:
+    """A whole number of an address; None for anything else, and for more digits than numbers here have."""
+    return int(text) if text is not None and re.fullmatch("[0-9]{1,12}", text) else None
 
 
 def opened(part: str) -> str:
@@ -179,10 +184,11 @@ def choose_document(recording: Recording) -> tuple[str, int, int | None]:
     """The document chosen in the sidebar, the first of its tokens that are shown, and the token chosen, if any."""
     document, n_tokens = choose_text(recording)
     asked = _asked("token")
-    known = asked is None or (asked.isdecimal() and int(asked) < n_tokens)
-    if not known:
+    wanted = _whole(asked)
+    at = wanted if wanted is not None and wanted < n_tokens else None
+    if asked is not None and at is None:
         _tell_unknown("Token", "token", ["0", *["…"] * 5, str(n_tokens - 1)], quiet=True)
-    st.session_state["token"] = int(asked) if asked is not None and known else None
+    st.session_state["token"] = at
     token = st.sidebar.number_input(
         "Token",
         *(0, n_tokens - 1, None),
@@ -205,8 +211,7 @@ def _note_token() -> None:
 def place() -> tuple[str, int | None]:
     """The document and the token that were chosen last, on whatever page."""
     chosen = st.session_state["chosen"]
-    token = chosen.get("token", "")
-    return chosen.get("document", ""), int(token) if token.isdecimal() else None
+    return chosen.get("document", ""), _whole(chosen.get("token"))
 
 
 def go_to_token(document: str, token: int) -> None:
@@ -245,6 +250,8 @@ def choose_recording(*, routed: bool = False) -> Recording:
         recordings.named(asked)  # says why it cannot be
     # Newest on top; the oldest unless the address says otherwise, for it is the one that stays the same.
     recording = recordings.opened(choose("Recording", "recording", names, default=names[-1]))
+    if source := recordings.source_of(recording.manifest["model"]):
+        st.sidebar.caption(f"Weights: {plain(source)}")
     if routed and not recording.moe_layers:
         _stop_without_routers(recording)
     if len(recording.phases) <= 1:  # of some imported traces none is known

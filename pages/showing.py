@@ -94,6 +94,13 @@ def result(
 ) -> Shown:
     """Runs an analysis, or finds its result, which is kept by the recordings' content, the source and the settings."""
     pairs = tuple(f"{key}={value}" for key, value in settings.items() if value is not None)
+    return answered(recording, name, pairs, against=against, experts=experts)
+
+
+def answered(
+    recording: Recording, name: str, pairs: tuple[str, ...], *, against: Recording | None = None, experts: str = "auto"
+) -> Shown:
+    """As `result`, with the settings as `key=value` texts, whatever their keys are."""
     with st.spinner(f"Computing {name.replace('_', ' ')} over {recording.n_tokens:,} tokens …"):
         found = _found(recording, name, against, experts, pairs)
     if found.missing:

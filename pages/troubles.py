@@ -25,10 +25,19 @@ def tell(error: Exception) -> bool:
     _log().error("error %s\n%s", number, "".join(traceback.format_exception(error)))
     st.error(
         f"Error {number}: something went wrong that nobody foresaw. The log of the app has it under this number "
-        "(logs/app.log in the data folder). Reload the page to go on.",
+        "(logs/app.log in the data folder). Reload the page to go on; if it comes again, start the page anew, without "
+        "what was chosen.",
         icon=":material/error:",
     )
+    st.button("Start anew", key="start-anew", on_click=_start_anew, icon=":material/restart_alt:")
     return True
+
+
+def _start_anew() -> None:
+    """Forgets what the address and this visit chose: one of it may be what the page cannot be drawn with."""
+    for name in ("chosen", "written", "kept_aside", "mapped", "found", "not_found"):
+        st.session_state.pop(name, None)
+    st.query_params.clear()
 
 
 def _log() -> logging.Logger:

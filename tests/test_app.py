@@ -1,12 +1,19 @@
 """`workbench app`: what it starts, and what it refuses."""
 
+import importlib
+import shutil
+import signal
 import socket
 import subprocess
 import sys
 
 import pytest
+import typer
+from rich.text import Text
 
-from workbench import app
+from tests.hosting import gone, until
+from tests.pages.browser import serving
+from workbench import app, cli
 from workbench.errors import HostError
 
 
@@ -60,6 +67,50 @@ def test_the_command_is_there_and_imports_neither_streamlit_nor_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--port" in done.stdout and "--data" in done.stdout
+
+
+def test_no_help_loses_words_to_markup():
+    def commands(command):
+        yield command
+        for each in getattr(command, "commands", {}).values():
+            yield from commands(each)
+
+    every = typer.Typer()
+    every.registered_commands += cli.app.registered_commands
+    for module in (*cli.COMMANDS, "workbench.app", "analyses._commands"):
+        importlib.import_module(module).register(every)
+    texts = [
+        text
+        for command in commands(typer.main.get_command(every))
+        for text in (command.help, *(getattr(each, "help", None) for each in command.params))
+        if text
+    ]
+    assert len(texts) > 100
+    for text in texts:
+        assert Text.from_markup(text).plain == text.replace("\\[", "["), "a bracket wants a backslash before it"
+
+
+# How it ends
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_however_the_command_ends_its_processes_end_with_it(tmp_path, recording, how):
+    shutil.copytree(recording.path, tmp_path / "recordings" / "shared")
+    with serving(tmp_path) as running:
+        until(running.has_model_process, "the model's process")
+        server, worker = running.server().pid, running.model_process().pid
+        running.process.send_signal(how)
+        until(lambda: gone(server) and gone(worker), "the end of the server and of the model's process")
+        assert running.process.wait(30) == (-how if how == signal.SIGKILL else 0)
+
+
+def test_a_server_that_is_killed_takes_the_models_process_with_it(tmp_path, recording):
+    shutil.copytree(recording.path, tmp_path / "recordings" / "shared")
+    with serving(tmp_path) as running:
+        until(running.has_model_process, "the model's process")
+        server, worker = running.server(), running.model_process().pid
+        server.kill()
+        until(lambda: gone(worker), "the end of the model's process")
 
 
 # Who may come in

@@ -51,6 +51,25 @@ def test_what_names_no_file_of_ours_stays_out(tmp_path):
     assert "includegraphics" not in finish(tmp_path)[0].read_text()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"figures": {"map": 5}}, {"figures": [5]}, {"figures": {"map": {"title": "t"}}}, {"sources": [5]},
+        {"sources": 5},
+        {"sources": [{"model": 5, "digest": 5}]}, {"command": ["echo"]}, {"files": 5}, {"files": [5]}, None, 5,
+    ],
+)  # fmt: skip
+def test_what_is_damaged_stays_out(tmp_path, change):
+    write(tmp_path / "one", "echo one")
+    write(tmp_path / "two", "echo two")
+    file = tmp_path / "one" / "provenance.json"
+    stated = {**json.loads(file.read_text()), **change} if isinstance(change, dict) else change
+    file.write_text(json.dumps(stated) if change is not None else "[" * 100_000)
+    paper, script = finish(tmp_path)
+    assert "{two/map}" in paper.read_text() and "{one/map}" not in paper.read_text()
+    assert script.read_text().splitlines()[-1:] == ["echo two"] and "echo one" not in script.read_text()
+
+
 def test_a_folder_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(AnalysisError, match=r"paper.tex cannot be written: .*Free the disk or choose another --out"):

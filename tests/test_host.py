@@ -309,24 +309,35 @@ def test_killed_ten_times_and_begun_again_by_another_app_a_recording_ends_whole(
     host.stop()
 
 
-def test_a_load_is_cancelled_at_once_with_its_process(data, monkeypatch):
+@pytest.mark.parametrize(
+    ("ask", "phase", "message"),
+    [
+        (lambda host: host.record(model="tiny-moe", prompt="Never loaded.", name="never"), "loading",
+         "cancelled while the model was being loaded, so its process was ended."),
+        (lambda host: host.inspect("nobody/has-this-model"), "asking",
+         "cancelled while the hub was being asked, so its process was ended."),
+    ],
+)  # fmt: skip
+def test_what_nothing_can_interrupt_is_said_at_once_and_cancelled_with_its_process(
+    data, monkeypatch, ask, phase, message
+):
     host = Host(data, cancel_grace_s=PATIENCE_S)
     events = host_worker.ModelProcess.events
 
     def stuck(self: host_worker.ModelProcess) -> Iterator[dict]:
         for event in events(self):
-            if event.get("phase") == "loading":
+            if event.get("phase") == phase:
                 os.kill(self._process.pid, signal.SIGSTOP)
             yield event
 
     monkeypatch.setattr(host_worker.ModelProcess, "events", stuck)
-    job_id = host.record(model="tiny-moe", prompt="Never loaded.", name="never")
-    until(lambda: host.job(job_id).phase == "loading", "the loading")
+    job_id = ask(host)
+    until(lambda: host.job(job_id).phase == phase, phase)
     process_id = pid(host)
     host.cancel(job_id)
     job = ended(host, job_id)
     assert (job.state, job.phase) == ("cancelled", "")
-    assert job.message.startswith("cancelled while the model was being loaded, so its process was ended.")
+    assert job.message.startswith(message)
     assert gone(process_id) and host._worker.alive
     assert "never" not in {each.name for each in host.unfinished()}
     host.stop()

@@ -71,6 +71,72 @@ def test_what_the_app_took_with_it_can_be_asked_for_again(scripted):
     assert requests(again) == []
 
 
+@pytest.mark.parametrize(
+    "events",
+    [
+        (),  # its process was killed
+        ({"event": "phase", "phase": "loading"},),
+        ({"event": "crashed", "error": "MemoryError", "out_of_memory": True, "traceback": ""},),
+        ({"event": "crashed", "error": "KeyError", "out_of_memory": False, "traceback": ""},),
+    ],
+)
+def test_a_request_whose_process_died_before_the_first_part_is_kept(scripted, monkeypatch, events):
+    monkeypatch.setattr(ScriptedProcess, "events_of_all", events)
+    job_id = scripted.record(model="tiny-moe", prompt="a long thought", name="mine", fields=("routing",), max_tokens=7)
+    running(scripted, job_id).let()
+    job = ended(scripted, job_id)
+    assert (job.state, job.crashed) == ("failed", True)
+    (kept,) = scripted.unfinished()
+    assert kept.arguments["prompt"] == "a long thought" and kept.arguments["max_tokens"] == 7
+    monkeypatch.undo()
+    monkeypatch.setattr(host_queue, "ModelProcess", ScriptedProcess)
+    again = scripted.resume("mine")
+    running(scripted, again).let()
+    assert ended(scripted, again).state == "done" and scripted.unfinished() == []
+
+
+def test_what_was_refused_with_a_sentence_is_not_kept(scripted, monkeypatch):
+    monkeypatch.setattr(ScriptedProcess, "events_of_all", ({"event": "ended", "state": "failed", "message": "No."},))
+    job_id = scripted.record(model="tiny-moe", prompt="a", name="mine")
+    running(scripted, job_id).let()
+    assert not ended(scripted, job_id).crashed and scripted.unfinished() == []
+
+
+GOOD = {
+    "title": "t", "owner": "",
+    "arguments": {"model": "tiny-moe", "corpus": None, "prompt": "a", "fields": ["routing"], "max_tokens": None,
+                  "parent": None, "check": True},
+}  # fmt: skip
+
+
+def changed(**arguments):
+    return json.dumps({**GOOD, "arguments": {**GOOD["arguments"], **arguments}})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{", "[]", "5", "null", '"x"', "[" * 100_000, '{"title": "t"}', json.dumps({**GOOD, "title": 5}),
+        json.dumps({**GOOD, "owner": ["ada"]}), json.dumps({**GOOD, "arguments": []}),
+        json.dumps({**GOOD, "arguments": "x"}),
+        changed(fields="routing"), changed(fields=[5]), changed(fields=None), changed(model=None), changed(prompt=7),
+        changed(max_tokens="7"), changed(max_tokens=True), changed(check=1), changed(more=1), changed(parent={}),
+        json.dumps({**GOOD, "arguments": {"model": "tiny-moe"}}), changed(prompt="x" * 2**20),
+    ],
+)  # fmt: skip
+def test_a_damaged_request_is_passed_over(tmp_path, text):
+    (tmp_path / "requests").mkdir()
+    (tmp_path / "requests" / "good.json").write_text(json.dumps(GOOD))
+    (tmp_path / "requests" / "bad.json").write_text(text)
+    (tmp_path / "requests" / "binary.json").write_bytes(b"\xff\xfe{")
+    (tmp_path / "requests" / "folder.json").mkdir()
+    os.mkfifo(tmp_path / "requests" / "pipe.json")
+    for name in ("a b", ".hidden", "x" * 130, "new\nline", "é"):
+        (tmp_path / "requests" / f"{name}.json").write_text(json.dumps(GOOD))
+    assert [each.name for each in unfinished(tmp_path)] == ["good"]
+    assert [each.name for each in Host(tmp_path).unfinished()] == ["good"]
+
+
 def test_another_visitors_request_is_neither_resumed_nor_forgotten(scripted):
     scripted.record(model="tiny-moe", prompt="mine", name="mine", owner="ada")
     scripted.stop()

@@ -9,7 +9,7 @@ from tests.hosting import ScriptedProcess, ended, running
 from workbench import host_queue, host_rules
 from workbench.errors import CorpusError, HostError
 from workbench.host import Host
-from workbench.host_rules import Allowance, Limits, Rules, checked_upload, rules_from_json, rules_to_json
+from workbench.host_rules import Allowance, Limits, Rules, checked_upload, is_hub_id, rules_from_json, rules_to_json
 
 LIMITS = Limits(jobs=2, jobs_per_minute=4, upload_bytes_per_hour=100, tokens_per_job=50)
 
@@ -253,3 +253,19 @@ def test_uploads_are_kept_up_to_a_bound(tmp_path, monkeypatch):
     monkeypatch.setattr(host, "_UPLOAD_BYTES", 40)
     kept = [Path(Host(tmp_path).keep_upload("a.jsonl", line(text=f"text {n}"))) for n in range(4)]
     assert [file.is_file() for file in kept] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen1.5-MoE-A2.7B", "a/b@main", "a/b@refs/pr/1"])
+def test_a_hub_id_is_one_that_the_hub_may_be_asked_for(name):
+    assert is_hub_id(name)
+
+
+@pytest.mark.parametrize("name", ["tiny-moe", "tiny-moe@step-0", "qwen2-57b-a14b", "/tmp", "a/b/c", "../a", ""])
+def test_what_is_here_is_no_hub_id(name):
+    assert not is_hub_id(name)
+
+
+def test_a_folder_that_is_named_like_a_hub_id_is_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert not is_hub_id("a/b")

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,9 +27,11 @@ FLAGS = (
     "--server.address=127.0.0.1",
     "--server.allowedHosts=localhost",
     "--server.allowedHosts=127.0.0.1",
+    "--server.allowedHosts=::1",
     "--server.enableCORS=true",
     "--server.enableXsrfProtection=true",
     "--server.maxUploadSize=20",
+    "--server.maxWidgetStateSize=4",  # of what a page sends: a session keeps it, whoever it is
     "--server.fileWatcherType=none",
     "--server.headless=true",
     "--server.showEmailPrompt=false",
@@ -61,13 +63,16 @@ def start(
     ] = None,
     corpora: Annotated[list[Path] | None, typer.Option(help="folder below which corpora may lie; repeatable")] = None,
     hub: Annotated[
-        bool | None, typer.Option(help="fetch models from the hub; else take what its cache has [no, where shared]")
+        bool | None,
+        typer.Option(help="fetch models from the hub; else take what its cache has; off where shared, unless given"),
     ] = None,
     shared: Annotated[bool, typer.Option("--shared", help="for several people, who sign in")] = False,
     proxy_header: Annotated[
         str | None, typer.Option(help="with --shared: the header in which the reverse proxy names the visitor")
     ] = None,
-    secrets: Annotated[Path | None, typer.Option(help="with --shared: TOML with [auth], as st.login wants it")] = None,
+    secrets: Annotated[
+        Path | None, typer.Option(help=r"with --shared: TOML with \[auth], as st.login wants it")
+    ] = None,
     host_name: Annotated[str | None, typer.Option(help="under which the reverse proxy is reached")] = None,
     visitor_jobs: Annotated[int, typer.Option(help="with --shared: of one visitor, at once")] = _LIMITS.jobs,
     visitor_rate: Annotated[
@@ -91,13 +96,27 @@ def start(
         raise HostError(
             f"--data {data} cannot be made ({error.strerror}); name a folder that can be written."
         ) from error
-    told = {"WORKBENCH_DATA": str(data.resolve()), "WORKBENCH_RULES": rules_to_json(rules)}
-    told["WORKBENCH_PROXY_HEADER"] = proxy_header or ""
-    with subprocess.Popen([*command(port), *more], env={**os.environ, **told}) as server:
-        signal.signal(signal.SIGTERM, lambda *_: server.terminate())
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches the server too, which ends itself
-        status = server.wait()
-    raise typer.Exit(max(status, 0))
+    settings = {"WORKBENCH_DATA": str(data.resolve()), "WORKBENCH_RULES": rules_to_json(rules)}
+    settings["WORKBENCH_PROXY_HEADER"] = proxy_header or ""
+    raise typer.Exit(_serve([*command(port), *more], settings))
+
+
+def _serve(command: Sequence[str], settings: Mapping[str, str]) -> int:
+    """Runs the server until it ends or this process does, however it does: the exit status.
+
+    The server holds the reading end of a pipe whose other end is here alone. When it is read to its end, this process
+    is gone, killed perhaps, and the server ends (`pages/serve.py`), and with it the model's process.
+    """
+    reading, writing = os.pipe()
+    env = {**os.environ, **settings, "WORKBENCH_PARENT": str(reading)}
+    try:
+        with subprocess.Popen(command, env=env, pass_fds=(reading,)) as server:
+            for interruption in (signal.SIGTERM, signal.SIGINT):  # of a Ctrl-C the server may know already
+                signal.signal(interruption, lambda *_: server.terminate())
+            return max(server.wait(), 0)
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 def command(port: int) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from workbench import latex
-from workbench.export import is_name, put
+from workbench.export import is_name, put, utf8
 from workbench.json_file import read_object
 
 _PROVENANCE = "provenance.json"
@@ -28,7 +28,7 @@ def finish(folder: Path) -> list[Path]:
     script = "\n".join(("#!/usr/bin/env bash", "set -euo pipefail", "", *commands, ""))
     files = {"paper.tex": (latex.document(sections), 0o666), "reproduce.sh": (script, 0o755)}
     for name, (text, mode) in files.items():
-        put(folder / name, text.encode(), mode=mode)
+        put(folder / name, utf8(text), mode=mode)
     return [folder / name for name in files]
 
 
@@ -40,10 +40,10 @@ def _sections(folder: Path) -> Iterator[latex.Section]:
             tables = {name: (file.parent / name).read_text(encoding="utf-8") for name in names}
             found = latex.Section(file.parent.name, stated, tables)
             named = all(map(is_name, (file.parent.name, *stated["files"], *stated["figures"])))
-            _ = stated["command"], stated["sources"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # a folder that is somebody else's
-        if named:
+            sound = isinstance(stated["command"], str) and bool(latex.document([found]))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            continue  # a folder that is somebody else's, or damaged
+        if named and sound:
             yield found
 
 

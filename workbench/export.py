@@ -28,6 +28,7 @@ from workbench.figures.paper import paper, save
 from workbench.figures.spec import Figure
 from workbench.figures.theme import Width, printable
 from workbench.json_file import read_object
+from workbench.sheet import csv_text
 
 OURS = ("provenance.json", "reproduce.sh", "paper.tex")
 _PACKAGES = ("moe-workbench", "torch", "transformers", "nnsight", "numpy", "scipy", "pandas", "matplotlib")
@@ -146,8 +147,13 @@ def write_result(
         digests = {file.name: "sha256:" + hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
         stated = {**provenance.as_dict(), "figures": words, "files": digests}
         files.append(draft / "provenance.json")
-        _write(files[-1], (json.dumps(stated, ensure_ascii=False, indent=2) + "\n").encode())
+        _write(files[-1], utf8(json.dumps(stated, ensure_ascii=False, indent=2) + "\n"))
     return [folder / file.name for file in files]
+
+
+def utf8(text: str) -> bytes:
+    """A text as bytes; half a letter, which no file can hold, becomes its escape, which JSON reads back."""
+    return text.encode("utf-8", errors="backslashreplace")
 
 
 def put(path: Path, content: bytes, *, mode: int = 0o666) -> None:
@@ -315,8 +321,8 @@ def _drawn(
 def write_table(table: pd.DataFrame, stem: Path, *, provenance: Provenance, caption: str, label: str) -> list[Path]:
     r"""Writes `stem`.csv with every digit, and `stem`.tex rounded for reading.
 
-    The LaTeX table uses booktabs; over 60 rows it is a longtable, which breaks over pages. In the CSV a text that
-    a spreadsheet would run as a formula begins with an apostrophe.
+    The LaTeX table uses booktabs; over 60 rows it is a longtable, which breaks over pages. In the CSV no text can be
+    read as a formula or as the end of a row (`workbench.sheet`).
 
     Args:
         table: What to write; its index is not written.
@@ -329,17 +335,8 @@ def write_table(table: pd.DataFrame, stem: Path, *, provenance: Provenance, capt
         The two files.
     """
     written = latex.table(table, provenance=provenance.as_dict(), caption=caption, label=label)
-    texts = {".csv": _csv(table), ".tex": written}
+    texts = {".csv": csv_text(table), ".tex": written}
     files = [stem.with_name(stem.name + ending) for ending in texts]
     for file, text in zip(files, texts.values(), strict=True):
-        _write(file, text.encode("utf-8", errors="backslashreplace"))
+        _write(file, utf8(text))
     return files
-
-
-def _csv(table: pd.DataFrame) -> str:
-    safe = table.map(_no_formula).rename(columns=_no_formula)
-    return safe.to_csv(index=False, lineterminator="\n")
-
-
-def _no_formula(cell: object) -> object:
-    return "'" + cell if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell

@@ -23,7 +23,6 @@ from workbench.recording import file_digest, json_digest
 from workbench.recording_schema import FIELDS
 from workbench.recording_writer import write_whole
 
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,119}")  # no leading dot: `..` names another folder
 LONGEST_PROFILE_S = 600.0
 _UPLOAD_BYTES = 4 * 2**30  # kept of uploads, those last used
 
@@ -101,7 +100,7 @@ class Host(Queue):
             identity = [model, what, content, [kept for kept in FIELDS if kept in fields], max_tokens, check]
             identity += [] if parent is None else [parent]
             name = f"{_slug(model)}-{what}-{json_digest(identity)[:12]}"
-        if not _NAME.fullmatch(name):
+        if not host_kept.NAME.fullmatch(name):
             raise HostError(
                 f"name is {name[:130]!r}; up to 120 letters, digits, '.', '_' and '-' were wanted, no '.' first."
             )

@@ -6,6 +6,7 @@ finished: a recording that was stopped with the app, or never begun, can be aske
 
 import contextlib
 import json
+import re
 import secrets
 import shutil
 from dataclasses import dataclass, field
@@ -17,7 +18,18 @@ from workbench.recording import read_manifest
 from workbench.recording_schema import MANIFEST
 from workbench.recording_writer import locked
 
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,119}")  # of a recording; no leading dot: `..` names another folder
 _LOG_BYTES = 10 * 2**20
+_REQUEST_BYTES = 2**20  # a prompt has 20,000 characters at most
+_ARGUMENTS = {
+    "model": str,
+    "corpus": str | None,
+    "prompt": str | None,
+    "fields": list,
+    "max_tokens": int | None,
+    "parent": str | None,
+    "check": bool,
+}
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,7 @@ def drop_request(data: Path, name: str, *, also_begun: bool) -> None:
 def unfinished(data: Path) -> list[Unfinished]:
     """The recordings of a data folder that are not finished, by name; what cannot be read is passed over."""
     names = {file.parent.name for file in (data / "recordings").glob(f"*/{MANIFEST}")}
-    names |= {file.stem for file in (data / "requests").glob("*.json")}
+    names |= {file.stem for file in (data / "requests").glob("*.json") if NAME.fullmatch(file.stem)}
     found = (_unfinished(data, name) for name in sorted(names))
     return [each for each in found if each is not None]
 
@@ -84,21 +96,38 @@ def _unfinished(data: Path, name: str) -> Unfinished | None:
     manifest: dict[str, Any] = {}
     with contextlib.suppress(RecordingError):
         manifest = read_manifest(folder)
-    asked: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):
-        asked = json.loads(_request_file(data, name).read_text(encoding="utf-8"))
-    if manifest.get("status") == "closed" or not (manifest or asked):
+    known = _request(_request_file(data, name))
+    if manifest.get("status") == "closed" or not (manifest or known):
         return None
     parts = len(list((folder / "documents").glob("part-*.parquet")))
     try:
-        if asked:
-            known = {"title": asked["title"], "owner": asked["owner"], "arguments": dict(asked["arguments"])}
-        else:
+        if not known:
             title = f"{manifest['identity']['model']} · {manifest['corpus']['name']}"
-            known = {"title": title, "command": manifest["environment"]["command"]}
+            known = {"title": title, "command": str(manifest["environment"]["command"])}
         return Unfinished(name, parts=parts, of_parts=int(manifest.get("shards", 0)), **known)
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def _request(file: Path) -> dict[str, Any]:
+    """What was asked for, as `keep_request` wrote it; nothing where the file is damaged or somebody else's."""
+    try:
+        if not file.is_file() or file.stat().st_size > _REQUEST_BYTES:
+            return {}
+        asked = json.loads(file.read_text(encoding="utf-8"))
+        arguments = asked["arguments"]
+        known = {"title": asked["title"], "owner": asked["owner"], "arguments": arguments}
+        sound = (
+            isinstance(asked["title"], str) and isinstance(asked["owner"], str) and arguments.keys() == set(_ARGUMENTS)
+        )
+        sound = sound and all(_is_of(arguments[key], kind) for key, kind in _ARGUMENTS.items())
+        return known if sound and all(isinstance(each, str) for each in arguments["fields"]) else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def _is_of(value: object, kind: Any) -> bool:
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _request_file(data: Path, name: str) -> Path:

@@ -24,6 +24,7 @@ ENDED_JOBS_KEPT = 200
 LONGEST_QUEUE = 1000
 _ENDED = ("done", "failed", "cancelled")
 _MAP_BYTES = 2**30  # kept of maps, those last used
+_NOT_TO_BE_INTERRUPTED = {"loading": "the model was being loaded", "asking": "the hub was being asked"}
 _GOES_ON = "What is on disk is whole: ask the same again, and it goes on where it stopped."
 
 
@@ -39,7 +40,7 @@ class Job:
         name: Of the recording that it makes; empty where it makes none.
         state: `queued`, `running`, `done`, `failed` or `cancelled`.
         phase: Of a running job: empty while the process starts, `loading`, `proving`, `recording`,
-            `looking` or `measuring`.
+            `looking`, `asking` the hub, or `measuring`.
         place: In the queue, 1 is next; 0 when it runs or has ended.
         done_tokens: Tokens on disk or on their way there; of a `profile` its steps.
         total_tokens: Tokens in all; 0 until it is known, and for `inspect`.
@@ -48,6 +49,7 @@ class Job:
         load_s: Seconds that loading the model took; None where it was in memory, or is not yet.
         run_s: Seconds from there to the end of the job; None until then.
         message: Of a failed or cancelled job: what happened, and the next step.
+        crashed: Whether it failed because its process did, which says nothing against what was asked.
         result: Of a job that is done: `recording`, a path; or `topology`, `forecast` and `check`.
         submitted: When, ISO 8601.
     """
@@ -67,6 +69,7 @@ class Job:
     load_s: float | None = None
     run_s: float | None = None
     message: str = ""
+    crashed: bool = False
     result: dict[str, Any] = field(default_factory=dict)
     submitted: str = ""
 
@@ -135,7 +138,8 @@ class Queue:
         """Cancels a job; one that has ended stays as it is.
 
         A queued one is taken out. A running one ends before its next batch, or with its process after the grace; where
-        the model is still being loaded, which nothing can interrupt, with its process at once.
+        the model is still being loaded or the hub is being asked, which nothing can interrupt, with its process at
+        once.
 
         Raises:
             HostError: no such job, or another visitor's.
@@ -148,7 +152,7 @@ class Queue:
                 self._withdraw(job_id, "cancelled before it began; nothing was written. Ask again to start it.")
             if job.state != "running" or self._killer is not None:
                 return
-            grace_s = 0.0 if job.phase == "loading" else self._grace_s
+            grace_s = 0.0 if job.phase in _NOT_TO_BE_INTERRUPTED else self._grace_s
             self._killer = threading.Timer(grace_s, self._kill, args=(job_id,))
             self._killer.daemon = True
             self._killer.start()
@@ -250,7 +254,7 @@ class Queue:
                     self._killer = None
                 self._running, job = None, self._jobs[job_id]
                 with contextlib.suppress(OSError):
-                    self._tidy(job, end["state"])  # before anyone can see the end, and ask for the same name again
+                    self._tidy(replace(job, **end))  # before anyone can see the end, and ask for the same name again
                 self._settle(job_id, **end)
             self._unload_if_idle()
 
@@ -264,10 +268,13 @@ class Queue:
             self._update(job_id, state="running")
             return job_id, self._requests.pop(job_id)
 
-    def _tidy(self, job: Job, state: str) -> None:
-        """At a job's end: a request that is done is forgotten, and what only makes a second time quicker is bounded."""
-        if job.name and not self._stopped:
-            host_kept.drop_request(self.data, job.name, also_begun=state == "done")
+    def _tidy(self, job: Job) -> None:
+        """At a job's end: a request that is done is forgotten, and what only makes a second time quicker is bounded.
+
+        A request whose process died is kept, with its prompt, however little of it was done.
+        """
+        if job.name and not self._stopped and not job.crashed:
+            host_kept.drop_request(self.data, job.name, also_begun=job.state == "done")
         if job.kind == "attention":
             host_kept.trim(self.data / "maps", _MAP_BYTES)
         self._log_file("worker.log")
@@ -305,8 +312,8 @@ class Queue:
         """What a job is whose process ended under it, by our hand or another's."""
         if self._stopped:
             return {"state": "cancelled", "message": f"stopped with the app. {_GOES_ON}"}
-        if self._killer is not None and self._jobs[job_id].phase == "loading":
-            told = f"cancelled while the model was being loaded, so its process was ended. {_GOES_ON}"
+        if self._killer is not None and (what := _NOT_TO_BE_INTERRUPTED.get(self._jobs[job_id].phase)):
+            told = f"cancelled while {what}, so its process was ended. {_GOES_ON}"
             return {"state": "cancelled", "message": told}
         if self._killer is not None:
             told = f"cancelled: the model did not stop within {self._grace_s:g} s, so its process was ended. {_GOES_ON}"
@@ -320,6 +327,7 @@ class Queue:
             log.write(f"{_now()} job {job_id}: {what}\n{details}\n")
         return {
             "state": "failed",
+            "crashed": True,
             "message": f"{what}, and the model was released. {_GOES_ON} If memory was short, free some or take a "
             f"smaller model; the details are in the data folder's logs/host.log under {job_id}.",
         }

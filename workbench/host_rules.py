@@ -141,6 +141,11 @@ class Rules:
         return sorted(str(file) for file in files if file.suffix in _CORPORA and file.is_file())[:_LISTED]
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a name that was let in is one that the hub may be asked for: no folder, nothing that is bundled."""
+    return bool(_HUB_ID.fullmatch(name)) and not Path(name).is_dir() and name.partition("@")[0] not in bundled_models()
+
+
 def _lies_below(folder: Path, roots: list[Path]) -> bool:
     """Whether a folder and every file in it lie below the roots, links followed."""
     places = [place.resolve() for place in (folder, *folder.iterdir())]

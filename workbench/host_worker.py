@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from workbench.corpus import Corpus
 from workbench.errors import Cancelled, WorkbenchError
+from workbench.host_rules import is_hub_id
 
 if TYPE_CHECKING:
     from workbench.capture.record import Progress
@@ -161,21 +162,23 @@ class Owner:
         from workbench.models.check import check_capture
         from workbench.models.loading import inspect_topology, memory_forecast
 
-        self._send("phase", phase="looking")
+        self._send("phase", phase="asking" if is_hub_id(request["model"]) else "looking")
         topology, forecast = inspect_topology(request["model"]), memory_forecast(request["model"])
         if self._model is not None and self._model.device.type == forecast.device:
             # It is in memory already, or will be released before another is loaded.
             held = sum(p.numel() * p.element_size() for p in self._model.module.parameters())
             forecast = replace(forecast, free_bytes=forecast.free_bytes + held)
-        found = {
+        found: dict[str, Any] = {
             "topology": topology.to_json(),
             "forecast": {**asdict(forecast), "needed_bytes": forecast.needed_bytes, "fits": forecast.fits},
             "check": None,
+            "remarks": [],
         }
         if request["check"]:
             model = self._load(request)
             self._send("phase", phase="proving")
             found["check"] = asdict(check_capture(model))
+            found["remarks"] = model.checkpoint.remarks() if model.checkpoint is not None else []
         return found
 
     def _attention(self, request: Request) -> dict[str, Any]:

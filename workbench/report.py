@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.figures.spec import Figure
+from workbench.figures.theme import printable
 from workbench.recording_writer import write_whole
 
 
@@ -97,4 +98,5 @@ def _section(section: Section, folder: Path) -> str:
 
 
 def _text(value: object) -> str:
-    return html.escape(str(value), quote=True)
+    """Letters, with what is invisible made visible; line breaks stay, for HTML takes them for blanks."""
+    return html.escape("\n".join(map(printable, str(value).split("\n"))), quote=True)

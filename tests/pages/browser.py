@@ -39,14 +39,26 @@ class App:
 
     def server(self) -> psutil.Process:
         """The process that draws the pages."""
-        return next(p for p in self._children() if "serve.py" in " ".join(p.cmdline()))
+        return next(p for p in self.children() if "serve.py" in _command(p))
 
     def model_process(self) -> psutil.Process:
         """The process that owns the model."""
-        return next(p for p in self._children() if "workbench.host_worker" in " ".join(p.cmdline()))
+        return next(p for p in self.children() if "workbench.host_worker" in _command(p))
 
-    def _children(self) -> list[psutil.Process]:
+    def has_model_process(self) -> bool:
+        """Whether it has been started."""
+        return any("workbench.host_worker" in _command(p) for p in self.children())
+
+    def children(self) -> list[psutil.Process]:
+        """All processes below the command's."""
         return psutil.Process(self.process.pid).children(recursive=True)
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return ""
 
 
 @contextmanager

@@ -181,9 +181,41 @@ def test_what_is_chosen_on_one_page_holds_on_the_others(visitor):
         assert name == "Models" or "layer=0" in visitor.address()
     assert all(part in visitor.address() for part in ("recording=shared", "document=d7", "token=3"))
     visitor.page.go_back()
-    visitor.page.go_back()
     visitor.settle()
     assert visitor.address().startswith("/?model")  # Back leads out of a page, not in circles
+
+
+def test_one_press_of_back_is_one_page_or_one_choice(visitor):
+    """Also where a link says some of the choices of the page that it leads to, and where the visitor chose there."""
+    visitor.open("/tokens?token=3&layer=0")
+    before = visitor.page.evaluate("history.length")
+    visitor.go("Load balance")
+    visitor.go("Utilization")
+    visitor.choose("Expert", "4")
+    assert "expert=4" in visitor.address()
+    visitor.go("Export")
+    assert visitor.page.evaluate("history.length") == before + 4, "three pages and one choice"
+    addresses = [visitor.address()]
+    for _ in range(4):
+        visitor.page.go_back()
+        visitor.settle()
+        addresses.append(visitor.address())
+    assert [each.partition("?")[0] for each in addresses] == [
+        "/export", "/utilization", "/utilization", "/load_balance", "/tokens",
+    ]  # fmt: skip
+    assert "expert=4" in addresses[1] and "expert=" not in addresses[2]
+    assert visitor.page.get_by_role("heading", name="Tokens").is_visible()
+    assert "token=3" in addresses[4] and "document=" in addresses[4], "and each says all that was chosen"
+    visitor.page.go_forward()
+    visitor.settle()
+    assert visitor.address() == addresses[3]
+    visitor.open("/tokens?token=3&layer=0")
+    visitor.page.get_by_role("link", name="L2 E").click()
+    visitor.settle()
+    assert "/utilization" in visitor.address() and "least=" in visitor.address()
+    visitor.page.go_back()
+    visitor.settle()
+    assert visitor.address().startswith("/tokens?")
 
 
 @pytest.mark.parametrize(

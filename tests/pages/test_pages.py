@@ -21,6 +21,7 @@ from streamlit.testing.v1 import AppTest
 from analyses import _batch
 from tests.efficiency.conftest import measurement  # noqa: F401  the fixture
 from tests.hostile import HOSTILE
+from workbench.errors import RecordingError
 from workbench.host import Host
 from workbench.recording import recording_digest
 from workbench.recording_schema import FIELDS
@@ -33,16 +34,18 @@ HELPERS = (
         "ahead",
         "app",
         "aside",
+        "back",
         "drawing",
         "experts",
         "foreseen",
+        "gate",
         "jobs",
         "jumping",
         "kept",
         "mapping",
         "measuring",
     ),
-    *("printing", "recordings", "serve", "served", "shared", "showing", "troubles"),
+    *("printing", "recordings", "serve", "served", "shared", "showing", "troubles", "uploads"),
 )
 NAMES = sorted(file.stem for file in PAGES.glob("*.py") if file.stem not in HELPERS)
 EXPLORING = ("attention", "tokens", "utilization", "load_balance", "specialization", "structure")
@@ -84,6 +87,55 @@ def opened(app: AppTest, page: str, **address: str) -> AppTest:
 
 def said(app: AppTest) -> str:
     return " ".join(element.value for kind in (app.error, app.warning, app.info) for element in kind).replace("\\", "")
+
+
+def test_a_recording_that_goes_while_pages_look_at_it_is_a_sentence(app, data):
+    (data / "recordings" / "gone").mkdir()
+    (data / "recordings" / "gone" / "manifest.json").symlink_to("nowhere")
+    try:
+        for page in ("record", "tokens", "efficiency"):
+            opened(app, page)
+            assert not app.exception and app.title, said(app)
+    finally:
+        shutil.rmtree(data / "recordings" / "gone")
+    with pytest.raises(RecordingError, match="the recording 'gone' is gone: it was deleted or moved meanwhile"):
+        sys.modules["recordings"].opened("gone")
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({}, ""),
+        ({"quantization": None, "adapter": None}, ""),
+        ({"quantization": {"method": "mxfp4", "dequantized": True, "tensors": 3}}, "mxfp4, dequantized"),
+        ({"adapter": {"file": "adapter_model.safetensors", "applied": False}},
+         "adapter adapter_model.safetensors not applied"),
+        ({"quantization": {"method": "fp8", "dequantized": True}, "adapter": {"name": "a", "applied": False}},
+         "fp8, dequantized; adapter a not applied"),
+        ({"quantization": "fp8", "adapter": ["a"]}, ""),
+    ],
+)  # fmt: skip
+def test_what_the_weights_came_from_is_said(app, model, words):
+    app.run()
+    assert sys.modules["recordings"].source_of(model) == words
+
+
+def test_a_recording_of_a_quantized_source_says_so_where_it_is_chosen_and_listed(app, data):
+    folder = data / "recordings" / "fp8"
+    shutil.copytree(data / "recordings" / "shared", folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["model"]["quantization"] = {"method": "fp8", "dequantized": True, "tensors": 12, "note": "weights alone"}
+    manifest["digest"] = recording_digest(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    try:
+        opened(app, "tokens", recording="fp8")
+        assert not app.exception and not app.error, said(app)
+        assert [each.value for each in app.sidebar.caption] == [r"Weights: fp8\, dequantized"]
+        app.switch_page("record.py").run()
+        rows = app.dataframe[0].value.set_index("recording")
+        assert rows.loc["fp8", "weights"] == "fp8, dequantized" and not isinstance(rows.loc["shared", "weights"], str)
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_all_pages_are_known():
