@@ -22,7 +22,9 @@ from workbench.capture.record import record
 from workbench.capture.reduce import router_scores
 from workbench.corpus import Corpus, Document
 from workbench.errors import CaptureError, ModelError
-from workbench.models.check import _Proof
+from workbench.models.check import _sample
+from workbench.models.check_company import padded
+from workbench.models.check_router import RouterProofs
 from workbench.models.expert_weights import neuron_parts
 from workbench.models.families import FAMILIES as ROWS
 from workbench.models.topology import topology
@@ -134,7 +136,7 @@ NOT_LOGITS = ("gemma4_text",)
 
 def contributions_by_another_implementation(model, trace, recording, mask_BS):
     """Slot by slot, with its weight, by the implementation that did not run."""
-    proof = _Proof(model)
+    proof = RouterProofs(model, *padded(_sample(model), model.device))
     for router, capture in zip(model.topology.routers, trace.routers, strict=True):
         _, rebuild = proof.other_implementation(router)
         if router.way == "scores":

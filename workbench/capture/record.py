@@ -14,16 +14,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from workbench.capture.encode import encode
 from workbench.capture.experts import ExpertTracer
+from workbench.capture.failures import forward_errors, out_of_memory
 from workbench.capture.generate import Generation
 from workbench.capture.heads import attention_facts
 from workbench.capture.hooks import Tracer
 from workbench.capture.manifest import manifest_of
-from workbench.capture.plan import Batch, Plan, make_plan
+from workbench.capture.plan import Batch, Plan, make_plan, rows_to_prove
 from workbench.capture.rows import RowRunner
 from workbench.capture.vocabulary import vocabulary_table
 from workbench.corpus import Corpus
-from workbench.errors import Cancelled, CorpusError, RecordingError
+from workbench.errors import Cancelled, RecordingError
+from workbench.models.borders import Borders, length_borders
 from workbench.models.check import CheckReport, check_capture
 from workbench.models.expert_weights import check_parent, expert_weights
 from workbench.models.loading import Model, weights_digest
@@ -32,6 +35,7 @@ from workbench.recording_schema import FIELDS, part_name
 from workbench.recording_writer import RecordingWriter
 
 DEFAULT_FIELDS = ("routing", "logprob")
+SKIPPED = "skipped (--no-check)"
 
 
 @dataclass(frozen=True)
@@ -97,16 +101,20 @@ def record(
     fields = _checked_fields(fields, generation)
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.read(corpus)
     out = Path(out)
-    encoded = _encode(corpus, model)
+    room, borders = _room(model, generation), length_borders(model.module)
+    encoded = encode(corpus, model, limit=min(max(batch_tokens, 1), room or batch_tokens))
     plan = make_plan(
-        [len(ids) for ids in encoded],
+        encoded.lengths,
         [document.domain for document in corpus.documents],
         batch_tokens=batch_tokens,
         shard_tokens=shard_tokens,
-        context=_room(model, generation),
+        context=room,
         max_tokens=max_tokens,
         one_length=generation is not None,
+        borders=borders,
     )
+    if generation is not None:
+        _refuse_crossing(model, plan, borders, generation)
     if parent is not None:
         _check_parent(model, parent, fields)
     settings: dict[str, Any] = {"max_tokens": max_tokens, "batch_tokens": batch_tokens, "shard_tokens": shard_tokens}
@@ -118,21 +126,29 @@ def record(
             "revision": parent.revision,
             "weights": weights_digest(parent.module),
         }
-    manifest = manifest_of(model, corpus, plan, fields=fields, settings=settings)
+    manifest = manifest_of(
+        model, corpus, plan, fields=fields, settings=settings, borders=borders, n_marked=encoded.n_marked
+    )
     _refuse_before_proof(out)
-    manifest["check"] = check_capture(model).to_json() if check else "skipped (--no-check)"
-    if "attention" in fields:
-        manifest["attention"] = attention_facts(model)
-    tracer = ExpertTracer(model) if "experts" in fields else Tracer(model.module, model.topology)
-    if isinstance(tracer, ExpertTracer):
-        manifest["experts_check"] = tracer.report.to_json()
+    manifest["check"] = SKIPPED
+    if check:
+        together = [
+            [encoded.ids[row.document][: row.n_tokens] for row in rows] for rows in rows_to_prove(plan, borders)
+        ]
+        manifest["check"] = check_capture(model, batches=together).to_json()
+    with forward_errors(model.name, "the proof of the fields asked for"):
+        if "attention" in fields:
+            manifest["attention"] = attention_facts(model)
+        tracer = ExpertTracer(model) if "experts" in fields else Tracer(model.module, model.topology)
+        if isinstance(tracer, ExpertTracer):
+            manifest["experts_check"] = tracer.report.to_json()
     with RecordingWriter(out, manifest, topology=model.topology, fields=fields, n_shards=len(plan.shards)) as writer:
         if not writer.closed:
             rows = RowRunner(
                 model,
                 tracer,
                 corpus,
-                encoded=encoded,
+                encoded=encoded.ids,
                 fields=fields,
                 attention_layers=writer.manifest.get("attention", {}).get("layers", []),
                 generation=generation,
@@ -182,35 +198,26 @@ def _room(model: Model, generation: Generation | None) -> int | None:
     return context - generation.new_tokens
 
 
+def _refuse_crossing(model: Model, plan: Plan, borders: Borders, generation: Generation) -> None:
+    """What is kept of a text was turned by the rule of short ones, and would be read by the rule of long ones."""
+    given = [row.n_tokens for batch in plan.batches for row in batch.rows]
+    for switch in borders.switches:
+        crossing = sum(n <= switch < n + generation.new_tokens for n in given)
+        if crossing:
+            raise RecordingError(
+                f"{model.name} turns positions by other factors in texts of more than {switch:,} tokens (longrope), and "
+                f"{crossing} of {len(given)} documents would pass that length while {generation.new_tokens} tokens are "
+                "written behind them: the keys kept of the given text would be wrong from there on. Ask for fewer new "
+                "tokens, or leave those documents out."
+            )
+
+
 def _refuse_before_proof(out: Path) -> None:
     parent = out.absolute().parent
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir():
         raise RecordingError(f"{out} cannot be made: {parent} is a file. Name another --out.")
-
-
-def _encode(corpus: Corpus, model: Model) -> list[list[int]]:
-    encoded: list[list[int]] = []
-    for number, document in enumerate(corpus.documents):
-        if document.token_ids is not None:
-            ids = list(document.token_ids)
-        elif model.tokenizer is None:
-            raise CorpusError(
-                f"{corpus.name}: document {document.id!r} is text, but {model.name} has no tokenizer. "
-                "Give 'token_ids' instead of 'text', or put the tokenizer's files beside the weights."
-            )
-        else:
-            ids = model.tokenizer(document.text, verbose=False)["input_ids"]
-        if not ids:
-            raise CorpusError(f"{corpus.name}: document {document.id!r} (number {number}) has no tokens; take it out.")
-        if not 0 <= min(ids) <= max(ids) < model.topology.vocabulary:
-            raise CorpusError(
-                f"{corpus.name}: document {document.id!r} has token ids from {min(ids)} to {max(ids)}; "
-                f"{model.name} knows 0 to {model.topology.vocabulary - 1}. Was it tokenized for another model?"
-            )
-        encoded.append(ids)
-    return encoded
 
 
 class _Run:
@@ -274,11 +281,14 @@ class _Run:
             try:
                 yield from [self._rows.run(piece.rows) for piece in pieces]
                 return
-            except torch.cuda.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
                 if all(len(piece.rows) == 1 for piece in pieces):
                     limit = self._writer.manifest["settings"]["batch_tokens"]
+                    kind = "GPU memory" if isinstance(error, torch.cuda.OutOfMemoryError) else "memory"
                     raise RecordingError(
-                        f"out of GPU memory with a single document of {batch.width} tokens in the batch. Give a "
+                        f"out of {kind} with a single document of {batch.width} tokens in the batch. Give a "
                         f"smaller --batch-tokens (documents are cut to it), now {limit}."
                     ) from error
                 halved.append(number)

@@ -1,5 +1,6 @@
 """From documents to columns: runs a batch of rows and joins what is recorded of it, field by field."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 
 from workbench.capture.attention_columns import AttentionColumns
 from workbench.capture.experts import experts_columns
+from workbench.capture.failures import forward_errors
 from workbench.capture.generate import Generation, Written, generate, stop_ids
 from workbench.capture.hooks import Trace, Tracer
 from workbench.capture.plan import Row
@@ -38,7 +40,7 @@ class RowRunner:
         tracer: Tracer,
         corpus: Corpus,
         *,
-        encoded: list[list[int]],
+        encoded: Sequence[np.ndarray],
         fields: tuple[str, ...],
         attention_layers: list[dict[str, Any]],
         generation: Generation | None,
@@ -64,11 +66,14 @@ class RowRunner:
         }
         if self._attention is not None:
             self._attention.begin(batch)
+        what = f"a batch of {len(rows)} documents of up to {rows[0].n_tokens} tokens"
         if self._generation is None:
-            trace = self._tracer.run(batch.ids_BS, batch.mask_BS.long() if batch.padded else None, **traced)
+            with forward_errors(self._model.name, what, short_of_memory=True):
+                trace = self._tracer.run(batch.ids_BS, batch.mask_BS.long() if batch.padded else None, **traced)
             return self._columns(rows, batch, trace)
         numbers = [row.document for row in rows]
-        written = generate(self._tracer, batch.ids_BS, numbers, self._generation, stop=self._stop, **traced)
+        with forward_errors(self._model.name, f"{what} and what is written behind them", short_of_memory=True):
+            written = generate(self._tracer, batch.ids_BS, numbers, self._generation, stop=self._stop, **traced)
         given, new = self._columns(rows, batch, written.prefill), self._columns(rows, written.batch, written)
         return _joined(given[0], new[0]), _joined(given[1], new[1])
 
@@ -112,14 +117,11 @@ class RowRunner:
             documents |= of_documents
         return tokens, documents
 
-    def _kept_ids(self, row: Row) -> list[int]:
-        return self._encoded[row.document][: row.n_tokens]
-
     def _batch_tokens(self, rows: tuple[Row, ...]) -> BatchTokens:
         device = self._model.device
         ids_BS = torch.zeros(len(rows), rows[0].n_tokens, dtype=torch.long)
         for i, row in enumerate(rows):
-            ids_BS[i, : row.n_tokens] = torch.tensor(self._kept_ids(row))
+            ids_BS[i, : row.n_tokens] = torch.as_tensor(self._encoded[row.document][: row.n_tokens])
         return BatchTokens(ids_BS.to(device), torch.tensor([row.n_tokens for row in rows], device=device))
 
     def _document_columns(self, rows: tuple[Row, ...]) -> Columns:
