@@ -4,7 +4,7 @@ Where a text brings the marks that the tokenizer would add, as one rendered by a
 again. Of a long text only the tokens that can be recorded are kept, and the rest is counted.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,13 +126,20 @@ class _TextEncoder:
 
 
 def _once(ids: list[int], marks: _Marks) -> list[int]:
-    """The ids with marks that stand there twice, once from the text and once from the tokenizer, taken once."""
+    """The ids without marks that stand there twice, once from the tokenizer and once from the text itself."""
     n_before, n_behind = len(marks.before), len(marks.behind)
-    if n_before and tuple(ids[: 2 * n_before]) == marks.before * 2:
-        ids = ids[n_before:]
-    if n_behind and tuple(ids[-2 * n_behind :]) == marks.behind * 2:
-        ids = ids[:-n_behind]
-    return ids
+    inner = ids[n_before : len(ids) - n_behind]
+    begin = _shared(inner, marks.before)
+    end = len(inner) - _shared(inner[begin:][::-1], marks.behind[::-1])
+    return [*ids[:n_before], *inner[begin:end], *ids[len(ids) - n_behind :]] if end - begin < len(inner) else ids
+
+
+def _shared(ids: Sequence[int], marks: Sequence[int]) -> int:
+    """How many of the marks the ids begin with."""
+    n = 0
+    while n < min(len(ids), len(marks)) and ids[n] == marks[n]:
+        n += 1
+    return n
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from workbench.capture.plan import Plan
 from workbench.corpus import Corpus
-from workbench.models.borders import Borders
+from workbench.models.borders import NO_BORDERS, Borders
 from workbench.models.loading import Model, config_digest, weights_digest
 from workbench.recording import json_digest
 from workbench.recording_schema import SCHEMA
@@ -23,7 +23,7 @@ def manifest_of(
     *,
     fields: tuple[str, ...],
     settings: dict[str, Any],
-    borders: Borders = Borders(),
+    borders: Borders = NO_BORDERS,
     n_marked: int = 0,
 ) -> dict[str, Any]:
     """The manifest as it stands before the proof; `identity` decides whether a folder holds the same recording.

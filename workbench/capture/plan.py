@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from workbench.errors import CorpusError
-from workbench.models.borders import Borders
+from workbench.models.borders import NO_BORDERS, Borders
 
 _MOST_PAIRS = 3  # pairs of rows that the proof of padding runs, each at most two rows of a batch
 
@@ -86,7 +86,7 @@ def make_plan(
     context: int | None = None,
     max_tokens: int | None = None,
     one_length: bool = False,
-    borders: Borders = Borders(),
+    borders: Borders = NO_BORDERS,
 ) -> Plan:
     """Plans the batches.
 

@@ -205,8 +205,8 @@ def _refuse_crossing(model: Model, plan: Plan, borders: Borders, generation: Gen
         crossing = sum(n <= switch < n + generation.new_tokens for n in given)
         if crossing:
             raise RecordingError(
-                f"{model.name} turns positions by other factors in texts of more than {switch:,} tokens (longrope), and "
-                f"{crossing} of {len(given)} documents would pass that length while {generation.new_tokens} tokens are "
+                f"{model.name} turns positions by other factors in texts of more than {switch:,} tokens (longrope), "
+                f"and {crossing} of {len(given)} documents would pass that length while {generation.new_tokens} tokens are "
                 "written behind them: the keys kept of the given text would be wrong from there on. Ask for fewer new "
                 "tokens, or leave those documents out."
             )

@@ -37,9 +37,12 @@ class Borders:
         words = [f"longrope: lengths up to {n} and beyond it never share a batch" for n in self.switches]
         if self.exact_above is not None:
             words.append(
-                f"dynamic rope: rows beyond {self.exact_above} tokens share a batch with their own length only"
+                f"dynamic rope: rows of more than {self.exact_above} tokens share a batch with no other length"
             )
         return {"switches": list(self.switches), "exact_above": self.exact_above, "rule": "; ".join(words)}
+
+
+NO_BORDERS = Borders()
 
 
 def length_borders(model: Any) -> Borders:

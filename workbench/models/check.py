@@ -76,7 +76,7 @@ def check_capture(model: Model, *, batches: Sequence[TokenRows] = ()) -> CheckRe
         batches: Token ids of rows that will be run together, longest first, for the proof that they are as alone.
 
     Raises:
-        CaptureError: names the family, the layer, what was expected and what was found; or what the model's code raised.
+        CaptureError: names the family, the layer, what was expected and what was found, or what its code raised.
     """
     with forward_errors(model.name, "the proof of the capture"):
         return _checked(model, batches)

@@ -112,7 +112,7 @@ class CompanyProof:
     def borders(
         self, router: Router, single: RouterCapture, differs_S: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of tokens with other experts: the gap between the last chosen and the next, and how much rounding can move."""
+        """Of tokens with other experts: the gap between the last chosen and the next, and what rounding can move."""
         # Where nothing is added to the scores, logits are compared: there rounding is even.
         value_SE = single.logits_TE.float() if single.bias_E is None else selection(router, single)
         value_NE = value_SE[: len(differs_S)][differs_S].sort(-1, descending=True).values
