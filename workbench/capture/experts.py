@@ -83,6 +83,11 @@ class ExpertTracer(Tracer):
             routed_scale={f"{layer} {site}": one.routed for (layer, site), one in parts.items()},
         )
 
+    def factors(self, router: Router) -> tuple[float, float]:
+        """By what factors a router's block adds the routed and the shared output."""
+        parts = self._parts[router.layer, router.site]
+        return parts.routed, parts.shared
+
     def run(self, *arguments: Any, **keywords: Any) -> Trace:
         """As `Tracer.run`; the large tensors are reduced and let go."""
         trace = super().run(*arguments, **keywords, outputs=True)

@@ -24,6 +24,8 @@ from workbench.capture.manifest import manifest_of
 from workbench.capture.plan import Batch, Plan, make_plan, rows_to_prove
 from workbench.capture.rows import RowRunner
 from workbench.capture.vocabulary import vocabulary_table
+from workbench.capture.witness import Witness
+from workbench.capture.written import WrittenProof, summary
 from workbench.corpus import Corpus
 from workbench.errors import Cancelled, RecordingError
 from workbench.models.borders import Borders, length_borders
@@ -132,9 +134,8 @@ def record(
     _refuse_before_proof(out)
     manifest["check"] = SKIPPED
     if check:
-        together = [
-            [encoded.ids[row.document][: row.n_tokens] for row in rows] for rows in rows_to_prove(plan, borders)
-        ]
+        proved = rows_to_prove(plan, borders)
+        together = [[encoded.ids[row.document][: row.n_tokens].tolist() for row in rows] for rows in proved]
         manifest["check"] = check_capture(model, batches=together).to_json()
     with forward_errors(model.name, "the proof of the fields asked for"):
         if "attention" in fields:
@@ -142,6 +143,8 @@ def record(
         tracer = ExpertTracer(model) if "experts" in fields else Tracer(model.module, model.topology)
         if isinstance(tracer, ExpertTracer):
             manifest["experts_check"] = tracer.report.to_json()
+    written = WrittenProof(model, tracer, plan, fields=fields, generation=generation) if check else None
+    manifest["written_rows"] = SKIPPED if written is None else {"sampled": list(written.parts), "of_parts": {}}
     with RecordingWriter(out, manifest, topology=model.topology, fields=fields, n_shards=len(plan.shards)) as writer:
         if not writer.closed:
             rows = RowRunner(
@@ -153,10 +156,11 @@ def record(
                 attention_layers=writer.manifest.get("attention", {}).get("layers", []),
                 generation=generation,
             )
-            run = _Run(plan, writer, rows, fields=fields)
+            run = _Run(plan, writer, rows, fields=fields, written=written)
             run.all_shards(on_progress, should_cancel)
             facts = expert_weights(model, parent=parent) if "weights" in fields else None
-            writer.close(vocabulary_table(model.tokenizer, run.tokens_seen()), expert_weights=facts)
+            vocabulary = vocabulary_table(model.tokenizer, run.tokens_seen())
+            writer.close(vocabulary, expert_weights=facts, **run.facts())
     return Recording.open(out)
 
 
@@ -206,9 +210,9 @@ def _refuse_crossing(model: Model, plan: Plan, borders: Borders, generation: Gen
         if crossing:
             raise RecordingError(
                 f"{model.name} turns positions by other factors in texts of more than {switch:,} tokens (longrope), "
-                f"and {crossing} of {len(given)} documents would pass that length while {generation.new_tokens} tokens are "
-                "written behind them: the keys kept of the given text would be wrong from there on. Ask for fewer new "
-                "tokens, or leave those documents out."
+                f"and {crossing} of {len(given)} documents would pass that length while {generation.new_tokens} tokens "
+                "are written behind them: the keys kept of the given text would be wrong from there on. Ask for fewer "
+                "new tokens, or leave those documents out."
             )
 
 
@@ -223,8 +227,18 @@ def _refuse_before_proof(out: Path) -> None:
 class _Run:
     """One run over the shards that are not on disk yet."""
 
-    def __init__(self, plan: Plan, writer: RecordingWriter, rows: RowRunner, *, fields: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        writer: RecordingWriter,
+        rows: RowRunner,
+        *,
+        fields: tuple[str, ...],
+        written: WrittenProof | None,
+    ) -> None:
         self._plan, self._writer, self._rows, self._fields = plan, writer, rows, fields
+        # A folder that an earlier version began, or one begun without proof, has no place for what is proved.
+        self._written = written if isinstance(writer.manifest.get("written_rows"), dict) else None
 
     def all_shards(
         self, on_progress: Callable[[Progress], None] | None, should_cancel: Callable[[], bool] | None
@@ -245,13 +259,16 @@ class _Run:
                 continue
             tokens: dict[str, list[np.ndarray]] = {}
             documents: dict[str, list[np.ndarray]] = {}
+            proof = self._written.of_part(index) if self._written is not None else None
+            repeated: int | None = None
             for number in batches:
                 if should_cancel is not None and should_cancel():
                     raise Cancelled(
                         f"cancelled after {done:,} of {self._plan.n_tokens:,} tokens; the parts in {self._writer.path} "
                         "are whole. Run the same command to go on."
                     )
-                for of_tokens, of_documents in self._run_batch(number):
+                witness = self._written.witness(proof, number) if self._written is not None else None
+                for of_tokens, of_documents in self._run_batch(number, witness):
                     _append(tokens, of_tokens)
                     _append(documents, of_documents)
                 size = self._plan.batches[number].n_tokens
@@ -259,7 +276,18 @@ class _Run:
                 if on_progress is not None:
                     rate = run / (time.perf_counter() - started)
                     on_progress(Progress(done, self._plan.n_tokens, rate, (self._plan.n_tokens - done) / rate))
-            self._writer.submit(index, tokens, documents)
+                if proof is not None and witness is not None:
+                    proof.add(witness.seen)
+                if proof is not None and self._written is not None and number == self._written.again:
+                    repeated = number
+            if proof is not None and repeated is not None:
+                proof.again = (repeated, list(self._run_batch(repeated)))
+            self._writer.submit(index, tokens, documents, proof)
+
+    def facts(self) -> dict[str, Any]:
+        """What was proved of the rows that were written, for the closed manifest."""
+        proved = self._writer.manifest.get("written_rows")
+        return {"written_rows": summary(proved["of_parts"], proved["sampled"])} if isinstance(proved, dict) else {}
 
     def tokens_seen(self) -> np.ndarray:
         """The token ids that occur in the recording, as input or as prediction, read back from the parts."""
@@ -272,14 +300,16 @@ class _Run:
                 seen.update(np.unique(table[name].to_numpy()).tolist())
         return np.array(sorted(seen), dtype=np.int32)
 
-    def _run_batch(self, number: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    def _run_batch(
+        self, number: int, witness: Witness | None = None
+    ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """The columns of one batch; of its halves where it does not fit into the GPU's memory, and that is logged."""
         batch = self._plan.batches[number]
         halved: list[int] = self._writer.manifest["halved_batches"]
         pieces = _halves(batch, halved.count(number))
         while True:
             try:
-                yield from [self._rows.run(piece.rows) for piece in pieces]
+                yield from [self._rows.run(piece.rows, witness) for piece in pieces]
                 return
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
@@ -295,6 +325,8 @@ class _Run:
                 self._writer.note(halved_batches=halved)
                 torch.cuda.empty_cache()
                 pieces = _halves(batch, halved.count(number))
+                if witness is not None:
+                    witness.seen.clear()
 
 
 def _halves(batch: Batch, times: int) -> list[Batch]:

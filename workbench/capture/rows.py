@@ -15,6 +15,7 @@ from workbench.capture.hooks import Trace, Tracer
 from workbench.capture.plan import Row
 from workbench.capture.reduce import BatchTokens, logprob_columns, routing_columns
 from workbench.capture.watching import watching
+from workbench.capture.witness import Witness
 from workbench.corpus import Corpus
 from workbench.models.loading import Model
 
@@ -52,13 +53,14 @@ class RowRunner:
 
     def watching(self) -> AbstractContextManager[None]:
         """The block in which rows are run: attention is watched in it, where it is recorded."""
+        with forward_errors(self._model.name, "two tokens"):
+            self._tracer.prepare(torch.zeros(1, 2, dtype=torch.long, device=self._model.device))
         if self._attention is None:
             return nullcontext()
-        self._tracer.prepare(torch.zeros(1, 2, dtype=torch.long, device=self._model.device))
         return watching(self._model.module, self._attention)
 
-    def run(self, rows: tuple[Row, ...]) -> tuple[Columns, Columns]:
-        """The columns of some documents' tokens and of the documents."""
+    def run(self, rows: tuple[Row, ...], witness: Witness | None = None) -> tuple[Columns, Columns]:
+        """The columns of some documents' tokens and of the documents; a witness looks at the very same passes."""
         batch = self._batch_tokens(rows)
         traced: dict[str, Any] = {
             "routers": None if "routing" in self._fields else (),
@@ -68,11 +70,12 @@ class RowRunner:
             self._attention.begin(batch)
         what = f"a batch of {len(rows)} documents of up to {rows[0].n_tokens} tokens"
         if self._generation is None:
-            with forward_errors(self._model.name, what, short_of_memory=True):
+            with forward_errors(self._model.name, what, short_of_memory=True), _seen_by(witness, rows):
                 trace = self._tracer.run(batch.ids_BS, batch.mask_BS.long() if batch.padded else None, **traced)
             return self._columns(rows, batch, trace)
         numbers = [row.document for row in rows]
-        with forward_errors(self._model.name, f"{what} and what is written behind them", short_of_memory=True):
+        what += " and what is written behind them"
+        with forward_errors(self._model.name, what, short_of_memory=True), _seen_by(witness, rows):
             written = generate(self._tracer, batch.ids_BS, numbers, self._generation, stop=self._stop, **traced)
         given, new = self._columns(rows, batch, written.prefill), self._columns(rows, written.batch, written)
         return _joined(given[0], new[0]), _joined(given[1], new[1])
@@ -133,6 +136,10 @@ class RowRunner:
             "text_digest": np.array([document.digest for document in documents], dtype=object),
             "tokens_cut": np.array([row.n_cut for row in rows], np.int32),
         }
+
+
+def _seen_by(witness: Witness | None, rows: tuple[Row, ...]) -> AbstractContextManager[None]:
+    return nullcontext() if witness is None else witness.watching(rows)
 
 
 def _written_columns(written: Written) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -19,7 +19,7 @@ import torch
 from workbench.capture.failures import forward_errors
 from workbench.models.borders import Borders, length_borders
 from workbench.models.check_company import CompanyProof, Compared, TokenRows, padded
-from workbench.models.check_router import RouterProofs
+from workbench.models.check_router import RouterProofs, other_implementation
 from workbench.models.loading import Model
 
 TEXT = (
@@ -91,7 +91,7 @@ def _checked(model: Model, batches: Sequence[TokenRows]) -> CheckReport:
     for router, capture in zip(model.topology.routers, proofs.trace.routers, strict=True):
         proofs.shapes(router, capture)
         logits_error = max(logits_error, proofs.logits(router, capture))
-        rebuild_with, rebuild = proofs.other_implementation(router)
+        rebuild_with, rebuild = other_implementation(proofs.modules[router.experts_path], router)
         experts, block = proofs.rebuild(router, capture, rebuild)
         experts_error, block_error = max(experts_error, experts), max(block_error, block)
     change, leak = proofs.causality()

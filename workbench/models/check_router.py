@@ -6,6 +6,8 @@ logits are as they should be, wherever the router's linear map gives them too.
 Axes: T tokens, E experts, K chosen per token, C model width, B rows, S positions.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
@@ -130,22 +132,6 @@ class RouterProofs:
                 found=f"a relative error of {error:.2g}",
             )
 
-    def other_implementation(self, router: Router) -> tuple[str, Rebuild]:
-        """An implementation of the experts other than the one that ran, with its name."""
-        experts = self.modules[router.experts_path]
-        plain = getattr(type(experts).forward, "__wrapped__", None)
-        if plain is None:
-            return "plain loop", plain_experts(experts, router)
-        n_real = router.n_experts - router.n_zero
-
-        def inside(ids_TK: torch.Tensor) -> torch.Tensor:
-            return ids_TK.clamp(max=n_real - 1) if router.skips else ids_TK  # their weight is zero
-
-        if experts.config._experts_implementation == "eager":
-            batched = ALL_EXPERTS_FUNCTIONS["batched_mm"]
-            return "batched_mm", lambda hidden, ids, weights: batched(experts, hidden, inside(ids), weights)
-        return "eager", lambda hidden, ids, weights: plain(experts, hidden, inside(ids), weights)
-
     def rebuild(self, router: Router, capture: RouterCapture, rebuild: Rebuild) -> tuple[float, float]:
         """Proof 3; returns the largest relative errors of experts and block."""
         assert capture.hidden_TC is not None and capture.routed_TC is not None
@@ -213,6 +199,22 @@ class RouterProofs:
                 )
             smallest_change, largest_leak = min(smallest_change, change), max(largest_leak, leak)
         return (0.0 if smallest_change == float("inf") else smallest_change), largest_leak
+
+
+def other_implementation(experts: Any, router: Router) -> tuple[str, Rebuild]:
+    """An implementation of the experts other than the one that runs, with its name."""
+    plain = getattr(type(experts).forward, "__wrapped__", None)
+    if plain is None:
+        return "plain loop", plain_experts(experts, router)
+    n_real = router.n_experts - router.n_zero
+
+    def inside(ids_TK: torch.Tensor) -> torch.Tensor:
+        return ids_TK.clamp(max=n_real - 1) if router.skips else ids_TK  # their weight is zero
+
+    if experts.config._experts_implementation == "eager":
+        batched = ALL_EXPERTS_FUNCTIONS["batched_mm"]
+        return "batched_mm", lambda hidden, ids, weights: batched(experts, hidden, inside(ids), weights)
+    return "eager", lambda hidden, ids, weights: plain(experts, hidden, inside(ids), weights)
 
 
 def failure(model: Model, router: Router | None, *, proof: str, expected: str, found: str) -> CaptureError:
