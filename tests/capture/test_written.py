@@ -230,7 +230,7 @@ def test_a_part_that_was_written_and_not_proved_is_written_again(moe, short_corp
 
 
 def test_what_an_unproved_run_wrote_is_not_claimed(moe, short_corpus, tmp_path):
-    """Begun with the proof and gone on without it: the manifest names the parts that were to be compared and are not."""
+    """Begun with the proof and gone on without it: the manifest names the parts that are not compared."""
     asked = iter([False] * 45)
     with pytest.raises(Cancelled):
         record(moe, short_corpus, tmp_path / "r", should_cancel=lambda: next(asked, True), **MANY)

@@ -288,8 +288,8 @@ class _Compared:
         ignored = np.isnan(values) if name == "predicted" else np.zeros(values.shape, bool)  # equally probable ones
         with np.errstate(invalid="ignore"):
             off = np.abs(found - values)
-        near = (found == values) | (np.isnan(found) & np.isnan(values)) | ignored
-        near |= off <= wanted.relative * np.abs(values) + wanted.absolute
+            allowed = wanted.relative * np.where(np.isfinite(values), np.abs(values), 0) + wanted.absolute
+        near = (found == values) | (np.isnan(found) & np.isnan(values)) | ignored | (off <= allowed)
         if not near.all():
             row = int(np.flatnonzero(~near.reshape(len(values), -1).all(1))[0])
             where = f"position {int(seen.position_N[row])} of " if len(values) == len(seen.position_N) else ""

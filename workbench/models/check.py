@@ -97,7 +97,8 @@ def _checked(model: Model, batches: Sequence[TokenRows]) -> CheckReport:
     change, leak = proofs.causality()
     company = CompanyProof(model, proofs.tracer)
     company.left_out(proofs.trace, proofs.ids_BS, proofs.mask_BS)
-    compared = [company.batch(batch) for batch in (rows, *batches)]
+    planned = [company.planned(batch) for batch in batches]
+    compared = [company.batch(rows), *(one for one in planned if one is not None)]
     return CheckReport(
         routers=len(model.topology.routers),
         tokens=int(proofs.mask_BS.sum()),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from workbench.capture.failures import out_of_memory
 from workbench.capture.hooks import RouterCapture, Trace, Tracer
 from workbench.capture.reduce import BatchTokens, routing_columns, selection
 from workbench.models.check_router import failure, relative_error
@@ -53,6 +54,21 @@ class CompanyProof:
     def __init__(self, model: Model, tracer: Tracer) -> None:
         self.model, self.tracer = model, tracer
         self.exact = model.module.dtype == torch.float32
+
+    def planned(self, rows: TokenRows) -> Compared | None:
+        """As `batch`, of every second row as long as memory is short; None where two rows are too many.
+
+        A recording halves such batches too, and where no two rows fit, none has company.
+        """
+        while len(rows) > 1:
+            try:
+                return self.batch(rows)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+            torch.cuda.empty_cache()
+            rows = [*rows[:-1:2], rows[-1]] if len(rows) > 2 else rows[:1]
+        return None
 
     def batch(self, rows: TokenRows) -> Compared:
         """Runs rows together, and the longest and the shortest of them alone.
