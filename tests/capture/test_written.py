@@ -258,3 +258,38 @@ def test_halved_batches_are_compared_too(moe, tmp_path, monkeypatch):
     monkeypatch.setattr(RowRunner, "run", small)
     made = record(moe, tiny.corpus(), tmp_path / "r", **SETTINGS)
     assert made.manifest["halved_batches"] and proved(made)["rows"] > 50
+
+
+ATTENTION = ("routing", "logprob", "attention", "attention-tokens", "attention-weights")
+
+
+def test_attention_is_compared(moe, tmp_path):
+    found = proved(record(moe, tiny.corpus(shortest=70, longest=90), tmp_path / "r", fields=ATTENTION, **WINDOW))
+    assert found["columns_not_compared"] == []
+    assert {"attention.entropy", "attention.divergence", "attention.sink"} <= set(found["largest_difference"])
+
+
+WINDOW = {"batch_tokens": 512, "shard_tokens": 1024}
+
+
+@pytest.mark.parametrize("name", ["entropy", "first", "local32", "distance"])
+def test_attention_of_the_token_before_is_caught(moe, tmp_path, monkeypatch, name):
+    column = f"layer01.attention.{name}"
+    columns_changed(monkeypatch, lambda tokens, _: tokens.__setitem__(column, np.roll(tokens[column], 1, axis=0)))
+    with pytest.raises(CaptureError, match=f"part 0 holds in column {column}, position"):
+        record(moe, tiny.corpus(), tmp_path / "r", fields=ATTENTION)
+
+
+@pytest.mark.parametrize("name", ["entropy", "max_logit", "spread", "first.profile", "divergence", "keys90"])
+def test_attention_of_another_document_or_layer_is_caught(moe, tmp_path, monkeypatch, name):
+    here, there = f"layer01.attention.{name}", f"layer02.attention.{name}"
+    columns_changed(monkeypatch, lambda _, documents: documents.__setitem__(here, documents[there]))
+    with pytest.raises(CaptureError, match=f"part 0 holds in column {here}, document"):
+        record(moe, tiny.corpus(), tmp_path / "r", fields=ATTENTION)
+
+
+def test_attention_of_written_text_is_said_not_to_be_compared(moe, tmp_path):
+    corpus = tiny.corpus(n_documents=6, shortest=5, longest=9)
+    made = record(moe, corpus, tmp_path / "r", fields=ATTENTION[:4], generation=Generation(4))
+    assert "attention.entropy" in proved(made)["columns_not_compared"]
+    assert "documents attention.sink" in proved(made)["columns_not_compared"]

@@ -14,7 +14,7 @@ from workbench.capture.generate import Generation, Written, generate, stop_ids
 from workbench.capture.hooks import Trace, Tracer
 from workbench.capture.plan import Row
 from workbench.capture.reduce import BatchTokens, logprob_columns, routing_columns
-from workbench.capture.watching import watching
+from workbench.capture.watching import Call, watching
 from workbench.capture.witness import Witness
 from workbench.corpus import Corpus
 from workbench.models.loading import Model
@@ -48,6 +48,7 @@ class RowRunner:
     ) -> None:
         self._model, self._tracer, self._corpus, self._encoded = model, tracer, corpus, encoded
         self._fields, self._generation = fields, generation
+        self._witness: Witness | None = None
         self._stop = stop_ids(model.module) if generation is not None else set()
         self._attention = AttentionColumns(model.topology, attention_layers, fields) if "attention" in fields else None
 
@@ -57,10 +58,17 @@ class RowRunner:
             self._tracer.prepare(torch.zeros(1, 2, dtype=torch.long, device=self._model.device))
         if self._attention is None:
             return nullcontext()
-        return watching(self._model.module, self._attention)
+        return watching(self._model.module, self._watch)
+
+    def _watch(self, call: Call) -> None:
+        assert self._attention is not None
+        self._attention(call)
+        if self._witness is not None and self._generation is None:
+            self._witness.attend(call)
 
     def run(self, rows: tuple[Row, ...], witness: Witness | None = None) -> tuple[Columns, Columns]:
         """The columns of some documents' tokens and of the documents; a witness looks at the very same passes."""
+        self._witness = witness
         batch = self._batch_tokens(rows)
         traced: dict[str, Any] = {
             "routers": None if "routing" in self._fields else (),

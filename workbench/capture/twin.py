@@ -14,15 +14,18 @@ import numpy as np
 import torch
 from scipy.special import expit, logsumexp, softmax
 
+from workbench.capture.attention_twin import attention_of_document, attention_of_tokens
 from workbench.capture.witness import Seen, SeenRouter
 from workbench.metrics.router import margin, token_entropy, topk_mass
 from workbench.models.placement import here
 from workbench.models.plain_experts import Rebuild
 from workbench.models.topology import Router, Topology
-from workbench.recording_schema import prefix
+from workbench.recording_schema import attention_prefix, prefix
 
 HALF = 1e-3  # float16 keeps 11 bits, and the recorder computes in float32
 _SUMS = 1e-5
+# Counts, and what is left out by a threshold: a rounding can move one query of the document.
+_ATTENTION = {"keys90": 0.1, "mostly_first": 0.1, "entropy_rest": 0.1, "distance_rest": 1.0, "undefined": 0.0}
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,9 @@ def token_columns(
         if "experts" in fields:
             of_router |= _experts_columns(router, found, parts(router))
         columns |= {f"{prefix(router, topology)}.{name}": values for name, values in of_router.items()}
+    for layer, attention in seen.attention.items() if "attention-tokens" in fields else ():
+        at = attention_prefix(layer, topology)
+        columns |= {f"{at}.{name}": Expected(v, HALF, 1e-3) for name, v in attention_of_tokens(attention).items()}
     return columns
 
 
@@ -94,6 +100,10 @@ def document_columns(
         for name, sum_E in sums.items():
             relative = parts(router).relative if name == "contribution_sum" else _SUMS
             columns[f"{at}.{name}"] = Expected(sum_E[None], relative, relative * float(np.abs(sum_E).max()))
+    for layer, attention in seen.attention.items():
+        at, weighed = attention_prefix(layer, topology), "attention-weights" in fields
+        of_document = attention_of_document(attention, seen.token_N, weighed=weighed)
+        columns |= {f"{at}.{name}": Expected(v, HALF, _ATTENTION.get(name, 1e-3)) for name, v in of_document.items()}
     return columns
 
 

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from workbench.capture.attention_twin import SeenAttention, seen_attention
 from workbench.capture.plan import Row
+from workbench.capture.watching import Call
 from workbench.models.experts_call import Inputs, bound, of_scores
 from workbench.models.loading import Model
 from workbench.models.placement import here
@@ -62,6 +64,7 @@ class Seen:
         logprob_N: Of each token given those before it, nats; NaN where nothing is before it. None unless asked for.
         predicted_N: Most probable next token; −1 where several are equally probable. None unless asked for.
         routers: In the order of the topology.
+        attention: Of each layer whose attention is recorded, for given text.
     """
 
     document: int
@@ -72,6 +75,7 @@ class Seen:
     logprob_N: np.ndarray | None
     predicted_N: np.ndarray | None
     routers: tuple[SeenRouter, ...]
+    attention: dict[int, SeenAttention] = field(default_factory=dict)
 
 
 @dataclass
@@ -111,6 +115,7 @@ class Witness:
         self._places: list[tuple[int, int]] = []  # (row of the batch, position)
         self._passes: list[_Pass] = []
         self._inside = False
+        self._attention: dict[tuple[int, int], SeenAttention] = {}  # of (row of the batch, layer)
         self.seen: list[Seen] = []
 
     @contextmanager
@@ -121,7 +126,7 @@ class Witness:
         if not self._places:
             yield
             return
-        self._passes, self._inside = [], False
+        self._passes, self._inside, self._attention = [], False, {}
         root = self._model.module
         handles = [
             root.register_forward_pre_hook(self._begin, with_kwargs=True),
@@ -134,7 +139,16 @@ class Witness:
             for handle in handles:
                 handle.remove()
         self._gather()
-        self._passes = []
+        self._passes, self._attention = [], {}
+
+    def attend(self, call: Call) -> None:
+        """Looks at an attention call, where attention is recorded: of given text, its sampled queries."""
+        if not self._inside or len(self._passes) > 1 or not call.of_tokens:
+            return
+        for index, row in enumerate(self._rows):
+            positions = np.array([at for place, at in self._places if place == index])
+            if len(positions):
+                self._attention[index, call.layer] = seen_attention(call, index, row.n_tokens, positions)
 
     def _wanted(self, row: Row) -> Sequence[int]:
         if row.document not in self._positions:
@@ -267,6 +281,7 @@ class Witness:
                     logprob_N=None if given.logprob_N is None else given.logprob_N[chosen].numpy(),
                     predicted_N=None if given.predicted_N is None else given.predicted_N[chosen].numpy(),
                     routers=tuple(_taken(one, chosen) for one in captured),
+                    attention={layer: one for (at, layer), one in self._attention.items() if at == index},
                 )
             )
         if len(self._passes) > 1:

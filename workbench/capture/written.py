@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from workbench.capture.attention_twin import MOST_WHOLE as MOST_ATTENDED
 from workbench.capture.experts import ExpertTracer
 from workbench.capture.generate import Generation, stop_ids
 from workbench.capture.hooks import Tracer
@@ -110,6 +111,8 @@ class WrittenProof:
         part.batches += 1
         rows = self._plan.batches[number].rows
         whole = number == last - 1 or self._generation is not None
+        most = MOST_ATTENDED if "attention" in self._fields else _MOST_WHOLE
+        whole &= rows[-1].n_tokens <= most
         return Witness(self._model, self._fields, _positions(rows, whole=whole), stop=self._stop)
 
     def expected(self, seen: Seen) -> _Rows:
@@ -221,7 +224,7 @@ def _positions(rows: tuple[Row, ...], *, whole: bool) -> dict[int, Sequence[int]
     for row in (rows[0], rows[len(rows) // 2], rows[-1]):
         n = row.n_tokens
         chosen[row.document] = sorted({at for at in (0, 1, n // 3, n // 2, n - 2, n - 1) if 0 <= at < n})
-    if whole and rows[-1].n_tokens <= _MOST_WHOLE:
+    if whole:
         chosen[rows[-1].document] = None
     return chosen
 
@@ -300,14 +303,14 @@ class _Compared:
                 f"{_short(values[row])} as the model gave it",
             )
         known = np.isfinite(off) & ~ignored
-        last = name.rpartition(".")[2]
+        last = _column(name)
         largest = float(off[known].max()) if known.any() else 0.0
         self._largest[last] = max(self._largest.get(last, 0.0), float(f"{largest:.1e}"))
 
     def facts(self, tokens: pa.Table, documents: pa.Table) -> dict[str, Any]:
         """What was compared."""
         there = {*tokens.column_names, *(f"documents {name}" for name in documents.column_names)}
-        left = {name.rpartition(".")[2] if "." in name else name for name in there - self._columns - _OF_THE_CORPUS}
+        left = {_column(name) for name in there - self._columns - _OF_THE_CORPUS}
         return {
             "rows": self._n["tokens"],
             "documents": self._n["documents"],
@@ -332,6 +335,13 @@ def _values(table: pa.Table, name: str, rows: np.ndarray) -> np.ndarray:
         flat = column.flatten().to_numpy(zero_copy_only=False)
         return flat.reshape(-1, column.type.list_size)[rows].astype(np.float64)
     return column.to_numpy(zero_copy_only=False)[rows].astype(np.float64)
+
+
+def _column(name: str) -> str:
+    """A column's name without its layer: `entropy`, `attention.entropy`, `documents attention.sink`."""
+    table, _, rest = name.rpartition(" ")
+    layer, _, column = rest.partition(".")
+    return f"{table} {column}".strip() if layer.startswith("layer") and column else name
 
 
 def _short(values: np.ndarray) -> str:
