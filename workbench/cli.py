@@ -137,6 +137,8 @@ def record(
     console.print(f"{recording.n_tokens:,} tokens of {recording.n_documents:,} documents in {out}", soft_wrap=True)
     if cut or left_out:
         console.print(f"cut to fit: {cut:,} documents; left out by --max-tokens: {left_out:,}")
+    if marked := recording.manifest["tokenizer"].get("marks_not_doubled"):
+        console.print(f"texts that bring the tokenizer's own marks, which were not added again: {marked:,}")
     if not recording.moe_layers:
         console.print("this model has no MoE layer: only log-probabilities were recorded")
 

@@ -12,7 +12,7 @@ import json
 import os
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -39,6 +39,7 @@ from workbench.writable import cannot_write, reason, refuse_unwritable, shortene
 
 LOCK = "writer.lock"
 Columns = Mapping[str, Sequence[np.ndarray]]  # of each column its pieces, in order
+Proof = Callable[[Path, Path], dict[str, Any]]  # of a part's files when they are on disk; gives facts of it
 
 
 class RecordingWriter:
@@ -81,7 +82,8 @@ class RecordingWriter:
         except BaseException:
             self._lock.close()
             raise
-        self._queue: queue.Queue[tuple[int, Columns, Columns] | None] = queue.Queue(maxsize=2)
+        self._queue: queue.Queue[tuple[int, Columns, Columns, Proof | None] | None] = queue.Queue(maxsize=2)
+        self._noting = threading.Lock()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="recording-writer", daemon=True)
         self._thread.start()
@@ -131,7 +133,10 @@ class RecordingWriter:
             for leftover in (self.path / table).glob("*.tmp"):
                 leftover.unlink()
         parts = {}
+        unproved = self._unproved()
         for index in range(self.n_shards):
+            if index in unproved:
+                continue  # ended between writing and proving: it is written again
             with contextlib.suppress(RecordingError, pa.ArrowException, OSError):  # what is not whole is recorded again
                 facts = {table: _facts_of(self.path / part_name(table, index)) for table in self._schemas}
                 for table, schema in self._schemas.items():
@@ -139,32 +144,61 @@ class RecordingWriter:
                 parts[index] = {"index": index, **facts}
         return parts
 
+    def _unproved(self) -> set[int]:
+        """Parts that were to be proved and are not: those of `written_rows` without facts."""
+        proved = self.manifest.get("written_rows")
+        if not isinstance(proved, dict):
+            return set()
+        return {index for index in proved["sampled"] if str(index) not in proved["of_parts"]}
+
     def note(self, **facts: Any) -> None:
         """Adds facts to the open manifest, on disk at once (an out-of-memory halving, to be replayed)."""
-        self.manifest.update(facts)
-        self._write_manifest(self.manifest)
+        with self._noting:
+            self.manifest.update(facts)
+            self._write_manifest(self.manifest)
 
-    def submit(self, index: int, tokens: Columns, documents: Columns) -> None:
+    def submit(self, index: int, tokens: Columns, documents: Columns, proof: Proof | None = None) -> None:
         """Hands a shard over to the writing thread; waits while two are waiting already.
+
+        Args:
+            index: Of the shard.
+            tokens: Its columns.
+            documents: Its columns.
+            proof: What is asked of its files when they are on disk; its facts stand in the manifest's `written_rows`,
+                and a part that fails is removed.
 
         Raises:
             RecordingError: the thread met a full disk, now or before.
+            CaptureError: a part failed its proof.
         """
         self._raise_failure()
-        self._queue.put((index, tokens, documents))
+        self._queue.put((index, tokens, documents, proof))
 
     def _work(self) -> None:
         while (item := self._queue.get()) is not None:
             if self._failure is not None:
                 continue  # drain, so that submit never waits for a thread that has failed
-            index, tokens, documents = item
+            index, tokens, documents, proof = item
             try:
                 part: dict[str, Any] = {"index": index}
                 for table, columns in (("tokens", tokens), ("documents", documents)):
                     part[table] = self._write_part(part_name(table, index), columns, self._schemas[table])
+                if proof is not None:
+                    self._prove(index, proof)
                 self.parts[index] = part
             except BaseException as error:
                 self._failure = error
+
+    def _prove(self, index: int, proof: Proof) -> None:
+        tokens, documents = (self.path / part_name(table, index) for table in ("tokens", "documents"))
+        try:
+            facts = proof(tokens, documents)
+        except BaseException:
+            for file in (documents, tokens):
+                file.unlink(missing_ok=True)
+            raise
+        proved = self.manifest["written_rows"]
+        self.note(written_rows={**proved, "of_parts": {**proved["of_parts"], str(index): facts}})
 
     def _write_part(self, name: str, columns: Columns, schema: pa.Schema) -> dict[str, Any]:
         table = pa.Table.from_arrays(

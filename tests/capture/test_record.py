@@ -149,10 +149,10 @@ def test_progress_counts_up_to_the_whole(moe, tmp_path):
 def test_halved_batches_are_logged_and_change_no_table(moe, recording, tmp_path, monkeypatch):
     run_rows = RowRunner.run
 
-    def small(self, rows):
+    def small(self, rows, witness=None):
         if len(rows) > 4:
             raise torch.cuda.OutOfMemoryError("out of memory")
-        return run_rows(self, rows)
+        return run_rows(self, rows, witness)
 
     monkeypatch.setattr(RowRunner, "run", small)
     halved = record(moe, tiny.corpus(), tmp_path / "r", **SETTINGS)
@@ -163,7 +163,7 @@ def test_halved_batches_are_logged_and_change_no_table(moe, recording, tmp_path,
 
 
 def test_a_single_document_that_does_not_fit_says_what_to_do(moe, tmp_path, monkeypatch):
-    def never(self, rows):
+    def never(self, rows, witness=None):
         raise torch.cuda.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(RowRunner, "run", never)

@@ -10,6 +10,7 @@ from tests import tiny
 from workbench.capture.hooks import RouterCapture, Trace
 from workbench.capture.reduce import BatchTokens, logprob_columns, router_scores, routing_columns
 from workbench.capture.vocabulary import TokenBytes, printable, vocabulary_table
+from workbench.errors import CaptureError
 from workbench.metrics import load
 from workbench.metrics import router as plain
 from workbench.models.loading import load as load_model
@@ -67,6 +68,68 @@ def test_columns_equal_the_plain_metrics(n_experts, top_k, scoring):
         np.testing.assert_allclose(documents["layer00.score_sum"][d], score_TE[inside].sum(0), rtol=1e-5, atol=1e-6)
         mass_E = load.gate_mass(ids_TK[inside], capture.weights_TK.numpy()[valid_T][inside], n_experts=n_experts)
         np.testing.assert_allclose(documents["layer00.weight_sum"][d], mass_E, rtol=1e-5, atol=1e-6)
+
+
+def masked(*, n_experts: int, top_k: int, closed: tuple[int, ...], scoring: str = "softmax", **facts):
+    """As `captured`, with experts that a bias of minus infinity closes."""
+    trace, batch, topology, valid_T = captured(n_experts=n_experts, top_k=top_k, scoring=scoring)
+    logits_TE = trace.routers[0].logits_TE.clone()
+    logits_TE[:, list(closed)] = -torch.inf
+    score_TE = router_scores(logits_TE, scoring)
+    weights_TK, ids_TK = score_TE.topk(top_k, dim=-1)
+    topology = replace(topology, routers=(replace(topology.routers[0], **facts),))
+    return Trace(torch.empty(0), (RouterCapture(logits_TE, ids_TK, weights_TK, None),)), batch, topology, valid_T
+
+
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid", "sqrtsoftplus"])
+def test_experts_that_are_masked_leave_the_columns_finite(scoring):
+    trace, batch, facts, valid_T = masked(n_experts=8, top_k=2, closed=(1, 5), scoring=scoring)
+    tokens, documents = routing_columns(trace, batch, facts, with_logits=True)
+    score_TE = router_scores(trace.routers[0].logits_TE, scoring).double().numpy()[valid_T]
+    np.testing.assert_allclose(tokens["layer00.entropy"], plain.token_entropy(score_TE), rtol=1e-3, atol=2e-6)
+    assert np.isfinite(tokens["layer00.margin"]).all() and np.isfinite(tokens["layer00.topk_mass"]).all()
+    assert np.isfinite(tokens["layer00.logsumexp"]).all() == (scoring == "softmax")
+    assert np.isneginf(tokens["layer00.logits"][:, [1, 5]]).all()
+    assert not documents["layer00.counts"][:, [1, 5]].any() and not documents["layer00.score_sum"][:, [1, 5]].any()
+
+
+def test_a_margin_to_masked_experts_alone_is_not_known():
+    """Two of four are open and chosen: by logits, the first not chosen is infinitely far, and was no candidate."""
+    trace, batch, facts, _ = masked(n_experts=4, top_k=2, closed=(0, 3), choice="logits")
+    tokens, _ = routing_columns(trace, batch, facts, with_logits=False)
+    assert np.isnan(tokens["layer00.margin"]).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+def test_scores_that_mean_nothing_are_refused(value):
+    trace, batch, facts, _ = captured(n_experts=8, top_k=2, scoring="softmax")
+    logits_TE = trace.routers[0].logits_TE
+    logits_TE[3] = -torch.inf if value is None else logits_TE[3]  # every expert masked
+    logits_TE[3, 2] = -torch.inf if value is None else value
+    with pytest.raises(CaptureError, match=r"layer 0 .*: router logits or weights are NaN or infinite in row 0"):
+        routing_columns(trace, batch, facts, with_logits=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("logits_TE", "layer 0: logits reach 1e\\+30, .* Record without the field 'logits'"),
+        ("weights_TK", "layer 0: weights reach 1e\\+30, and a recording keeps weights as float16, up to 65,504"),
+    ],
+)
+def test_what_float16_cannot_hold_is_refused(name, message):
+    trace, batch, facts, _ = captured(n_experts=8, top_k=2, scoring="softmax")
+    getattr(trace.routers[0], name)[2, 1] = 1e30
+    with pytest.raises(CaptureError, match=message):
+        routing_columns(trace, batch, facts, with_logits=True)
+
+
+def test_scores_beyond_float16_are_recorded_where_they_are_not_kept():
+    """Without the field, only what is made of them stands on disk, and that is exact."""
+    trace, batch, facts, _ = captured(n_experts=8, top_k=2, scoring="softmax")
+    trace.routers[0].logits_TE[2, 1] = 1e30
+    tokens, _ = routing_columns(trace, batch, facts, with_logits=False)
+    assert tokens["layer00.logsumexp"][2] == pytest.approx(1e30)
 
 
 def test_a_row_of_one_token_has_no_loss():

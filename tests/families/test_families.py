@@ -22,7 +22,7 @@ from workbench.capture.record import record
 from workbench.capture.reduce import router_scores
 from workbench.corpus import Corpus, Document
 from workbench.errors import CaptureError, ModelError
-from workbench.models.check import _Proof
+from workbench.models.check_router import other_implementation
 from workbench.models.expert_weights import neuron_parts
 from workbench.models.families import FAMILIES as ROWS
 from workbench.models.topology import topology
@@ -134,9 +134,8 @@ NOT_LOGITS = ("gemma4_text",)
 
 def contributions_by_another_implementation(model, trace, recording, mask_BS):
     """Slot by slot, with its weight, by the implementation that did not run."""
-    proof = _Proof(model)
     for router, capture in zip(model.topology.routers, trace.routers, strict=True):
-        _, rebuild = proof.other_implementation(router)
+        _, rebuild = other_implementation(model.module.get_submodule(router.experts_path), router)
         if router.way == "scores":
             rows_ETC = rebuild(capture.hidden_TC, capture.ids_TK, capture.weights_TK).unflatten(
                 0, (router.n_experts, -1)

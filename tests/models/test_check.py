@@ -11,7 +11,7 @@ from workbench.capture import reduce
 from workbench.capture.hooks import Tracer
 from workbench.capture.reduce import BatchTokens
 from workbench.errors import CaptureError
-from workbench.models import check
+from workbench.models import check_company
 from workbench.models.check import check_capture
 from workbench.models.loading import with_module
 
@@ -181,6 +181,6 @@ def test_padding_that_is_kept_is_caught(monkeypatch):
         whole = torch.full_like(batch.lengths_B, batch.ids_BS.shape[1])
         return reduce.routing_columns(trace, BatchTokens(batch.ids_BS, whole), facts, with_logits=with_logits)
 
-    monkeypatch.setattr(check, "routing_columns", without_mask)
+    monkeypatch.setattr(check_company, "routing_columns", without_mask)
     with pytest.raises(CaptureError, match="proof of padding: expected 63 tokens .*padding was kept"):
         check_capture(tiny.moe())

@@ -13,7 +13,7 @@ import torch
 
 from workbench.capture.attention import Row, query_statistics
 from workbench.capture.heads import divergence, weighed_statistics
-from workbench.capture.reduce import BatchTokens
+from workbench.capture.reduce import BatchTokens, as_half
 from workbench.capture.watching import Call
 from workbench.errors import CaptureError
 from workbench.metrics.attention import BIN_EDGES, PROFILED, STATISTICS, WEIGHED
@@ -121,7 +121,7 @@ class AttentionColumns:
             documents |= {f"{at}.{name}": np.stack([row[name] for row in reduced]) for name in reduced[0]}
             if self._of_tokens:
                 tokens |= {
-                    f"{at}.{name}": np.concatenate([v[name].T.to(torch.float16).cpu().numpy() for v in rows])
+                    f"{at}.{name}": np.concatenate([as_half(v[name].T, name, layer=layer) for v in rows])
                     for name in PROFILED
                 }
         return tokens, documents

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from workbench.capture.hooks import Inputs, RouterCapture, Trace, Tracer
-from workbench.capture.reduce import BatchTokens
+from workbench.capture.reduce import BatchTokens, as_half
 from workbench.errors import CaptureError
 from workbench.models.loading import Model
 from workbench.models.placement import here
@@ -82,6 +82,11 @@ class ExpertTracer(Tracer):
             added_error=max((one.added_error for one in parts.values()), default=0.0),
             routed_scale={f"{layer} {site}": one.routed for (layer, site), one in parts.items()},
         )
+
+    def factors(self, router: Router) -> tuple[float, float]:
+        """By what factors a router's block adds the routed and the shared output."""
+        parts = self._parts[router.layer, router.site]
+        return parts.routed, parts.shared
 
     def run(self, *arguments: Any, **keywords: Any) -> Trace:
         """As `Tracer.run`; the large tensors are reduced and let go."""
@@ -157,9 +162,9 @@ def experts_columns(
         sum_BE = torch.zeros(n_rows * router.n_experts, dtype=torch.float64, device=device)
         sum_BE.index_add_(0, place_TK.reshape(-1), added_TK.reshape(-1).double())
         documents[f"{at}.contribution_sum"] = sum_BE.reshape(n_rows, -1).float().cpu().numpy()
-        tokens[f"{at}.contribution"] = added_TK.half().cpu().numpy()
+        tokens[f"{at}.contribution"] = as_half(added_TK, "contribution", layer=router.layer)
         if capture.shared_T3 is not None:
-            shared_T3 = capture.shared_T3.to(device)[valid_T].half().cpu().numpy()
+            shared_T3 = as_half(capture.shared_T3.to(device)[valid_T], "shared_projection", layer=router.layer)
             names = ("shared_share", "shared_projection", "shared_cosine")
             tokens |= {f"{at}.{name}": np.ascontiguousarray(shared_T3[:, i]) for i, name in enumerate(names)}
     return tokens, documents

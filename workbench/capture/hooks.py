@@ -17,6 +17,7 @@ import torch
 from nnsight import NNsight
 
 from workbench.errors import CaptureError
+from workbench.models.borders import forget_lengths, length_borders
 from workbench.models.experts_call import Inputs, bound, of_scores, with_ids, with_scores
 from workbench.models.placement import here
 from workbench.models.topology import Router, Topology
@@ -91,6 +92,7 @@ class Tracer:
         self._module = module
         self._topology = topology
         self._keeps_logits = "logits_to_keep" in inspect.signature(module.forward).parameters
+        self._remembers = length_borders(module).exact_above is not None
         with _WRAPPING:
             if getattr(module, _WRAPPED, None) is None:
                 setattr(module, _WRAPPED, _Wrapped(module))
@@ -137,6 +139,8 @@ class Tracer:
             inputs = self._inputs(ids_BS, mask_BS, logits_to_keep) | {"use_cache": keep_cache}
             if cache is not None:
                 inputs["past_key_values"] = cache
+            elif self._remembers:
+                forget_lengths(self._module)
             with self._wrapped.envoy.trace(**inputs):
                 for key, envoy, side in sites:
                     value = envoy.inputs if side == "in" else envoy.output
@@ -158,6 +162,8 @@ class Tracer:
             chosen_TK: Expert ids for every token, padding included.
         """
         with self._wrapped.lock, torch.no_grad():
+            if self._remembers:
+                forget_lengths(self._module)
             site = self._envoy(router.router_path if router.way == "scores" else router.experts_path)
             with self._wrapped.envoy.trace(**self._inputs(ids_BS, mask_BS, 0)):
                 if router.way == "scores":

@@ -10,6 +10,7 @@ import torch
 
 from workbench.capture.plan import Plan
 from workbench.corpus import Corpus
+from workbench.models.borders import NO_BORDERS, Borders
 from workbench.models.loading import Model, config_digest, weights_digest
 from workbench.recording import json_digest
 from workbench.recording_schema import SCHEMA
@@ -22,8 +23,20 @@ def manifest_of(
     *,
     fields: tuple[str, ...],
     settings: dict[str, Any],
+    borders: Borders = NO_BORDERS,
+    n_marked: int = 0,
 ) -> dict[str, Any]:
-    """The manifest as it stands before the proof; `identity` decides whether a folder holds the same recording."""
+    """The manifest as it stands before the proof; `identity` decides whether a folder holds the same recording.
+
+    Args:
+        model: The model.
+        corpus: The corpus.
+        plan: Its batches.
+        fields: Recorded fields.
+        settings: What else was asked for.
+        borders: Lengths that never share a batch.
+        n_marked: Texts with marks of their own, to which the tokenizer's were not added.
+    """
     config = model.module.config
     described = {
         "name": model.name,
@@ -49,9 +62,16 @@ def manifest_of(
             "corpus_digest": corpus.digest,
             "fields": list(fields),
             **settings,
+            # Other batches and other ids are another recording; those without either are as they always were.
+            **({"length_borders": borders.to_json()} if borders else {}),
+            **({"marks_not_doubled": n_marked} if n_marked else {}),
         },
         "model": described,
-        "tokenizer": {"class": type(model.tokenizer).__name__ if model.tokenizer else None, "digest": tokenizer},
+        "tokenizer": {
+            "class": type(model.tokenizer).__name__ if model.tokenizer else None,
+            "digest": tokenizer,
+            "marks_not_doubled": n_marked,
+        },
         "corpus": {
             "name": corpus.name,
             "digest": corpus.digest,
@@ -64,6 +84,7 @@ def manifest_of(
         "fields": list(fields),
         "phases": ["prefill", "decode"] if "generation" in settings else ["prefill"],
         "settings": settings,
+        "length_borders": borders.to_json() if borders else None,
         "padding_share": round(plan.padding_share, 4),
         "halved_batches": [],
         "topology": model.topology.to_json(),

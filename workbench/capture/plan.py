@@ -2,6 +2,7 @@
 
 A pure function of the documents' lengths and domains and of the budgets, so that a run that was killed resumes with the
 very batches it would have had. One document is one row; rows of a batch have similar lengths, so little is padded.
+Where a model computes rows by the longest one of their batch, rows that it would compute otherwise are kept apart.
 """
 
 from collections.abc import Sequence
@@ -9,6 +10,9 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from workbench.errors import CorpusError
+from workbench.models.borders import NO_BORDERS, Borders
+
+_MOST_PAIRS = 3  # pairs of rows that the proof of padding runs, each at most two rows of a batch
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ def make_plan(
     context: int | None = None,
     max_tokens: int | None = None,
     one_length: bool = False,
+    borders: Borders = NO_BORDERS,
 ) -> Plan:
     """Plans the batches.
 
@@ -97,6 +102,7 @@ def make_plan(
         context: Longest sequence the model takes; None for no limit.
         max_tokens: Cap over the corpus; None for none.
         one_length: Whether the rows of a batch must have one length, so that nothing is padded.
+        borders: Lengths that never share a batch.
 
     Raises:
         CorpusError: a budget below 1, or a cap that holds no document.
@@ -116,12 +122,34 @@ def make_plan(
     open_rows: list[Row] = []
     for row in sorted(kept, key=lambda row: (-row.n_tokens, row.document)):
         full = open_rows and (len(open_rows) + 1) * open_rows[0].n_tokens > batch_tokens
-        if full or (one_length and open_rows and row.n_tokens != open_rows[0].n_tokens):
+        if full or (open_rows and _apart(row.n_tokens, open_rows[0].n_tokens, one_length=one_length, borders=borders)):
             batches.append(Batch(tuple(open_rows)))
             open_rows = []
         open_rows.append(row)
     batches.append(Batch(tuple(open_rows)))
     return Plan(tuple(batches), _shards(batches, shard_tokens), len(rows) - len(kept))
+
+
+def _apart(one: int, other: int, *, one_length: bool, borders: Borders) -> bool:
+    """Whether rows of these lengths may not share a batch."""
+    return one != other if one_length else borders.side(one) != borders.side(other)
+
+
+def rows_to_prove(plan: Plan, borders: Borders) -> list[tuple[Row, ...]]:
+    """The rows that the proof of padding runs together: of the batches that will be run, in their lengths and shapes.
+
+    The batch with the most rows, whole; and the longest and the shortest row of the batch that pads most and of the
+    widest batch on each side of the borders, three pairs at most. Batches of one row have no company to prove.
+    """
+    several = [batch for batch in plan.batches if len(batch.rows) > 1]
+    if not several:
+        return []
+    by_side = {borders.side(batch.width): batch for batch in reversed(several)}  # the widest one stays
+    widest = sorted(by_side.values(), key=lambda batch: -batch.width)
+    pads_most = max(several, key=lambda batch: batch.width - batch.rows[-1].n_tokens)
+    pairs = [(batch.rows[0], batch.rows[-1]) for batch in (*widest[: _MOST_PAIRS - 1], pads_most)]
+    whole = max(several, key=lambda batch: len(batch.rows)).rows
+    return [whole, *dict.fromkeys(pair for pair in pairs if pair != whole)]
 
 
 def _capped(rows: list[Row], domains: Sequence[str], max_tokens: int) -> list[Row]:

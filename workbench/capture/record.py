@@ -14,16 +14,21 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from workbench.capture.encode import encode
 from workbench.capture.experts import ExpertTracer
+from workbench.capture.failures import forward_errors, out_of_memory
 from workbench.capture.generate import Generation
 from workbench.capture.heads import attention_facts
 from workbench.capture.hooks import Tracer
 from workbench.capture.manifest import manifest_of
-from workbench.capture.plan import Batch, Plan, make_plan
+from workbench.capture.plan import Batch, Plan, make_plan, rows_to_prove
 from workbench.capture.rows import RowRunner
 from workbench.capture.vocabulary import vocabulary_table
+from workbench.capture.witness import Witness
+from workbench.capture.written import WrittenProof, summary
 from workbench.corpus import Corpus
-from workbench.errors import Cancelled, CorpusError, RecordingError
+from workbench.errors import Cancelled, RecordingError
+from workbench.models.borders import Borders, length_borders
 from workbench.models.check import CheckReport, check_capture
 from workbench.models.expert_weights import check_parent, expert_weights
 from workbench.models.loading import Model, weights_digest
@@ -32,6 +37,7 @@ from workbench.recording_schema import FIELDS, part_name
 from workbench.recording_writer import RecordingWriter
 
 DEFAULT_FIELDS = ("routing", "logprob")
+SKIPPED = "skipped (--no-check)"
 
 
 @dataclass(frozen=True)
@@ -97,16 +103,20 @@ def record(
     fields = _checked_fields(fields, generation)
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.read(corpus)
     out = Path(out)
-    encoded = _encode(corpus, model)
+    room, borders = _room(model, generation), length_borders(model.module)
+    encoded = encode(corpus, model, limit=min(max(batch_tokens, 1), room or batch_tokens))
     plan = make_plan(
-        [len(ids) for ids in encoded],
+        encoded.lengths,
         [document.domain for document in corpus.documents],
         batch_tokens=batch_tokens,
         shard_tokens=shard_tokens,
-        context=_room(model, generation),
+        context=room,
         max_tokens=max_tokens,
         one_length=generation is not None,
+        borders=borders,
     )
+    if generation is not None:
+        _refuse_crossing(model, plan, borders, generation)
     if parent is not None:
         _check_parent(model, parent, fields)
     settings: dict[str, Any] = {"max_tokens": max_tokens, "batch_tokens": batch_tokens, "shard_tokens": shard_tokens}
@@ -118,29 +128,39 @@ def record(
             "revision": parent.revision,
             "weights": weights_digest(parent.module),
         }
-    manifest = manifest_of(model, corpus, plan, fields=fields, settings=settings)
+    manifest = manifest_of(
+        model, corpus, plan, fields=fields, settings=settings, borders=borders, n_marked=encoded.n_marked
+    )
     _refuse_before_proof(out)
-    manifest["check"] = check_capture(model).to_json() if check else "skipped (--no-check)"
-    if "attention" in fields:
-        manifest["attention"] = attention_facts(model)
-    tracer = ExpertTracer(model) if "experts" in fields else Tracer(model.module, model.topology)
-    if isinstance(tracer, ExpertTracer):
-        manifest["experts_check"] = tracer.report.to_json()
+    manifest["check"] = SKIPPED
+    if check:
+        proved = rows_to_prove(plan, borders)
+        together = [[encoded.ids[row.document][: row.n_tokens].tolist() for row in rows] for rows in proved]
+        manifest["check"] = check_capture(model, batches=together).to_json()
+    with forward_errors(model.name, "the proof of the fields asked for"):
+        if "attention" in fields:
+            manifest["attention"] = attention_facts(model)
+        tracer = ExpertTracer(model) if "experts" in fields else Tracer(model.module, model.topology)
+        if isinstance(tracer, ExpertTracer):
+            manifest["experts_check"] = tracer.report.to_json()
+    written = WrittenProof(model, tracer, plan, fields=fields, generation=generation) if check else None
+    manifest["written_rows"] = SKIPPED if written is None else {"sampled": list(written.parts), "of_parts": {}}
     with RecordingWriter(out, manifest, topology=model.topology, fields=fields, n_shards=len(plan.shards)) as writer:
         if not writer.closed:
             rows = RowRunner(
                 model,
                 tracer,
                 corpus,
-                encoded=encoded,
+                encoded=encoded.ids,
                 fields=fields,
                 attention_layers=writer.manifest.get("attention", {}).get("layers", []),
                 generation=generation,
             )
-            run = _Run(plan, writer, rows, fields=fields)
+            run = _Run(plan, writer, rows, fields=fields, written=written)
             run.all_shards(on_progress, should_cancel)
             facts = expert_weights(model, parent=parent) if "weights" in fields else None
-            writer.close(vocabulary_table(model.tokenizer, run.tokens_seen()), expert_weights=facts)
+            vocabulary = vocabulary_table(model.tokenizer, run.tokens_seen())
+            writer.close(vocabulary, expert_weights=facts, **run.facts())
     return Recording.open(out)
 
 
@@ -182,6 +202,20 @@ def _room(model: Model, generation: Generation | None) -> int | None:
     return context - generation.new_tokens
 
 
+def _refuse_crossing(model: Model, plan: Plan, borders: Borders, generation: Generation) -> None:
+    """What is kept of a text was turned by the rule of short ones, and would be read by the rule of long ones."""
+    given = [row.n_tokens for batch in plan.batches for row in batch.rows]
+    for switch in borders.switches:
+        crossing = sum(n <= switch < n + generation.new_tokens for n in given)
+        if crossing:
+            raise RecordingError(
+                f"{model.name} turns positions by other factors in texts of more than {switch:,} tokens (longrope), "
+                f"and {crossing} of {len(given)} documents would pass that length while {generation.new_tokens} tokens "
+                "are written behind them: the keys kept of the given text would be wrong from there on. Ask for fewer "
+                "new tokens, or leave those documents out."
+            )
+
+
 def _refuse_before_proof(out: Path) -> None:
     parent = out.absolute().parent
     while not parent.exists():
@@ -190,34 +224,21 @@ def _refuse_before_proof(out: Path) -> None:
         raise RecordingError(f"{out} cannot be made: {parent} is a file. Name another --out.")
 
 
-def _encode(corpus: Corpus, model: Model) -> list[list[int]]:
-    encoded: list[list[int]] = []
-    for number, document in enumerate(corpus.documents):
-        if document.token_ids is not None:
-            ids = list(document.token_ids)
-        elif model.tokenizer is None:
-            raise CorpusError(
-                f"{corpus.name}: document {document.id!r} is text, but {model.name} has no tokenizer that can be read: "
-                f"{model.tokenizer_problem}"
-            )
-        else:
-            ids = model.tokenizer(document.text, verbose=False)["input_ids"]
-        if not ids:
-            raise CorpusError(f"{corpus.name}: document {document.id!r} (number {number}) has no tokens; take it out.")
-        if not 0 <= min(ids) <= max(ids) < model.topology.vocabulary:
-            raise CorpusError(
-                f"{corpus.name}: document {document.id!r} has token ids from {min(ids)} to {max(ids)}; "
-                f"{model.name} knows 0 to {model.topology.vocabulary - 1}. Was it tokenized for another model?"
-            )
-        encoded.append(ids)
-    return encoded
-
-
 class _Run:
     """One run over the shards that are not on disk yet."""
 
-    def __init__(self, plan: Plan, writer: RecordingWriter, rows: RowRunner, *, fields: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        writer: RecordingWriter,
+        rows: RowRunner,
+        *,
+        fields: tuple[str, ...],
+        written: WrittenProof | None,
+    ) -> None:
         self._plan, self._writer, self._rows, self._fields = plan, writer, rows, fields
+        # A folder that an earlier version began, or one begun without proof, has no place for what is proved.
+        self._written = written if isinstance(writer.manifest.get("written_rows"), dict) else None
 
     def all_shards(
         self, on_progress: Callable[[Progress], None] | None, should_cancel: Callable[[], bool] | None
@@ -238,13 +259,16 @@ class _Run:
                 continue
             tokens: dict[str, list[np.ndarray]] = {}
             documents: dict[str, list[np.ndarray]] = {}
+            proof = self._written.of_part(index) if self._written is not None else None
+            repeated: int | None = None
             for number in batches:
                 if should_cancel is not None and should_cancel():
                     raise Cancelled(
                         f"cancelled after {done:,} of {self._plan.n_tokens:,} tokens; the parts in {self._writer.path} "
                         "are whole. Run the same command to go on."
                     )
-                for of_tokens, of_documents in self._run_batch(number):
+                witness = self._written.witness(proof, number) if self._written is not None else None
+                for of_tokens, of_documents in self._run_batch(number, witness):
                     _append(tokens, of_tokens)
                     _append(documents, of_documents)
                 size = self._plan.batches[number].n_tokens
@@ -252,7 +276,18 @@ class _Run:
                 if on_progress is not None:
                     rate = run / (time.perf_counter() - started)
                     on_progress(Progress(done, self._plan.n_tokens, rate, (self._plan.n_tokens - done) / rate))
-            self._writer.submit(index, tokens, documents)
+                if proof is not None and witness is not None:
+                    proof.add(witness.seen)
+                if proof is not None and self._written is not None and number == self._written.again:
+                    repeated = number
+            if proof is not None and repeated is not None:
+                proof.again = (repeated, list(self._run_batch(repeated)))
+            self._writer.submit(index, tokens, documents, proof)
+
+    def facts(self) -> dict[str, Any]:
+        """What was proved of the rows that were written, for the closed manifest."""
+        proved = self._writer.manifest.get("written_rows")
+        return {"written_rows": summary(proved["of_parts"], proved["sampled"])} if isinstance(proved, dict) else {}
 
     def tokens_seen(self) -> np.ndarray:
         """The token ids that occur in the recording, as input or as prediction, read back from the parts."""
@@ -265,26 +300,33 @@ class _Run:
                 seen.update(np.unique(table[name].to_numpy()).tolist())
         return np.array(sorted(seen), dtype=np.int32)
 
-    def _run_batch(self, number: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    def _run_batch(
+        self, number: int, witness: Witness | None = None
+    ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """The columns of one batch; of its halves where it does not fit into the GPU's memory, and that is logged."""
         batch = self._plan.batches[number]
         halved: list[int] = self._writer.manifest["halved_batches"]
         pieces = _halves(batch, halved.count(number))
         while True:
             try:
-                yield from [self._rows.run(piece.rows) for piece in pieces]
+                yield from [self._rows.run(piece.rows, witness) for piece in pieces]
                 return
-            except torch.cuda.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
                 if all(len(piece.rows) == 1 for piece in pieces):
                     limit = self._writer.manifest["settings"]["batch_tokens"]
+                    kind = "GPU memory" if isinstance(error, torch.cuda.OutOfMemoryError) else "memory"
                     raise RecordingError(
-                        f"out of GPU memory with a single document of {batch.width} tokens in the batch. Give a "
+                        f"out of {kind} with a single document of {batch.width} tokens in the batch. Give a "
                         f"smaller --batch-tokens (documents are cut to it), now {limit}."
                     ) from error
                 halved.append(number)
                 self._writer.note(halved_batches=halved)
                 torch.cuda.empty_cache()
                 pieces = _halves(batch, halved.count(number))
+                if witness is not None:
+                    witness.seen.clear()
 
 
 def _halves(batch: Batch, times: int) -> list[Batch]:

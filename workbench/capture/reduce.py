@@ -108,8 +108,11 @@ def _reduce_router(
     logits_TE = valid(capture.logits_TE).float()
     ids_TK = valid(capture.ids_TK).long()
     weights_TK = valid(capture.weights_TK).float()
-    if not bool(torch.isfinite(logits_TE).all()) or not bool(torch.isfinite(weights_TK).all()):
-        row = int(row_T[~(torch.isfinite(logits_TE).all(-1) & torch.isfinite(weights_TK).all(-1))][0])
+    # Minus infinity masks an expert, and is as it should be; not all of a token's experts can be masked.
+    known_T = (torch.isfinite(logits_TE) | torch.isneginf(logits_TE)).all(-1) & torch.isfinite(logits_TE).any(-1)
+    known_T &= torch.isfinite(weights_TK).all(-1)
+    if not bool(known_T.all()):
+        row = int(row_T[~known_T][0])
         raise CaptureError(
             f"layer {router.layer} ({router.router_path}): router logits or weights are NaN or infinite in row "
             f"{row} of a batch. The weights are broken or the dtype is too narrow; try --dtype float32 or bfloat16."
@@ -121,6 +124,8 @@ def _reduce_router(
     margin_T = chosen_TK.amin(-1) - others_TE.amax(-1)
     if not router.has_margin:
         margin_T = torch.full_like(margin_T, torch.nan)
+    # Where every expert not chosen is masked, there is none to be next to.
+    margin_T = torch.where(torch.isfinite(others_TE).any(-1), margin_T, torch.nan)
     counts = torch.bincount(
         (row_T[:, None] * router.n_experts + ids_TK).reshape(-1), minlength=n_rows * router.n_experts
     )
@@ -129,13 +134,15 @@ def _reduce_router(
     score_sum = torch.zeros(n_rows, router.n_experts, dtype=torch.float64, device=row_T.device)
     score_sum.index_add_(0, row_T, score_TE.double())
 
-    half = torch.float16
+    def half(values: torch.Tensor, name: str) -> np.ndarray:
+        return as_half(values, name, layer=router.layer)
+
     tokens = {
         "ids": ids_TK.to(torch.int32).cpu().numpy().astype(id_dtype(router.n_experts)),
-        "weights": weights_TK.to(half).cpu().numpy(),
-        "entropy": torch.special.entr(score_TE).sum(-1).to(half).cpu().numpy(),
-        "margin": margin_T.to(half).cpu().numpy(),
-        "topk_mass": score_TE.gather(-1, ids_TK).sum(-1).to(half).cpu().numpy(),
+        "weights": half(weights_TK, "weights"),
+        "entropy": half(torch.special.entr(score_TE).sum(-1), "entropy"),
+        "margin": half(margin_T, "margin"),
+        "topk_mass": half(score_TE.gather(-1, ids_TK).sum(-1), "topk_mass"),
         "logsumexp": (
             logits_TE.logsumexp(-1)
             if router.scoring == "softmax"
@@ -145,15 +152,36 @@ def _reduce_router(
         .numpy(),
     }
     if capture.shared_gate_T is not None:
-        tokens["shared_gate"] = valid(capture.shared_gate_T).float().sigmoid().to(half).cpu().numpy()
+        tokens["shared_gate"] = half(valid(capture.shared_gate_T).float().sigmoid(), "shared_gate")
     if with_logits:
-        tokens["logits"] = logits_TE.to(half).cpu().numpy()
+        tokens["logits"] = half(logits_TE, "logits")
     documents = {
         "counts": counts.reshape(n_rows, -1).to(torch.int32).cpu().numpy(),
         "score_sum": score_sum.float().cpu().numpy(),
         "weight_sum": weight_sum.reshape(n_rows, -1).float().cpu().numpy(),
     }
     return tokens, documents
+
+
+def as_half(values: torch.Tensor, name: str, *, layer: int) -> np.ndarray:
+    """Values as a recording keeps them on disk: float16.
+
+    Raises:
+        CaptureError: a finite value is beyond float16; names layer and column.
+    """
+    found = values.to(torch.float16)
+    lost = torch.isinf(found) & torch.isfinite(values)
+    if bool(lost.any()):
+        advice = {
+            "logits": "Record without the field 'logits': ids, weights and entropies are kept then.",
+            "contribution": "Record without the field 'experts'.",
+            "distance": "Record without the field 'attention-tokens', or with a smaller --batch-tokens.",
+        }.get(name, "Scale the router's weights, or pass them on as shares; a recording cannot keep these.")
+        raise CaptureError(
+            f"layer {layer}: {name} reach {float(values[lost].abs().max()):.3g}, and a recording keeps {name} as "
+            f"float16, up to 65,504: they would stand as infinite on disk. {advice}"
+        )
+    return found.cpu().numpy()
 
 
 def logprob_columns(

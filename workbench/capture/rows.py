@@ -1,5 +1,6 @@
 """From documents to columns: runs a batch of rows and joins what is recorded of it, field by field."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -8,11 +9,13 @@ import torch
 
 from workbench.capture.attention_columns import AttentionColumns
 from workbench.capture.experts import experts_columns
+from workbench.capture.failures import forward_errors
 from workbench.capture.generate import Generation, Written, generate, stop_ids
 from workbench.capture.hooks import Trace, Tracer
 from workbench.capture.plan import Row
 from workbench.capture.reduce import BatchTokens, logprob_columns, routing_columns
-from workbench.capture.watching import watching
+from workbench.capture.watching import Call, watching
+from workbench.capture.witness import Witness
 from workbench.corpus import Corpus
 from workbench.models.loading import Model
 
@@ -38,25 +41,34 @@ class RowRunner:
         tracer: Tracer,
         corpus: Corpus,
         *,
-        encoded: list[list[int]],
+        encoded: Sequence[np.ndarray],
         fields: tuple[str, ...],
         attention_layers: list[dict[str, Any]],
         generation: Generation | None,
     ) -> None:
         self._model, self._tracer, self._corpus, self._encoded = model, tracer, corpus, encoded
         self._fields, self._generation = fields, generation
+        self._witness: Witness | None = None
         self._stop = stop_ids(model.module) if generation is not None else set()
         self._attention = AttentionColumns(model.topology, attention_layers, fields) if "attention" in fields else None
 
     def watching(self) -> AbstractContextManager[None]:
         """The block in which rows are run: attention is watched in it, where it is recorded."""
+        with forward_errors(self._model.name, "two tokens"):
+            self._tracer.prepare(torch.zeros(1, 2, dtype=torch.long, device=self._model.device))
         if self._attention is None:
             return nullcontext()
-        self._tracer.prepare(torch.zeros(1, 2, dtype=torch.long, device=self._model.device))
-        return watching(self._model.module, self._attention)
+        return watching(self._model.module, self._watch)
 
-    def run(self, rows: tuple[Row, ...]) -> tuple[Columns, Columns]:
-        """The columns of some documents' tokens and of the documents."""
+    def _watch(self, call: Call) -> None:
+        assert self._attention is not None
+        self._attention(call)
+        if self._witness is not None and self._generation is None:
+            self._witness.attend(call)
+
+    def run(self, rows: tuple[Row, ...], witness: Witness | None = None) -> tuple[Columns, Columns]:
+        """The columns of some documents' tokens and of the documents; a witness looks at the very same passes."""
+        self._witness = witness
         batch = self._batch_tokens(rows)
         traced: dict[str, Any] = {
             "routers": None if "routing" in self._fields else (),
@@ -64,11 +76,15 @@ class RowRunner:
         }
         if self._attention is not None:
             self._attention.begin(batch)
+        what = f"a batch of {len(rows)} documents of up to {rows[0].n_tokens} tokens"
         if self._generation is None:
-            trace = self._tracer.run(batch.ids_BS, batch.mask_BS.long() if batch.padded else None, **traced)
+            with forward_errors(self._model.name, what, short_of_memory=True), _seen_by(witness, rows):
+                trace = self._tracer.run(batch.ids_BS, batch.mask_BS.long() if batch.padded else None, **traced)
             return self._columns(rows, batch, trace)
         numbers = [row.document for row in rows]
-        written = generate(self._tracer, batch.ids_BS, numbers, self._generation, stop=self._stop, **traced)
+        what += " and what is written behind them"
+        with forward_errors(self._model.name, what, short_of_memory=True), _seen_by(witness, rows):
+            written = generate(self._tracer, batch.ids_BS, numbers, self._generation, stop=self._stop, **traced)
         given, new = self._columns(rows, batch, written.prefill), self._columns(rows, written.batch, written)
         return _joined(given[0], new[0]), _joined(given[1], new[1])
 
@@ -112,14 +128,11 @@ class RowRunner:
             documents |= of_documents
         return tokens, documents
 
-    def _kept_ids(self, row: Row) -> list[int]:
-        return self._encoded[row.document][: row.n_tokens]
-
     def _batch_tokens(self, rows: tuple[Row, ...]) -> BatchTokens:
         device = self._model.device
         ids_BS = torch.zeros(len(rows), rows[0].n_tokens, dtype=torch.long)
         for i, row in enumerate(rows):
-            ids_BS[i, : row.n_tokens] = torch.tensor(self._kept_ids(row))
+            ids_BS[i, : row.n_tokens] = torch.as_tensor(self._encoded[row.document][: row.n_tokens])
         return BatchTokens(ids_BS.to(device), torch.tensor([row.n_tokens for row in rows], device=device))
 
     def _document_columns(self, rows: tuple[Row, ...]) -> Columns:
@@ -131,6 +144,10 @@ class RowRunner:
             "text_digest": np.array([document.digest for document in documents], dtype=object),
             "tokens_cut": np.array([row.n_cut for row in rows], np.int32),
         }
+
+
+def _seen_by(witness: Witness | None, rows: tuple[Row, ...]) -> AbstractContextManager[None]:
+    return nullcontext() if witness is None else witness.watching(rows)
 
 
 def _written_columns(written: Written) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

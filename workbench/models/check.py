@@ -1,30 +1,26 @@
-"""The proof that what is captured of a model is what the model did: five checks on a short text.
+"""The proof that what is captured of a model is what the model did: five checks before anything is recorded.
 
 1. Shapes and ranges of ids and weights. 2. Logits are logits: they equal the router's linear map, and their top-k are
 the chosen ids where the family's rule is plain top-k. 3. Rebuild: the experts' output, recomputed from the captured ids
 and weights by another implementation than the one that ran, and the whole block with it, equal the model's. 4. Causal:
 forcing another expert changes that token's logits and no earlier token's. 5. A padded batch chooses as single documents
-do. A model that fails one is refused with family, layer, expected and found.
-
-Axes: T tokens, E experts, K chosen per token, C model width, B rows, S positions.
+do: on a short text, and on rows of the batches that will be run. A model that fails one is refused with family, layer,
+expected and found. 1 to 4 are in `check_router.py`, 5 in `check_company.py`; that what is written equals what was
+captured is proved while recording (`capture/written.py`).
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from workbench.capture.hooks import RouterCapture, Tracer
-from workbench.capture.reduce import BatchTokens, router_scores, routing_columns, selection
-from workbench.errors import CaptureError
+from workbench.capture.failures import forward_errors
+from workbench.models.borders import Borders, length_borders
+from workbench.models.check_company import CompanyProof, Compared, TokenRows, padded
+from workbench.models.check_router import RouterProofs, other_implementation
 from workbench.models.loading import Model
-from workbench.models.placement import here
-from workbench.models.plain_experts import Rebuild, plain_experts
-from workbench.models.topology import Router
-from workbench.recording_schema import prefix
 
 TEXT = (
     "The river rose in the night. By morning 1,204 sandbags lined the bank; def fill(n): return n + 1 — "
@@ -38,7 +34,7 @@ class CheckReport:
     """What the five proofs measured; part of every recording's manifest.
 
     Attributes:
-        routers: Routers that were checked; 0 for a dense model, where nothing is to be proved.
+        routers: Routers that were checked; 0 for a dense model, of which proof 5 alone is made.
         tokens: Tokens of the check's text.
         rebuild_with: Implementation that recomputed the experts.
         logits_error: Largest relative difference of captured logits and the router's linear map.
@@ -48,6 +44,8 @@ class CheckReport:
         causal_leak: Largest change of an earlier token's logits.
         padding_differences: Chosen ids that differ between a padded batch and single documents, all at borders narrower
             than the dtype's rounding.
+        padding_batches: Of each batch that was compared with single documents, how many rows it had, how many of them
+            were run alone, and the tokens of its longest and shortest.
         seconds: How long it took; not part of the manifest.
     """
 
@@ -60,6 +58,7 @@ class CheckReport:
     causal_change: float
     causal_leak: float
     padding_differences: int
+    padding_batches: tuple[dict[str, int], ...]
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
@@ -69,333 +68,77 @@ class CheckReport:
         return values
 
 
-@dataclass(frozen=True)
-class _Tolerance:
-    """How far two correct ways may differ: float32 1e-5, narrower dtypes 2e-2 (bf16 keeps 8 bits)."""
-
-    relative: float
-    rounding: float
-
-
-def _tolerance(dtype: torch.dtype) -> _Tolerance:
-    if dtype == torch.float32:
-        return _Tolerance(1e-5, 0.0)
-    return _Tolerance(2e-2, 8 * torch.finfo(dtype).eps)
-
-
-def check_capture(model: Model) -> CheckReport:
+def check_capture(model: Model, *, batches: Sequence[TokenRows] = ()) -> CheckReport:
     """Proves the capture of a model.
 
+    Args:
+        model: The model.
+        batches: Token ids of rows that will be run together, longest first, for the proof that they are as alone.
+
     Raises:
-        CaptureError: names the family, the layer, what was expected and what was found.
+        CaptureError: names the family, the layer, what was expected and what was found, or what its code raised.
     """
+    with forward_errors(model.name, "the proof of the capture"):
+        return _checked(model, batches)
+
+
+def _checked(model: Model, batches: Sequence[TokenRows]) -> CheckReport:
     started = time.perf_counter()
-    if not model.topology.routers:
-        return CheckReport(0, 0, "", 0.0, 0.0, 0.0, 0.0, 0.0, 0, time.perf_counter() - started)
-    proof = _Proof(model)
+    rows = _sample(model)
+    proofs = RouterProofs(model, *padded(rows, model.device))
     logits_error = experts_error = block_error = 0.0
     rebuild_with = ""
-    for router, capture in zip(model.topology.routers, proof.trace.routers, strict=True):
-        proof.shapes(router, capture)
-        logits_error = max(logits_error, proof.logits(router, capture))
-        rebuild_with, rebuild = proof.other_implementation(router)
-        experts, block = proof.rebuild(router, capture, rebuild)
+    for router, capture in zip(model.topology.routers, proofs.trace.routers, strict=True):
+        proofs.shapes(router, capture)
+        logits_error = max(logits_error, proofs.logits(router, capture))
+        rebuild_with, rebuild = other_implementation(proofs.modules[router.experts_path], router)
+        experts, block = proofs.rebuild(router, capture, rebuild)
         experts_error, block_error = max(experts_error, experts), max(block_error, block)
-    change, leak = proof.causality()
+    change, leak = proofs.causality()
+    company = CompanyProof(model, proofs.tracer)
+    company.left_out(proofs.trace, proofs.ids_BS, proofs.mask_BS)
+    planned = [company.planned(batch) for batch in batches]
+    compared = [company.batch(rows), *(one for one in planned if one is not None)]
     return CheckReport(
         routers=len(model.topology.routers),
-        tokens=int(proof.mask_BS.sum()),
+        tokens=int(proofs.mask_BS.sum()),
         rebuild_with=rebuild_with,
         logits_error=logits_error,
         experts_error=experts_error,
         block_error=block_error,
         causal_change=change,
         causal_leak=leak,
-        padding_differences=proof.padding(),
+        padding_differences=sum(one.differences for one in compared),
+        padding_batches=tuple(_facts(one) for one in compared),
         seconds=time.perf_counter() - started,
     )
 
 
-class _Proof:
-    """One model's proofs over one padded batch of two rows."""
-
-    def __init__(self, model: Model) -> None:
-        self.model = model
-        self.modules = dict(model.module.named_modules())
-        self.tracer = Tracer(model.module, model.topology)
-        self.ids_BS, self.mask_BS = _sample(model)
-        self.trace = self.tracer.run(self.ids_BS, self.mask_BS, deep=True)
-        # How far two correct ways may differ. Narrow dtypes: bf16 keeps 8 bits.
-        exact = model.module.dtype == torch.float32
-        self.tolerance = 1e-5 if exact else 2e-2
-        self.rounding = 0.0 if exact else 8 * torch.finfo(model.module.dtype).eps
-
-    def failure(self, router: Router, *, proof: str, expected: str, found: str) -> CaptureError:
-        """The error of one router: family, layer, expected, found, and the next step."""
-        return CaptureError(
-            f"{self.model.name} ({self.model.topology.family}), layer {router.layer} {router.site}: the capture failed "
-            f"its proof of {proof}: expected {expected}, found {found}. Nothing recorded from this model could be "
-            "trusted. If the family is new, its facts belong into workbench/models/families.py; to record all the "
-            "same, pass --no-check and the manifest will say so."
-        )
-
-    def shapes(self, router: Router, capture: RouterCapture) -> None:
-        """Proof 1."""
-        n_tokens = self.ids_BS.numel()
-        got = [tuple(tensor.shape) for tensor in (capture.ids_TK, capture.weights_TK, capture.logits_TE)]
-        wanted = [(n_tokens, router.top_k), (n_tokens, router.top_k), (n_tokens, router.n_experts)]
-        if got != wanted:
-            raise self.failure(router, proof="shapes", expected=f"ids, weights, logits {wanted}", found=str(got))
-        low, high = int(capture.ids_TK.min()), int(capture.ids_TK.max())
-        if low < 0 or high >= router.n_experts:
-            raise self.failure(
-                router, proof="ranges", expected=f"ids in [0, {router.n_experts})", found=f"ids from {low} to {high}"
-            )
-        ordered = capture.ids_TK.sort(-1).values
-        if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
-            raise self.failure(
-                router, proof="ranges", expected="different experts for a token", found="one expert named twice"
-            )
-        if not bool(torch.isfinite(capture.weights_TK).all()):
-            raise self.failure(router, proof="ranges", expected="finite routing weights", found="NaN or infinite ones")
-
-    def logits(self, router: Router, capture: RouterCapture) -> float:
-        """Proof 2; returns the largest relative error."""
-        logits_TE = capture.logits_TE.float()
-        if bool((logits_TE >= 0).all()) and torch.allclose(logits_TE.sum(-1), logits_TE.new_ones(()), atol=1e-3):
-            raise self.failure(
-                router,
-                proof="logits",
-                expected="raw router logits",
-                found="rows that are non-negative and sum to 1: probabilities",
-            )
-        assert capture.linear_input is not None
-        module = self.modules[router.linear_path or router.router_path]
-        x_TC = capture.linear_input.reshape(-1, capture.linear_input.shape[-1])
-        with here(module):
-            weight_EC, bias_E = module.weight, getattr(module, "bias", None)
-            # Some families compute their logits in float32 whatever the dtype of the weights.
-            dtype = capture.logits_TE.dtype if capture.logits_TE.dtype == torch.float32 else weight_EC.dtype
-            bias_E = None if bias_E is None else bias_E.to(dtype)
-            mapped_TE = F.linear(x_TC.to(weight_EC.device, dtype), weight_EC.to(dtype), bias_E)
-        error = _relative(logits_TE, mapped_TE[:, : router.n_experts])
-        if error > self.tolerance:
-            raise self.failure(
-                router,
-                proof="logits",
-                expected=f"the router's linear map within {self.tolerance:g}",
-                found=f"a relative error of {error:.2g}",
-            )
-        self.choice(router, capture)
-        self.weights(router, capture)
-        return error
-
-    def choice(self, router: Router, capture: RouterCapture) -> None:
-        """The chosen ids follow from the logits by the family's rule."""
-        if router.choice == "hash":
-            return
-        selection_TE, ids_TK = selection(router, capture), capture.ids_TK.long()
-        if router.n_groups == 1:
-            wrong = int((~_are_largest(selection_TE, ids_TK)).sum())
-        else:
-            wrong = min(int((~_are_largest(open_TE, ids_TK)).sum()) for open_TE in _within_groups(selection_TE, router))
-        if wrong:
-            of_groups = f" of {router.groups_chosen} in {router.n_groups} groups" if router.n_groups > 1 else ""
-            raise self.failure(
-                router,
-                proof="top-k",
-                expected=f"chosen ids with the k largest scores{of_groups}",
-                found=f"{wrong} tokens with another choice",
-            )
-
-    def weights(self, router: Router, capture: RouterCapture) -> None:
-        """The weights follow from the logits and ids by the family's rule."""
-        if router.own_weights:
-            return
-        ids_TK, weights_TK = capture.ids_TK.long(), capture.weights_TK.float()
-        chosen_TK = router_scores(capture.logits_TE, router.scoring, divided=False).gather(-1, ids_TK)
-        if router.normalized:
-            chosen_TK = chosen_TK / chosen_TK.sum(-1, keepdim=True)
-        given_T = weights_TK.ne(0).any(-1)  # no expert was wanted where all are zero
-        error = _relative(weights_TK[given_T], router.scale * chosen_TK[given_T])
-        tolerance = max(self.tolerance, 1e-4)  # some families add 1e-20 to the sum, others 1e-6
-        if error > tolerance:
-            raise self.failure(
-                router,
-                proof="weights",
-                expected=f"{'normalized ' if router.normalized else ''}{router.scoring} scores times {router.scale:g}",
-                found=f"a relative error of {error:.2g}",
-            )
-
-    def other_implementation(self, router: Router) -> tuple[str, Rebuild]:
-        """An implementation of the experts other than the one that ran, with its name."""
-        experts = self.modules[router.experts_path]
-        plain = getattr(type(experts).forward, "__wrapped__", None)
-        if plain is None:
-            return "plain loop", plain_experts(experts, router)
-        n_real = router.n_experts - router.n_zero
-
-        def inside(ids_TK: torch.Tensor) -> torch.Tensor:
-            return ids_TK.clamp(max=n_real - 1) if router.skips else ids_TK  # their weight is zero
-
-        if experts.config._experts_implementation == "eager":
-            batched = ALL_EXPERTS_FUNCTIONS["batched_mm"]
-            return "batched_mm", lambda hidden, ids, weights: batched(experts, hidden, inside(ids), weights)
-        return "eager", lambda hidden, ids, weights: plain(experts, hidden, inside(ids), weights)
-
-    def rebuild(self, router: Router, capture: RouterCapture, rebuild: Rebuild) -> tuple[float, float]:
-        """Proof 3; returns the largest relative errors of experts and block."""
-        assert capture.hidden_TC is not None and capture.routed_TC is not None
-        assert capture.block_inputs is not None and capture.block_output is not None
-        with torch.no_grad():
-            with here(self.modules[router.experts_path]):
-                rebuilt_TC = rebuild(capture.hidden_TC, capture.ids_TK, capture.weights_TK)
-            # The block combines routed and shared parts by its own code; only its experts' output is ours.
-            handle = self.modules[router.experts_path].register_forward_hook(lambda *_: rebuilt_TC)
-            try:
-                arguments, keywords = capture.block_inputs
-                block = self.modules[router.block_path](*arguments, **keywords)
-            finally:
-                handle.remove()
-        errors = {
-            "experts' output": _relative(rebuilt_TC, capture.routed_TC),
-            "block's output": _relative(block[0] if isinstance(block, tuple) else block, capture.block_output),
-        }
-        for what, error in errors.items():
-            if error > self.tolerance:
-                raise self.failure(
-                    router,
-                    proof="rebuild",
-                    expected=f"the {what} from captured ids and weights within {self.tolerance:g}",
-                    found=f"a relative error of {error:.2g}",
-                )
-        return errors["experts' output"], errors["block's output"]
-
-    def causality(self) -> tuple[float, float]:
-        """Proof 4; returns the smallest wanted change and the largest unwanted one."""
-        smallest_change, largest_leak = float("inf"), 0.0
-        logits_SV = self.trace.logits[0].float()
-        for router, capture in zip(self.model.topology.routers, self.trace.routers, strict=True):
-            position = self.ids_BS.shape[1] // 2
-            n_real = router.n_experts - router.n_zero
-            if router.top_k >= n_real:
-                continue  # every expert is chosen already: there is no other one to force
-            chosen_TK = capture.ids_TK.clone()
-            given_S = capture.weights_TK[: self.ids_BS.shape[1]].ne(0).any(-1)
-            if not bool(given_S[position]):  # no expert was wanted there: the nearest token that wanted one
-                with_expert = given_S.nonzero().squeeze(-1)
-                if not len(with_expert):
-                    continue
-                position = int(with_expert[(with_expert - position).abs().argmin()])
-            heaviest = int(capture.weights_TK[position].abs().argmax())
-            taken = capture.ids_TK[position].tolist()
-            chosen_TK[position, heaviest] = next(e for e in range(n_real) if e not in taken)
-            forced_BSV = self.tracer.forced(self.ids_BS, self.mask_BS, router=router, chosen_TK=chosen_TK)
-            moved_S = (forced_BSV[0].float() - logits_SV).abs().amax(-1)
-            change, leak = float(moved_S[position]), float(moved_S[:position].max()) if position else 0.0
-            if change <= leak:
-                raise self.failure(
-                    router,
-                    proof="causality",
-                    expected="logits that change when one of the token's experts is replaced",
-                    found=f"a change of {change:.2g}, of earlier tokens {leak:.2g}",
-                )
-            scale = float(logits_SV.abs().max())
-            if leak > self.tolerance * scale:
-                raise self.failure(
-                    router,
-                    proof="causality",
-                    expected=f"no earlier token to change beyond {self.tolerance:g}",
-                    found=f"a change of {leak / scale:.2g}",
-                )
-            smallest_change, largest_leak = min(smallest_change, change), max(largest_leak, leak)
-        return (0.0 if smallest_change == float("inf") else smallest_change), largest_leak
-
-    def left_out(self) -> None:
-        """What is kept of a padded batch are its tokens, and none of its padding."""
-        lengths_B = self.mask_BS.sum(-1)
-        batch, facts = BatchTokens(self.ids_BS, lengths_B), self.model.topology
-        tokens, documents = routing_columns(self.trace, batch, facts, with_logits=False)
-        for router in facts.routers:
-            at, wanted_B = prefix(router, facts), (lengths_B * router.top_k).tolist()
-            kept_B, n_rows = documents[f"{at}.counts"].sum(-1).tolist(), len(tokens[f"{at}.ids"])
-            if kept_B != wanted_B or n_rows != int(lengths_B.sum()):
-                raise self.failure(
-                    router,
-                    proof="padding",
-                    expected=f"{int(lengths_B.sum())} tokens of the padded batch, {wanted_B} assignments a document",
-                    found=f"{n_rows} and {kept_B}: padding was kept, or tokens were lost",
-                )
-
-    def padding(self) -> int:
-        """Proof 5; returns the ids that differ, all of them within rounding."""
-        differences = 0
-        self.left_out()
-        width = self.ids_BS.shape[1]
-        for row, length in enumerate(self.mask_BS.sum(-1).tolist()):
-            alone = self.tracer.run(self.ids_BS[row : row + 1, :length])
-            pairs = zip(self.model.topology.routers, self.trace.routers, alone.routers, strict=True)
-            for router, padded, single in pairs:
-                together_SK = padded.ids_TK[row * width : row * width + length].sort(-1).values
-                single_SK = single.ids_TK.sort(-1).values
-                differs_S = (together_SK != single_SK).any(-1)
-                if not bool(differs_S.any()):
-                    continue
-                # Where nothing is added to the scores, logits are compared: there rounding is even.
-                value_SE = single.logits_TE.float() if single.bias_E is None else selection(router, single)
-                ordered_SE = value_SE[differs_S].sort(-1, descending=True).values
-                border_S = ordered_SE[:, router.top_k - 1] - ordered_SE[:, router.top_k]
-                allowed_S = self.rounding * ordered_SE.abs().amax(-1)
-                if bool((border_S > allowed_S).any()):
-                    raise self.failure(
-                        router,
-                        proof="padding",
-                        expected="the same experts for a document alone and in a padded batch",
-                        found=f"{int(differs_S.sum())} of {length} tokens with others, at logit borders up to "
-                        f"{float(border_S.max()):.2g} where {float(allowed_S.max()):.2g} could be rounding",
-                    )
-                differences += int((together_SK != single_SK).sum())
-        return differences
+def _facts(one: Compared) -> dict[str, int]:
+    return {
+        "rows": len(one.lengths),
+        "alone": one.rows,
+        "longest": max(one.lengths),
+        "shortest": min(one.lengths),
+    }
 
 
-def _are_largest(selection_TE: torch.Tensor, ids_TK: torch.Tensor) -> torch.Tensor:
-    """Whether the ids have the K largest values; values are compared, for at a tie either expert is a right choice."""
-    chosen_TK = selection_TE.gather(-1, ids_TK).sort(-1, descending=True).values
-    best_TK = selection_TE.topk(ids_TK.shape[-1], dim=-1).values
-    return torch.isclose(chosen_TK, best_TK, rtol=1e-6, atol=1e-7).all(-1)
-
-
-def _within_groups(selection_TE: torch.Tensor, router: Router) -> list[torch.Tensor]:
-    """The values when only the best groups are open, under each rule in use.
-
-    A group is as good as its two largest values together (DeepSeek-V3) or its largest (V2); closed groups get minus
-    infinity, or 0, which beats a negative value: then an expert of a closed group may be chosen.
-    """
-    selection_TGE = selection_TE.reshape(len(selection_TE), router.n_groups, -1)
-    candidates = []
-    for n_best in (2, 1):
-        score_TG = selection_TGE.topk(min(n_best, selection_TGE.shape[-1]), -1).values.sum(-1)
-        open_TG = torch.zeros_like(score_TG).scatter(-1, score_TG.topk(router.groups_chosen, -1).indices, 1) > 0
-        for closed in (0.0, -torch.inf):
-            candidates.append(selection_TGE.masked_fill(~open_TG[..., None], closed).reshape(selection_TE.shape))
-    return candidates
-
-
-def _sample(model: Model) -> tuple[torch.Tensor, torch.Tensor]:
-    rows = []
+def _sample(model: Model) -> list[list[int]]:
+    """Token ids of two rows of unlike length that the model computes alike."""
     generator = torch.Generator().manual_seed(0)
     text_ids = model.tokenizer(TEXT)["input_ids"] if model.tokenizer is not None else []
-    for length in _LENGTHS:
+    rows = []
+    for length in _lengths(length_borders(model.module), model.topology.context):
         filler = torch.randint(0, model.topology.vocabulary, (length,), generator=generator).tolist()
         rows.append((text_ids + filler)[:length])
         text_ids = text_ids[::-1]  # the second row reads the text backwards: another text, as short
-    width = max(_LENGTHS)
-    ids_BS = torch.tensor([row + [0] * (width - len(row)) for row in rows])
-    mask_BS = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-    return ids_BS.to(model.device), mask_BS.to(model.device)
+    return rows
 
 
-def _relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    expected = expected.to(found.device)
-    scale = float(expected.float().abs().max())
-    return float((found.float() - expected.float()).abs().max()) / max(scale, 1e-30)
+def _lengths(borders: Borders, context: int | None) -> tuple[int, int]:
+    """The lengths of the two rows: those above, shortened until both lie on one side of the model's borders."""
+    longest, shortest = (min(length, context or length) for length in _LENGTHS)
+    while longest > 2 and borders.side(longest) != borders.side(shortest):
+        longest -= 1
+        shortest = min(shortest, (longest + 1) // 2)
+    return longest, shortest
