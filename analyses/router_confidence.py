@@ -74,7 +74,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     Raises:
         AnalysisError: the recording holds no routing.
     """
-    require(recording, NEEDS, "router_confidence", columns=("entropy", "margin", "topk_mass"))
+    require(recording, NEEDS, "router_confidence", columns=("entropy", "margin", "topk_mass", "position"))
     clusters = design(recording)
     layers, domains, positions, z_loss, note = [], [], [], [], ""
     for router, counted in _counted(recording):

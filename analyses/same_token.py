@@ -102,7 +102,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         unpaired=labels.unpaired,
         tokens=recording.n_tokens,
         level=settings.level,
-        note=note,
+        note="; ".join(part for part in (note, "" if labels.places_known else "positions are not known") if part),
         control=controls.words,
     )
 
@@ -201,6 +201,8 @@ def _of_layers(
         for i, same in enumerate(SAME):
             if labels.n_domains == 1 and "domain" in same:
                 continue  # all pairs have it in common
+            if i == PLACE and not labels.places_known:
+                continue
             once = agreement.PairSums(overlap[i, layer, :, 0], pairs[i, layer, :, 0])
             other = agreement.other_pair_sums(counts_DE, once, top_k=stack.top_k)
             for w, weight in enumerate(WEIGHTS):

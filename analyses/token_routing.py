@@ -72,7 +72,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         AnalysisError: the recording holds no routing, no tokens, or neither weights nor ranked ids; or it has no such
             document, layer or range of tokens.
     """
-    require(recording, NEEDS, "token_routing", columns=("ids", "token"))
+    require(recording, NEEDS, "token_routing", columns=("ids", "token", "position"))
     if not (recording.has("weights") or recording.ids_ranked):
         raise AnalysisError(f"token_routing: its ids are not ranked, and {recording.absent('weights')}")
     documents = recording.documents()
@@ -169,7 +169,9 @@ def _read(recording: Recording, document: int, asked: Router) -> dict[str, np.nd
     own = ("logprob", "predicted") if "logprob" in recording.fields else ()
     has_margin = recording.has("margin") and asked.has_margin
     margin = [f"{prefix(asked, recording.topology)}.margin"] if has_margin else []
-    return recording.of_document(document, ["position", "token", *own, *names, *margin])
+    read = recording.of_document(document, ["position", "token", *own, *names, *margin])
+    order_T = np.argsort(read["position"], kind="stable")
+    return {name: values[order_T] for name, values in read.items()}
 
 
 def tables(result: Result) -> dict[str, pd.DataFrame]:

@@ -13,11 +13,15 @@ _COUNTS = (
     "experts of single tokens, only counts",
     "Dump the trace again in a mode that keeps tokens (SGLang: per_token), or record the model itself.",
 )
+_POSITIONS = (
+    "word on where its tokens stand in their texts, so neighbours are not known",
+    "Import it again with the requests and positions of its rows, or record the model itself.",
+)
 _TOKEN_IDS = ("token ids, so no text", "Import it again with --documents FILE, whose rows hold `token_ids`.")
 # What the source of an imported recording lacks, and what to do about it, by column or field.
 _LACKED = {
     "ids": _COUNTS,
-    "position": _COUNTS,
+    "position": _POSITIONS,
     "weights": _WEIGHTS,
     "weight_sum": _WEIGHTS,
     "entropy": _SCORES,
@@ -56,8 +60,10 @@ def absent_sentence(path: Path, manifest: dict[str, Any], column: str, *, table:
     source, kind = manifest.get("source"), column.rpartition(".")[2]
     kind = f"field {kind}" if table == "fields" and f"field {kind}" in _LACKED else kind
     if source is not None and kind in _LACKED:
-        what, to_do = _LACKED[kind]
-        return f"{path} was imported from {source['format']} ({source['name']}), which has no {what}. {to_do}"
+        counts_alone = kind == "position" and "ids" in source.get("lacks", ())
+        what, to_do = _COUNTS if counts_alone else _LACKED[kind]
+        of = f"{source['format']} ({source['name']})" if source["name"] else source["format"]
+        return f"{path} was imported from {of}, which has no {what}. {to_do}"
     return (
         f"{path} has no {table} column {column!r}; it was recorded with fields {','.join(manifest['fields'])}. "
         "Record again with the field that has it (`workbench record --fields …`)."
