@@ -61,16 +61,18 @@ def stretches(recording: Recording, analysis: str, *, tokens: int = 1) -> Stretc
         longest_D = np.maximum(longest_D, longest_stretches(row_T, follows(text), n_documents=len(longest_D)))
     several = len(longest_D) - len(single_texts(recording))
     note = (
-        f"{several:,} of {len(longest_D):,} documents hold several tokens at one position, so they are no single text "
-        "and nothing is known of neighbours in them"
+        f"{several:,} of {len(longest_D):,} documents hold several tokens at one position, so nothing is known of "
+        "neighbours in them"
         if several
         else ""
     )
     if longest_D.max(initial=0) < tokens:
-        found = int(longest_D.max(initial=0))
         raise AnalysisError(
-            f"{analysis}: {recording.path} has no {tokens} tokens at neighbouring positions of one document, only "
-            f"{found}{f': {note}' if note else ''}. Record longer texts, or give the trace's requests and positions "
-            "when importing it."
+            f"{analysis}: no document of {recording.path} has {tokens} tokens at neighbouring positions. "
+            + (
+                f"{note[0].upper()}{note[1:]}; give the trace's requests and positions when importing it."
+                if note
+                else "Record longer texts."
+            )
         )
     return Stretches(longest_D, note)

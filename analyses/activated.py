@@ -64,15 +64,15 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     """Counts distinct experts in runs of tokens in one pass.
 
     Raises:
-        AnalysisError: the recording holds no routing of single tokens or no positions, no document has two neighbouring
-            tokens, or `largest` is under 1.
+        AnalysisError: the recording holds no routing of single tokens or no positions, or `largest` is
+            under 1.
     """
     require(recording, NEEDS, "activated", columns=("ids", "position"))
     if settings.largest < 1:
         raise AnalysisError(f"activated: largest is {settings.largest}; 1 or more was wanted.")
     clusters = design(recording)
     doublings = settings.largest.bit_length() - 1
-    stretched = stretches(recording, "activated", tokens=2)
+    stretched = stretches(recording, "activated")
     known = min(doublings, int(stretched.longest_D.max()).bit_length() - 1)
     tables = [_of_stack(recording, stack, clusters, known, settings.level) for stack in router_stacks(recording)]
     return Result(
@@ -80,7 +80,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         sample=sample_words(recording),
         left_out=tuple(2**n for n in range(known + 1, doublings + 1)),
         level=settings.level,
-        note="; ".join(note for note in (clusters.too_few, stretched.note) if note),
+        note="; ".join(note for note in (clusters.note, stretched.note) if note),
     )
 
 

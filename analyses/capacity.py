@@ -113,7 +113,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
 
 
 def _note(recording: Recording, clusters: Clusters, batches: Batches) -> str:
-    notes = [clusters.too_few]
+    notes = [clusters.note]
     if "position" in recording.lacks:
         notes.append("positions are not known: nor is who is dropped")
     if batches.n_batches < 8:

@@ -173,7 +173,7 @@ def _hashed(small: "_Small", router: Router, seed: int) -> dict[tuple[str, str],
 
 def _note(recording: Recording, found: "_Found") -> str:
     clusters, contexts = found.clusters, set(found.gains["context"])
-    notes = [clusters.too_few]
+    notes = [clusters.note]
     if POSITION not in contexts:
         notes.append("positions are not known: nor is the previous token")
     elif PREVIOUS not in contexts:

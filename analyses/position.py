@@ -124,7 +124,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         sample=sample_words(recording),
         level=settings.level,
         n_draws=settings.n_draws,
-        note=" ".join(part for part in (controls.words, clusters.too_few, "" if known else NO_HASH) if part),
+        note=" ".join(part for part in (controls.words, clusters.note, "" if known else NO_HASH) if part),
     )
 
 

@@ -208,7 +208,7 @@ def _given_token(here: Measured, beside: _Beside) -> list[dict]:
 
 
 def _note(recording: Recording, plan: Plan, *, any_given: bool) -> str:
-    notes = [plan.clusters.too_few]
+    notes = [plan.clusters.note]
     if not recording.has("predicted"):
         notes.append("no predictions were recorded")
     if "position" in recording.lacks:

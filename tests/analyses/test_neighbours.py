@@ -84,12 +84,14 @@ def test_a_gap_parts_neighbours(recording, tmp_path):
     assert (values[0] != values[1]).all()
 
 
-@pytest.mark.parametrize("name", OF_NEIGHBOURS)
+@pytest.mark.parametrize("name", ("repetition", "segment_consistency", "coverage"))
 def test_several_texts_in_one_document_have_no_neighbours(name, recording, tmp_path):
     """A forward pass of a server that decodes: each row is of another request, all at nearly the same position."""
     passes = numbered(recording, tmp_path / "r", lambda document_T, position_T: position_T // 4)
     with pytest.raises(AnalysisError, match=f"{name}: .* hold several tokens at one position"):
         _batch.get(name).run(passes)
+    runs = activated.run(passes)
+    assert set(runs.runs["tokens"]) == {1} and "50 of 50 documents hold several tokens at one position" in runs.note
 
 
 def test_some_documents_of_several_texts_are_left_out_and_counted(recording, tmp_path):
