@@ -226,7 +226,7 @@ def _ratios(
         if pairs_D.any():  # the same tokens at the same positions, so the pairs of both
             null_2L = np.stack([_independent(counts_D2LE[:, h].sum(0), of.top_k) for h, (_, of, _) in enumerate(sides)])
             found[REPETITION] = _Ratio(np.stack([kept_DL, their_kept_DL[rows_D]], axis=1), pairs_D, null_2L)
-    if all(recording.has("entropy") for recording, _, _ in sides):
+    if all(recording.has("entropy") for recording, _, _ in sides) and stack.n_experts > 1:
         tokens_D = both.one.column("tokens", table="documents").astype(np.float64)
         entropy = [_entropy(recording, stack_of) for recording, stack_of, _ in sides]
         sum_D2L = np.stack([entropy[0], entropy[1][rows_D]], axis=1)

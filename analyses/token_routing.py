@@ -150,8 +150,8 @@ def _chosen(read: dict[str, np.ndarray], at: str) -> list[str]:
 
 
 def _entropy(read: dict[str, np.ndarray], at: str, n_experts: int) -> dict[str, np.ndarray]:
-    """The column `entropy`, where it was recorded."""
-    if f"{at}.entropy" not in read:
+    """The column `entropy`, where it was recorded and there is something to decide."""
+    if f"{at}.entropy" not in read or n_experts == 1:
         return {}
     return {"entropy": normalized_entropy(read[f"{at}.entropy"].astype(np.float64), n_experts=n_experts)}
 

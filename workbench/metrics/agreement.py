@@ -317,7 +317,7 @@ def _counted(row_T: np.ndarray, ids_TK: np.ndarray, n_rows: int, n_experts: int)
 
 
 def _by_document(value_P: np.ndarray, of: Labels, weight_Vx: np.ndarray) -> np.ndarray:
-    weight_Nx = weight_Vx[of.present_N].reshape(len(of.present_N), -1)
+    weight_Nx = weight_Vx[of.present_N].reshape(len(of.present_N), int(np.prod(weight_Vx.shape[1:])))
     sums = [np.bincount(of.cell_document_P, value_P * w[of.cell_label_P], of.n_documents) for w in weight_Nx.T]
     return np.stack(sums, axis=1).reshape(of.n_documents, *weight_Vx.shape[1:])
 
