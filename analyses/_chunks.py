@@ -29,12 +29,12 @@ def chunks(
 
     Args:
         recording: What is read.
-        columns: Their names; `document` and `position` are read with them.
+        columns: Their names; `document`, and `position` where it is known, are read with them.
         tokens: Rows after which a chunk ends; `CHUNK_TOKENS` where it is None.
         in_order: False leaves rows as they stand and `document` and `position` out: for columns that go with some that
             were read so before, as the choices of one layer go with those of another.
     """
-    columns = list(dict.fromkeys([*(["document", "position"] if in_order else []), *columns]))
+    columns = list(dict.fromkeys([*(_parts.text_columns(recording) if in_order else []), *columns]))
     joined = _joined if in_order else _as_they_stand
     tokens, held = CHUNK_TOKENS if tokens is None else tokens, list[Chunk]()
     for part in recording.parts(columns):
@@ -125,11 +125,19 @@ def _routing(chunk: Chunk, columns: list[str]) -> tuple[np.ndarray, np.ndarray |
 
 
 def next_token(chunk: Chunk) -> np.ndarray:
-    """The id that does come next in the document, −1 for a document's last token: [T]."""
+    """The id that does come next in the document, −1 where none is known to: [T]."""
     next_T = np.full(len(chunk["token"]), -1, dtype=np.int64)
-    follows_T = (np.diff(chunk["document"]) == 0) & (np.diff(chunk["position"]) == 1)
+    follows_T = _parts.follows(chunk)[1:]
     next_T[:-1][follows_T] = chunk["token"][1:][follows_T]
     return next_T
+
+
+def previous_token(chunk: Chunk) -> np.ndarray:
+    """The id that comes before in the document, −1 where none is known to: [T]."""
+    previous_T = np.full(len(chunk["token"]), -1, dtype=np.int64)
+    follows_T = _parts.follows(chunk)[1:]
+    previous_T[1:][follows_T] = chunk["token"][:-1][follows_T]
+    return previous_T
 
 
 @dataclass
@@ -150,12 +158,13 @@ class Shuffles:
 
     def kept(self, what: str, chunk: Chunk, draw: int, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """`of(order)`, which may be smaller to keep than the order; found again under the same name."""
-        document_T, position_T = chunk["document"], chunk["position"]
+        document_T = chunk["document"]
         # a document stands in one chunk only, so its number tells chunks of one recording apart; and their number of
         # tokens those of a chunk from some of them
         key = (what, draw, len(document_T), int(document_T[0]) if len(document_T) else -1)
         if key not in self._kept:
-            made = of(shuffled_within(document_T, position_T, seed=self.seed, draw=draw).astype(np.int32))
+            order_T = shuffled_within(document_T, _parts.place(chunk), seed=self.seed, draw=draw)
+            made = of(order_T.astype(np.int32))
             if self._bytes + made.nbytes > KEPT_BYTES:
                 return made
             self._kept[key] = made

@@ -117,7 +117,7 @@ def compare(
     level = float(getattr(settings, "level", LEVEL))
     tables = {
         table: side.long(
-            left.get(table), why or bags.note, bags, level=level, corrected=name not in _UNCORRECTED
+            left.get(table), why or bags.too_few, bags, level=level, corrected=name not in _UNCORRECTED
         ).assign(experts="same" if both.same_experts else "matched")
         for table, side in kept.items()
     }
@@ -126,7 +126,7 @@ def compare(
     said = [
         both.words,
         *asked.said,
-        *([] if why or bags.note else [method.replace("%)", " %)")]),
+        *([] if why or bags.too_few else [method.replace("%)", " %)")]),
         why,
         bags.note,
         *dropped,
@@ -193,7 +193,7 @@ class _Asked:
     ) -> tuple[dict[str, np.ndarray], str]:
         """Both recordings' values [G, 2, N, Q] of each table without each group; or why there are none."""
         left: dict[str, list[np.ndarray]] = {name: [] for name in sides}
-        if bags.note:
+        if bags.too_few:
             return {}, ""
         for g in range(bags.n_bags):
             numbers = document_D[bags.bag_D != g]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from analyses._parts import place, text_columns
 from analyses._tokens import document_rows
 from workbench.metrics.clusters import Clusters
 from workbench.metrics.vocabulary import rate_elsewhere
@@ -23,7 +24,7 @@ class ExpertTokens:
 
     Attributes:
         document_N: Document number of each token that chooses it, rows as they stand.
-        position_N: Place in the document.
+        place_N: Position in the document, or the rank of the row where positions are not known.
         weight_N: Its routing weight; 1 where none were recorded.
         ids_NK: The token's experts.
         row_N: Row of the document in the documents table.
@@ -32,7 +33,7 @@ class ExpertTokens:
     """
 
     document_N: np.ndarray
-    position_N: np.ndarray
+    place_N: np.ndarray
     weight_N: np.ndarray
     ids_NK: np.ndarray
     row_N: np.ndarray
@@ -61,19 +62,19 @@ def read_tokens(recording: Recording, layer: int, expert: int) -> ExpertTokens:
     n_ids, row_of = int(recording.vocabulary["token"].max()) + 1, document_rows(recording)
     count_V, chosen_V, bits = np.zeros(n_ids, dtype=np.int64), np.zeros(n_ids, dtype=np.int64), []
     read: list[list[np.ndarray]] = []
-    for part in recording.parts(["document", "position", "token", f"{at}.ids", *weights]):
+    for part in recording.parts([*text_columns(recording), "token", f"{at}.ids", *weights]):
         mine_TK = part[f"{at}.ids"] == expert
         chosen_T = mine_TK.any(axis=1)
         rows = np.flatnonzero(chosen_T)
         weight_N = part[weights[0]][rows][mine_TK[rows]] if weights else np.ones(len(rows))
         row_N = row_of[part["document"][rows]]
-        where = [part["document"][rows], part["position"][rows]]
+        where = [part["document"][rows], place(part)[rows]]
         read.append([*where, weight_N.astype(np.float32), part[f"{at}.ids"][rows], row_N])
         count_V += np.bincount(part["token"], minlength=n_ids)
         chosen_V += np.bincount(part["token"][rows], minlength=n_ids)
         bits.append(np.packbits(chosen_T))
-    document_N, position_N, weight_N, ids_NK, row_N = (np.concatenate(column) for column in zip(*read, strict=True))
-    return ExpertTokens(document_N, position_N, weight_N, ids_NK, row_N, count_V, chosen_V, recording, row_of, bits)
+    document_N, place_N, weight_N, ids_NK, row_N = (np.concatenate(column) for column in zip(*read, strict=True))
+    return ExpertTokens(document_N, place_N, weight_N, ids_NK, row_N, count_V, chosen_V, recording, row_of, bits)
 
 
 def by_token(tokens: ExpertTokens, clusters: Clusters) -> pd.DataFrame:

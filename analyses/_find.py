@@ -39,10 +39,10 @@ def find(recording: Recording, text: str, *, document: str = "", position: int |
         position: The search begins behind this token, and goes on at the beginning behind the last.
 
     Returns:
-        None where no token reads so, or the recording holds no tokens.
+        None where no token reads so, or the recording holds no tokens or not their positions.
     """
     wanted = text.strip().casefold()
-    if not wanted or not recording.has("token"):
+    if not wanted or not (recording.has("token") and recording.has("position")):
         return None
     vocabulary = recording.vocabulary
     texts = vocabulary["text"].str.strip().str.casefold()

@@ -10,7 +10,7 @@ import numpy as np
 
 from analyses._chunks import Chunk, PerChunk
 from analyses._inputs import RouterStack
-from analyses._parts import in_text_order
+from analyses._parts import in_text_order, text_columns
 from analyses._tokens import document_rows
 from workbench.metrics.sets import keyed_hash
 from workbench.metrics.vocabulary import count_cells
@@ -51,7 +51,7 @@ class Batches:
     def placed(self, chunk: Chunk) -> "Placed":
         """Where the tokens of a chunk of whole documents stand."""
         rows = {"row": np.arange(len(chunk["document"]))}
-        text = in_text_order({name: chunk[name] for name in ("document", "position")} | rows)
+        text = in_text_order({name: chunk[name] for name in ("document", "position") if name in chunk} | rows)
         document_T = text["document"]
         starts_T = np.flatnonzero(np.diff(document_T, prepend=document_T[:1] - 1))
         within_T = np.arange(len(document_T)) - np.repeat(starts_T, np.diff(starts_T, append=len(document_T)))
@@ -62,7 +62,7 @@ class Batches:
 
     def counts(self, recording: Recording, stack: RouterStack) -> Iterator[np.ndarray]:
         """Assignments of each batch, router by router: [G, E]."""
-        placed = PerChunk(recording, ["document", "position"], self.placed)
+        placed = PerChunk(recording, text_columns(recording), self.placed)
         for router in stack.routers:
             counts_GE = np.zeros((self.n_batches, stack.n_experts), dtype=np.int64)
             for at, (ids_TK,) in placed([f"{prefix(router, recording.topology)}.ids"]):

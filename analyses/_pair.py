@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analyses._inputs import RouterStack, require, router_stacks
+from analyses._parts import place, text_columns
 from analyses._tokens import Tokens, document_rows, token_parts
 from workbench.errors import AnalysisError
 from workbench.metrics.matching import match_experts, matching_consistency
@@ -239,8 +240,9 @@ def _documents(recording: Recording) -> pd.DataFrame:
 def _digests(recording: Recording, *, token: bool) -> pd.Series:
     """By document number, a number that positions and token ids give; equal for equal tokens in any order of rows."""
     sums: dict[int, int] = {}
-    for part in recording.parts(["document", "position", *(["token"] if token else [])]):
-        key_T = keyed_hash(part["position"], part["token"] if token else part["position"], seed=0)
+    for part in recording.parts([*text_columns(recording), *(["token"] if token else [])]):
+        place_T = place(part)
+        key_T = keyed_hash(place_T, part["token"] if token else place_T, seed=0)
         order = np.argsort(part["document"], kind="stable")
         document_N, start_N = np.unique(part["document"][order], return_index=True)
         sums |= dict(zip(document_N.tolist(), np.add.reduceat(key_T[order], start_N).tolist(), strict=True))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analyses._chunks import Chunk, PerChunk, chunks
+from analyses._parts import place, text_columns
 from analyses._tokens import document_rows
 from workbench.metrics import agreement
 from workbench.metrics.clusters import Clusters
@@ -75,7 +76,7 @@ class _Numbers:
             )
             in_document = np.unique(token_T * len(domain_D) + row_T) // len(domain_D)
             documents_V += np.bincount(in_document, minlength=len(documents_V))
-            longest = max(longest, int(chunk["position"].max()) + 1)
+            longest = max(longest, int(place(chunk).max()) + 1)
         shared_V = documents_V > 1
         id_of = np.where(shared_V, np.cumsum(shared_V) - 1, -1)
         paired = ((tokens_VM > 0) & shared_V[:, None]).ravel()
@@ -98,7 +99,7 @@ class _Numbers:
             for label_T, rows_T, size in (
                 (self.id_of[token_T], row_of_T, self.sizes[TOKEN]),
                 (pair_T, row_of_T, self.sizes[TOKEN_AND_DOMAIN]),
-                (chunk["position"].astype(np.int64), row_T, self.sizes[PLACE]),
+                (place(chunk).astype(np.int64), row_T, self.sizes[PLACE]),
             )
         ]
         return LabelledChunk(order_T.astype(np.int32), *found)
@@ -110,6 +111,7 @@ class PairLabels:
     Attributes:
         chunks: Of each chunk its labels, with the columns that are asked for.
         n_domains: M.
+        places_known: Whether places are positions; else they say nothing, and nobody asks for them.
         n_rows: Labels whose choices are counted, in all.
         unpaired: Tokens whose id is in one document only.
         tokens: Of each kind of `SAME`, tokens of each label, of which two documents have the id.
@@ -118,7 +120,8 @@ class PairLabels:
 
     def __init__(self, recording: Recording, clusters: Clusters) -> None:
         self._numbers = _Numbers.of(recording, clusters)
-        self.chunks = PerChunk(recording, ["document", "position", "token"], self._numbers.chunk)
+        self.chunks = PerChunk(recording, [*text_columns(recording), "token"], self._numbers.chunk)
+        self.places_known = "position" not in recording.lacks
         self.n_domains, self.n_rows = len(clusters.domains), sum(self._numbers.sizes)
         self.unpaired, self.rank_D = self._numbers.unpaired, self._numbers.rank_D
         self.tokens, squares = ([np.zeros(n, dtype=np.int64) for n in self._numbers.sizes] for _ in range(2))

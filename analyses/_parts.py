@@ -5,24 +5,58 @@ Axes: T tokens, K chosen per token.
 
 import numpy as np
 
+from workbench.metrics import neighbours
+from workbench.recording import Recording
+
 _INFINITY = 0x7C00  # the bits of the largest float16
+
+
+def text_columns(recording: Recording) -> list[str]:
+    """The columns that say where a token stands: `position` is not there where a trace does not know it."""
+    return ["document", *(["position"] if "position" not in recording.lacks else [])]
 
 
 def in_text_order(part: dict[str, np.ndarray], *, by_number: bool = False) -> dict[str, np.ndarray]:
     """Columns with `document` and `position`, each document's rows together and by position.
 
-    Documents come by number, as those of two recordings have to, or stay where they are if nothing else has to move.
+    Without positions a document's rows stay in their order. Documents come by number, as those of two recordings have
+    to, or stay where they are if nothing else has to move.
     """
     step_T = np.diff(part["document"])
-    in_order = (np.diff(part["position"])[step_T == 0] > 0).all()
+    in_order = "position" not in part or (np.diff(part["position"])[step_T == 0] > 0).all()
     if by_number:
         in_order = in_order and (step_T >= 0).all()
     else:
         in_order = in_order and len(np.unique(part["document"])) == 1 + np.count_nonzero(step_T)
     if in_order:
         return part
-    order_T = np.lexsort((part["position"], part["document"]))
+    order_T = np.lexsort((*([part["position"]] if "position" in part else []), part["document"]))
     return {name: values[order_T] for name, values in part.items()}
+
+
+def place(part: dict[str, np.ndarray]) -> np.ndarray:
+    """What tells the tokens of a document apart: the position, or, where it is not known, the rank of its row.
+
+    A key of random orders alone: a rank says nothing of neighbours (`follows` does).
+    """
+    if "position" in part:
+        return part["position"]
+    order_T = np.argsort(part["document"], kind="stable")
+    starts_T = np.flatnonzero(np.diff(part["document"][order_T], prepend=-1))
+    place_T = np.empty(len(order_T), dtype=np.int64)
+    place_T[order_T] = np.arange(len(order_T)) - np.repeat(starts_T, np.diff(starts_T, append=len(order_T)))
+    return place_T
+
+
+def follows(part: dict[str, np.ndarray]) -> np.ndarray:
+    """Whether each token of a part in the order of the text is the next after the row before: `neighbours.follows`.
+
+    The phases of one document are never read together, so the first token that a model writes follows none. Nothing
+    follows where positions are not known.
+    """
+    if "position" not in part:
+        return np.zeros(len(part["document"]), dtype=bool)
+    return neighbours.follows(part["document"], part["position"])
 
 
 def first_choice(ids_TK: np.ndarray, weights_TK: np.ndarray | None) -> np.ndarray:

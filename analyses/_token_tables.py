@@ -20,6 +20,7 @@ from analyses._chunks import (
 )
 from analyses._controls import hashed_sets
 from analyses._inputs import design
+from analyses._parts import text_columns
 from analyses._tokens import document_rows
 from workbench.metrics import folds, heldout, vocabulary
 from workbench.metrics.clusters import Clusters
@@ -130,11 +131,12 @@ def _rows(kept_V: np.ndarray) -> np.ndarray:
 
 
 def _names(recording: Recording) -> list[str]:
-    return [INPUT, *([PREDICTED] if recording.has("predicted") else []), NEXT]
+    known = [PREDICTED] if recording.has("predicted") else []
+    return [INPUT, *known, *([NEXT] if "position" not in recording.lacks else [])]
 
 
 def _small_columns(recording: Recording) -> list[str]:
-    return ["document", "position", "token", *(["predicted"] if recording.has("predicted") else [])]
+    return [*text_columns(recording), "token", *(["predicted"] if recording.has("predicted") else [])]
 
 
 def _small(recording: Recording) -> Iterator[Chunk]:
@@ -143,7 +145,7 @@ def _small(recording: Recording) -> Iterator[Chunk]:
 
 def _label_ids(chunk: Chunk) -> dict[str, np.ndarray]:
     """Each token's id under each label, −1 where it has none."""
-    ids = {INPUT: chunk["token"].astype(np.int64), NEXT: next_token(chunk)}
+    ids = {INPUT: chunk["token"].astype(np.int64)} | ({NEXT: next_token(chunk)} if "position" in chunk else {})
     return ids | ({PREDICTED: chunk["predicted"].astype(np.int64)} if "predicted" in chunk else {})
 
 

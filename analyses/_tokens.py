@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from analyses._inputs import RouterStack
-from analyses._parts import first_choice, in_text_order
+from analyses._parts import first_choice, follows, in_text_order, place, text_columns
 from workbench.errors import AnalysisError
 from workbench.metrics.sets import as_bits, keyed_hash
 from workbench.recording import Recording
@@ -27,7 +27,8 @@ class Tokens:
     Attributes:
         row_T: Row of each token's document in the documents table.
         document_T: The document's number in the corpus.
-        position_T: Place in the document.
+        place_T: Position in the document, or the rank of its row where positions are not known.
+        follows_T: Whether it is the next token after the row before (`neighbours.follows`).
         token_T: Token id; zeros where they were not asked for.
         ids_LTK: Chosen experts of each router.
         top1_LT: Expert with the largest routing weight; None where it was not asked for.
@@ -36,7 +37,8 @@ class Tokens:
 
     row_T: np.ndarray
     document_T: np.ndarray
-    position_T: np.ndarray
+    place_T: np.ndarray
+    follows_T: np.ndarray
     token_T: np.ndarray
     ids_LTK: list[np.ndarray]
     top1_LT: list[np.ndarray] | None
@@ -48,11 +50,12 @@ class Tokens:
         return [as_bits(ids_TK, n_experts=self.n_experts) for ids_TK in self.ids_LTK]
 
     def of(self, rows: np.ndarray) -> "Tokens":
-        """Some of the tokens."""
+        """The tokens of some documents."""
         return Tokens(
             self.row_T[rows],
             self.document_T[rows],
-            self.position_T[rows],
+            self.place_T[rows],
+            self.follows_T[rows],
             self.token_T[rows],
             [ids_TK[rows] for ids_TK in self.ids_LTK],
             None if self.top1_LT is None else [top1_T[rows] for top1_T in self.top1_LT],
@@ -74,7 +77,7 @@ def token_parts(
     row_of = document_rows(recording)
     at = [prefix(router, recording.topology) for router in stack.routers]
     weighted = top1 and recording.has("weights")
-    columns = ["document", "position", *(["token"] if token else []), *(f"{name}.ids" for name in at)]
+    columns = [*text_columns(recording), *(["token"] if token else []), *(f"{name}.ids" for name in at)]
     columns += [f"{name}.weights" for name in at] if weighted else []
     for part in recording.parts(columns):
         read = in_text_order(part, by_number=True)
@@ -86,7 +89,8 @@ def token_parts(
         yield Tokens(
             row_of[document_T],
             document_T,
-            read["position"].astype(np.int64),
+            place(read).astype(np.int64),
+            follows(read),
             read["token"].astype(np.int64) if token else np.zeros(len(document_T), dtype=np.int64),
             ids_LTK,
             firsts,
@@ -138,7 +142,8 @@ class Sampler:
         return Tokens(
             np.concatenate([part.row_T for part in parts]),
             np.concatenate([part.document_T for part in parts]),
-            np.concatenate([part.position_T for part in parts]),
+            np.concatenate([part.place_T for part in parts]),
+            np.concatenate([part.follows_T for part in parts]),
             np.concatenate([part.token_T for part in parts]),
             [np.concatenate(each) for each in zip(*(part.ids_LTK for part in parts), strict=True)],
             top1,

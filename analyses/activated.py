@@ -1,7 +1,8 @@
 """How many distinct experts do B neighbouring tokens need?
 
 Not shown: what loading them costs (that depends on the machine), and batches of several texts that are decoded
-together: those are near the value for tokens from anywhere. What is left over at a document's end is in no run.
+together: those are near the value for tokens from anywhere. What is left over at a document's end, or before a gap, is
+in no run.
 """
 
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ import pandas as pd
 
 from analyses._batch import main
 from analyses._inputs import RouterStack, as_lines, design, require, router_stacks, sample_words
+from analyses._neighbours import stretches
 from analyses._tokens import evenly, token_parts
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Figure, Lines
-from workbench.metrics import sequence
+from workbench.metrics import neighbours, sequence
 from workbench.metrics.clusters import Clusters
 from workbench.metrics.uncertainty import ratio_interval
 from workbench.recording import Recording
@@ -46,7 +48,7 @@ class Result:
             weighed by its runs), `anywhere` (B tokens from anywhere in the corpus), `uniform` (random routing),
             `share` of all experts, and the `runs`.
         sample: The sample in words.
-        left_out: Numbers of tokens for which no document is long enough.
+        left_out: Numbers of tokens for which no stretch of neighbouring tokens is long enough.
         level: Coverage of the intervals.
         note: Why intervals are missing, if they are.
     """
@@ -62,22 +64,23 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     """Counts distinct experts in runs of tokens in one pass.
 
     Raises:
-        AnalysisError: the recording holds no routing of single tokens, or `largest` is under 1.
+        AnalysisError: the recording holds no routing of single tokens or no positions, or `largest` is
+            under 1.
     """
-    require(recording, NEEDS, "activated", columns=("ids",))
+    require(recording, NEEDS, "activated", columns=("ids", "position"))
     if settings.largest < 1:
         raise AnalysisError(f"activated: largest is {settings.largest}; 1 or more was wanted.")
     clusters = design(recording)
     doublings = settings.largest.bit_length() - 1
-    longest = int(recording.column("tokens", table="documents").max())
-    known = min(doublings, longest.bit_length() - 1)
+    stretched = stretches(recording, "activated")
+    known = min(doublings, int(stretched.longest_D.max()).bit_length() - 1)
     tables = [_of_stack(recording, stack, clusters, known, settings.level) for stack in router_stacks(recording)]
     return Result(
         runs=pd.concat(tables, ignore_index=True),
         sample=sample_words(recording),
         left_out=tuple(2**n for n in range(known + 1, doublings + 1)),
         level=settings.level,
-        note=clusters.too_few,
+        note="; ".join(note for note in (clusters.note, stretched.note) if note),
     )
 
 
@@ -89,8 +92,11 @@ def _of_stack(
     for part in token_parts(recording, stack):
         of_part = np.unique(part.row_T)
         local_T = np.searchsorted(of_part, part.row_T)
+        stretch_T = neighbours.stretches(part.follows_T)
         for i, bits_TW in enumerate(part.bits_LTW):
-            found = sequence.activated_experts(bits_TW, local_T, n_documents=len(of_part), doublings=doublings)
+            found = sequence.activated_experts(
+                bits_TW, local_T, stretch_T=stretch_T, n_documents=len(of_part), doublings=doublings
+            )
             distinct_DLB[of_part, i], runs_DLB[of_part, i] = found.distinct_DB, found.runs_DB
     interval = ratio_interval(distinct_DLB, runs_DLB, clusters=clusters, level=level)
     tokens_B = 2 ** np.arange(doublings + 1)
@@ -138,7 +144,7 @@ def figures(result: Result) -> dict[str, Figure]:
     long = as_lines(some, names, by=["layer", "tokens"], line="routing", value="experts")
     long["doublings"] = np.log2(long["tokens"]).round().astype(int)
     of_all = f" Layers {', '.join(map(str, shown))} of {len(layers)}." if len(shown) < len(layers) else ""
-    left = f" No document has {result.left_out[0]} tokens or more." if result.left_out else ""
+    left = f" No document has {result.left_out[0]} neighbouring tokens or more." if result.left_out else ""
     middle = some[some["layer"] == shown[len(shown) // 2]]
     at = middle.iloc[len(middle) // 2]
     return {

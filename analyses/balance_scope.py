@@ -93,7 +93,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         sample=sample_words(recording),
         batches=f"{batches.n_batches:,} batches of {batches.tokens:,} tokens{left}",
         level=settings.level,
-        note="; ".join(note for note in (clusters.too_few, few) if note),
+        note="; ".join(note for note in (clusters.note, few) if note),
     )
 
 

@@ -17,6 +17,7 @@ from analyses._batch import main
 from analyses._chunks import knows_first_choice, ranked, routing_columns
 from analyses._groups import Batches
 from analyses._inputs import RouterStack, design, require, router_stacks, sample_words
+from analyses._parts import text_columns
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Figure, Lines
 from workbench.metrics import capacity
@@ -60,7 +61,7 @@ class Result:
             `high`; `uniform`, what uniform random routing would drop of groups as long, and `mixed`, what the corpus'
             load would drop of tokens drawn from it at random.
         places: One row per layer, kind of group, factor, order of service and tenth of the group: share `dropped`, of
-            the sampled tokens.
+            the sampled tokens. Without rows where positions are not known.
         sample: The sample in words.
         batches: The batches in words.
         level: Coverage of the intervals.
@@ -98,7 +99,8 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
                 stack, counts_DLE[:, i], counts_GE, clusters=clusters, name=_batch_name(batches), level=settings.level
             )
             shares += [about | row for row in one]
-            places += [about | row for row in _places(recording, stack.routers[i], batches, sample, i)]
+            if "position" not in recording.lacks:
+                places += [about | row for row in _places(recording, stack.routers[i], batches, sample, i)]
     left = f", {batches.left_out:,} tokens left out" if batches.left_out else ""
     return Result(
         shares=pd.DataFrame(shares),
@@ -111,7 +113,9 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
 
 
 def _note(recording: Recording, clusters: Clusters, batches: Batches) -> str:
-    notes = [clusters.too_few]
+    notes = [clusters.note]
+    if "position" in recording.lacks:
+        notes.append("positions are not known: nor is who is dropped")
     if batches.n_batches < 8:
         notes.append(f"no interval of {batches.n_batches} batches: 8 are needed")
     if not knows_first_choice(recording):
@@ -173,7 +177,7 @@ def _sampled(recording: Recording, routers: Sequence[Router], batches: Batches, 
     columns = [routing_columns(recording, router) for router in routers]
     n_sampled = min(max(n_tokens // batches.tokens, 1), batches.n_batches) * batches.tokens
     places, documents, ids = [], [], []
-    for part in recording.parts(["document", "position", *(name for names in columns for name in names)]):
+    for part in recording.parts([*text_columns(recording), *(name for names in columns for name in names)]):
         place_T = batches.placed(part).place_T
         inside = np.flatnonzero(place_T < n_sampled)
         places.append(place_T[inside])
@@ -235,19 +239,17 @@ def _tenths(
 
 
 def tables(result: Result) -> dict[str, pd.DataFrame]:
-    """`shares` and `places`."""
-    return {"shares": result.shares, "places": result.places}
+    """`shares`, and `places` where positions are known."""
+    return {"shares": result.shares, **({"places": result.places} if len(result.places) else {})}
 
 
 def figures(result: Result) -> dict[str, Figure]:
-    """`dropped` by layer and factor, and `dropped_by_place` in the group."""
+    """`dropped` by layer and factor, and where positions are known `dropped_by_place` in the group."""
     level = f"{result.level:.0%} interval".replace("%", " %")
     shares = result.shares.assign(capacity=[f"factor {factor:g}" for factor in result.shares["factor"]])
     first = shares[shares["factor"] == FACTORS[0]]
     most = first.nlargest(1, "dropped").iloc[0]
-    at_factor = result.places[result.places["factor"] == SHOWN_FACTOR]
-    places = at_factor.groupby(["groups", "served", "tenth"], sort=False)["dropped"].mean().reset_index()
-    return {
+    drawn: dict[str, Figure] = {
         "dropped": Lines(
             shares,
             "layer",
@@ -270,22 +272,27 @@ def figures(result: Result) -> dict[str, Figure]:
             alt=f"At factor {most['factor']:g} at most {most['dropped']:.1%} is dropped, at layer {most['layer']} by "
             f"{most['groups']}; uniform random routing would drop {most['uniform']:.1%}.".replace("%", " %"),
         ),
-        "dropped_by_place": Lines(
-            places,
-            "tenth",
-            "dropped",
-            group="served",
-            panel="groups",
-            title="Who is dropped",
-            x_label="tenth of the group",
-            y_label="share of assignments dropped",
-            caption=f"Share dropped at capacity factor {SHOWN_FACTOR:g} by place in the group, mean over layers, by "
-            "order of service: all first choices of a group before all second ones, or token by token "
-            f"({result.sample}; the first {_tokens_looked_up(result):,} tokens of the drawn order). "
-            f"{result.note}".strip(),
-            alt="A panel for documents and one for batches, a line for each order of service.",
-        ),
     }
+    if not len(result.places):
+        return drawn
+    at_factor = result.places[result.places["factor"] == SHOWN_FACTOR]
+    places = at_factor.groupby(["groups", "served", "tenth"], sort=False)["dropped"].mean().reset_index()
+    drawn["dropped_by_place"] = Lines(
+        places,
+        "tenth",
+        "dropped",
+        group="served",
+        panel="groups",
+        title="Who is dropped",
+        x_label="tenth of the group",
+        y_label="share of assignments dropped",
+        caption=f"Share dropped at capacity factor {SHOWN_FACTOR:g} by place in the group, mean over layers, by "
+        "order of service: all first choices of a group before all second ones, or token by token "
+        f"({result.sample}; the first {_tokens_looked_up(result):,} tokens of the drawn order). "
+        f"{result.note}".strip(),
+        alt="A panel for documents and one for batches, a line for each order of service.",
+    )
+    return drawn
 
 
 def _tokens_looked_up(result: Result) -> int:

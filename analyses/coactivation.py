@@ -172,7 +172,7 @@ def _of_stack(
 def _swapped(sample: Tokens, settings: Settings) -> np.ndarray:
     """Pair counts of the sample when sets are swapped within documents: [B, L, E, E]."""
     bits_TLW = np.stack(sample.bits_LTW, axis=1)
-    pairings, drawn = Pairings.of(sample.document_T, sample.position_T, seed=settings.seed), []
+    pairings, drawn = Pairings.of(sample.document_T, sample.place_T, seed=settings.seed), []
     for draw in range(settings.n_draws):
         steps = _FORGET if draw else 2 * _FORGET
         first = _FORGET * (draw + 1) if draw else 0

@@ -18,6 +18,7 @@ from analyses._chunks import (
     chunks,
     first_choice,
     knows_first_choice,
+    previous_token,
     routing_columns,
 )
 from analyses._controls import NAMES, Controls, hashed_sets
@@ -36,6 +37,7 @@ TOKEN, PREVIOUS, POSITION, DOMAIN, LAYER = "token", "previous token", "position"
 STARTS = (0, 1, 4, 16, 64, 256, 1024)  # first positions of the ranges
 FORWARD, BACKWARD = "token first", "token last"
 N_FOLDS = 8
+_FOLD = "fold"
 _BITS = 1 / np.log(2)
 
 
@@ -89,7 +91,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         AnalysisError: the recording holds no routing of single tokens or no token ids, `sample_tokens` is under 1, or
             a control does not fit.
     """
-    require(recording, NEEDS, "context", columns=("ids", "token", "position"))
+    require(recording, NEEDS, "context", columns=("ids", "token"))
     if settings.sample_tokens < 1:
         raise AnalysisError(
             f"context: sample_tokens is {settings.sample_tokens}; 1 or more was wanted, 32768 is usual."
@@ -106,7 +108,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         sample=sample_words(recording),
         sampled=found.sampled,
         level=settings.level,
-        note=_note(recording, found.clusters),
+        note=_note(recording, found),
         control=controls.words,
     )
 
@@ -169,8 +171,13 @@ def _hashed(small: "_Small", router: Router, seed: int) -> dict[tuple[str, str],
     }
 
 
-def _note(recording: Recording, clusters: Clusters) -> str:
-    notes = [clusters.too_few]
+def _note(recording: Recording, found: "_Found") -> str:
+    clusters, contexts = found.clusters, set(found.gains["context"])
+    notes = [clusters.note]
+    if POSITION not in contexts:
+        notes.append("positions are not known: nor is the previous token")
+    elif PREVIOUS not in contexts:
+        notes.append("no two tokens are known to be neighbours: the previous token is not known")
     if not knows_first_choice(recording):
         notes.append("ids are not ranked: the previous layer is not known")
     if len(clusters.domains) == 1:
@@ -191,16 +198,17 @@ def _small(recording: Recording, clusters: Clusters, chosen_D: np.ndarray, fold_
     parts = []
     for chunk in chunks(recording, ["token"]):
         row_T = row_of[chunk["document"]]
-        token_T = chunk["token"].astype(np.int64)
-        previous_T = np.full(len(token_T), -1, dtype=np.int64)
-        follows_T = (np.diff(chunk["document"]) == 0) & (np.diff(chunk["position"]) == 1)
-        previous_T[1:][follows_T] = token_T[:-1][follows_T]
-        bin_T = np.searchsorted(np.array(STARTS), chunk["position"], side="right") - 1
-        inside_T = chosen_D[row_T]
-        columns = (token_T, previous_T, bin_T, clusters.domain_D[row_T], fold_D[row_T])
-        parts.append([column[inside_T] for column in columns])
-    *contexts, fold_T = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return _Small(dict(zip((TOKEN, PREVIOUS, POSITION, DOMAIN), contexts, strict=True)), fold_T)
+        columns = {TOKEN: chunk["token"].astype(np.int64)}
+        if "position" in chunk:
+            columns[PREVIOUS] = previous_token(chunk)
+            columns[POSITION] = np.searchsorted(np.array(STARTS), chunk["position"], side="right") - 1
+        columns |= {DOMAIN: clusters.domain_D[row_T], _FOLD: fold_D[row_T]}
+        parts.append({name: column[chosen_D[row_T]] for name, column in columns.items()})
+    contexts = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    fold_T = contexts.pop(_FOLD)
+    if PREVIOUS in contexts and (contexts[PREVIOUS] < 0).all():
+        del contexts[PREVIOUS]  # no token is known to follow another
+    return _Small(contexts, fold_T)
 
 
 def _routing(recording: Recording, router: Router, chosen_D: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

@@ -170,7 +170,7 @@ def _peers(recording: Recording, stack: RouterStack, row_of: np.ndarray) -> np.n
 def _number(said_LE: np.ndarray, of: Interval) -> np.ndarray:
     """How many experts of each layer; not known without intervals."""
     number_L = said_LE.sum(-1)
-    return np.full(number_L.shape, np.nan) if of.note else number_L
+    return np.full(number_L.shape, np.nan) if np.isnan(of.low).all() else number_L
 
 
 def _spearman(load_E: np.ndarray, relative_E: np.ndarray) -> float:

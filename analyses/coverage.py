@@ -12,6 +12,7 @@ import pandas as pd
 
 from analyses._batch import main
 from analyses._inputs import RouterStack, require, router_stacks, sample_words
+from analyses._neighbours import single_texts
 from analyses._tokens import evenly, token_parts
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Figure, Lines
@@ -66,16 +67,22 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     """Deals documents into batches and counts.
 
     Raises:
-        AnalysisError: the recording holds no routing of single tokens, `largest` is under 1, or every document belongs
-            to one cluster.
+        AnalysisError: the recording holds no routing of single tokens or no positions, a number is under 1, or no
+            document is a single text.
     """
-    require(recording, NEEDS, "coverage", columns=("ids",))
+    require(recording, NEEDS, "coverage", columns=("ids", "position"))
     for name in ("largest", "sample_tokens"):
         if getattr(settings, name) < 1:
             raise AnalysisError(f"coverage: {name} is {getattr(settings, name)}; 1 or more was wanted.")
     documents = recording.documents()
     # One document of each cluster, in the order of the corpus, so that batches do not depend on the order on disk.
     ordered = documents.assign(row=np.arange(len(documents))).sort_values("document")
+    ordered = ordered[ordered["document"].isin(single_texts(recording))]
+    if ordered.empty:
+        raise AnalysisError(
+            f"coverage: the documents of {recording.path} hold several tokens at one position, so none is a sequence. "
+            "Give the trace's requests and positions when importing it."
+        )
     row_U = ordered.drop_duplicates("cluster")["row"].to_numpy()
     row_U = np.random.default_rng(settings.seed).permutation(row_U)
     within = np.cumsum(documents["tokens"].to_numpy()[row_U]) <= settings.sample_tokens

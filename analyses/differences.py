@@ -35,6 +35,7 @@ REPETITION = "experts kept (share)"
 ENTROPY = "router entropy / ln E"
 AGREEMENT = "agreement (share)"
 MEASURES = (IMBALANCE, INFORMATION, REPETITION, ENTROPY)
+NO_NEIGHBOURS = "No two tokens are known to be neighbours: no measure of experts kept."
 _BITS = 1 / np.log(2)
 
 
@@ -111,6 +112,7 @@ def run(recording: Recording, other: Recording, settings: Settings = Settings())
     notes = [
         alike.note if alike is not None else f"{both.words} Experts of single tokens are not known: no agreement.",
         "" if loss is not None else "Log-probabilities were not recorded in both: no loss.",
+        "" if any(REPETITION in set(frame["measure"]) for frame in frames) else NO_NEIGHBOURS,
         groups.bags.note if groups.bags.note not in (alike.note if alike is not None else "") else "",
     ]
     return Result(
@@ -219,27 +221,29 @@ def _ratios(
     """Measures of single tokens: what the recordings know of them."""
     sides = ((both.one, stack, None), (both.other, theirs, rows_D))
     found: dict[str, _Ratio] = {}
-    tokens_D = both.one.column("tokens", table="documents").astype(np.float64)
-    if all("ids" not in recording.lacks for recording, _, _ in sides) and (tokens_D > 1).any():
-        kept = [_kept(recording, stack_of) for recording, stack_of, _ in sides]
-        sum_D2L = np.stack([kept[0], kept[1][rows_D]], axis=1)
-        null_2L = np.stack([_independent(counts_D2LE[:, h].sum(0), of.top_k) for h, (_, of, _) in enumerate(sides)])
-        found[REPETITION] = _Ratio(sum_D2L, np.maximum(tokens_D - 1, 0), null_2L)
-    if all(recording.has("entropy") for recording, _, _ in sides):
+    if all(not {"ids", "position"} & {*recording.lacks} for recording, _, _ in sides):
+        (kept_DL, pairs_D), (their_kept_DL, _) = (_kept(recording, stack_of) for recording, stack_of, _ in sides)
+        if pairs_D.any():  # the same tokens at the same positions, so the pairs of both
+            null_2L = np.stack([_independent(counts_D2LE[:, h].sum(0), of.top_k) for h, (_, of, _) in enumerate(sides)])
+            found[REPETITION] = _Ratio(np.stack([kept_DL, their_kept_DL[rows_D]], axis=1), pairs_D, null_2L)
+    if all(recording.has("entropy") for recording, _, _ in sides) and stack.n_experts > 1:
+        tokens_D = both.one.column("tokens", table="documents").astype(np.float64)
         entropy = [_entropy(recording, stack_of) for recording, stack_of, _ in sides]
         sum_D2L = np.stack([entropy[0], entropy[1][rows_D]], axis=1)
         found[ENTROPY] = _Ratio(sum_D2L, tokens_D, np.full(sum_D2L.shape[1:], np.nan))
     return found
 
 
-def _kept(recording: Recording, stack: RouterStack) -> np.ndarray:
-    """Share of a token's experts that the token before it chose too, summed by document: [D, L]."""
+def _kept(recording: Recording, stack: RouterStack) -> tuple[np.ndarray, np.ndarray]:
+    """Share of a token's experts that the token before it chose too, summed by document: [D, L]; and the pairs, [D]."""
     n_documents = recording.n_documents
-    sum_DL = np.zeros((n_documents, len(stack.routers)))
+    sum_DL, pairs_D = np.zeros((n_documents, len(stack.routers))), np.zeros(n_documents)
     for part in token_parts(recording, stack):
         for i, bits_TW in enumerate(part.bits_LTW):
-            sum_DL[:, i] += repetition(bits_TW, part.row_T, n_documents=n_documents).overlap_D / stack.top_k
-    return sum_DL
+            found = repetition(bits_TW, part.row_T, follows_T=part.follows_T, n_documents=n_documents)
+            sum_DL[:, i] += found.overlap_D / stack.top_k
+            pairs_D += found.pairs_D if i == 0 else 0
+    return sum_DL, pairs_D
 
 
 def _independent(counts_LE: np.ndarray, top_k: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from analyses._batch import main
 from analyses._expert_facts import expert_facts
 from analyses._expert_tokens import ExpertTokens, by_token, read_tokens
 from analyses._inputs import design, require, sample_words
+from analyses._neighbours import single_texts
 from analyses._partners import partners
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Bars, Figure, TokenStrip
@@ -25,6 +26,7 @@ from workbench.metrics.uncertainty import domain_ratio_interval, ratio_interval
 from workbench.recording import Recording
 
 NEEDS = ("routing",)
+NO_CONTEXTS = "positions are not known: no contexts"
 TOKENS_DRAWN = 10  # as many names as fit under the bars of a figure of column width
 PARTNERS_DRAWN = 12
 
@@ -127,7 +129,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         expert=expert,
         sample=sample_words(recording),
         level=settings.level,
-        note=note,
+        note="; ".join(part for part in (note, "" if recording.has("position") else NO_CONTEXTS) if part),
     )
 
 
@@ -223,19 +225,19 @@ def _contexts(tokens: ExpertTokens, recording: Recording, settings: Settings) ->
     """Occurrences drawn at random, whatever the order of rows on disk, with the text around them."""
     text_of = recording.vocabulary.set_index("token")["text"]
     named = recording.documents().set_index("document")[["id", "domain"]]
-    found = np.lexsort((tokens.position_N, tokens.document_N))
-    drawn = np.random.default_rng(settings.seed).choice(
-        len(found), size=min(settings.n_contexts, len(found)), replace=False
-    )
+    found = np.lexsort((tokens.place_N, tokens.document_N))
+    found = found[np.isin(tokens.document_N[found], single_texts(recording))]
+    size = min(settings.n_contexts, len(found))
+    drawn = np.random.default_rng(settings.seed).choice(len(found), size=size, replace=False) if size else found[:0]
     contexts, around = [], []
     for row in found[np.sort(drawn)]:
-        document, position = int(tokens.document_N[row]), int(tokens.position_N[row])
+        document, position = int(tokens.document_N[row]), int(tokens.place_N[row])
         text = recording.of_document(document, ["position", "token"])
         rows = np.flatnonzero(np.abs(text["position"] - position) <= settings.window)
         rows = rows[np.argsort(text["position"][rows])]
         position_T, texts = text["position"][rows], text_of.reindex(text["token"][rows]).tolist()
         mine = tokens.document_N == document
-        weight_of = dict(zip(tokens.position_N[mine].tolist(), tokens.weight_N[mine].tolist(), strict=True))
+        weight_of = dict(zip(tokens.place_N[mine].tolist(), tokens.weight_N[mine].tolist(), strict=True))
         weights = [weight_of.get(each, np.nan) for each in position_T.tolist()]
         at = int(np.flatnonzero(position_T == position)[0])
         name, domain = named.loc[document]

@@ -80,6 +80,11 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         raise AnalysisError(
             f"expert_similarity: layer {layer} has no router; set layer to one of {list(recording.moe_layers)}."
         )
+    if all(router.n_experts == 1 for router in recording.topology.routers):
+        raise AnalysisError(
+            f"expert_similarity: every router of {recording.path} has one expert, so there is no pair to compare. "
+            "Record a model with more."
+        )
     facts = recording.expert_weights
     several = facts.groupby("layer")["site"].nunique().max() > 1
     pairs, layers, experts = [], [], []
@@ -156,6 +161,8 @@ def figures(result: Result) -> dict[str, Figure]:
         ),
         ("router_map", "router_cosine", "Cosine of router rows less their mean: rows alike are chosen by like tokens."),
     ):
+        if not here[column].notna().any():
+            continue  # one expert in this layer
         nearest = here.nlargest(1, column).iloc[0]
         drawn[name] = HeatMap(
             here,

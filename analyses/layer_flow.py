@@ -195,7 +195,7 @@ def _permuted(sample: Tokens, at: int, settings: Settings) -> np.ndarray:
     one_TW, two_TW = sample.bits_LTW[at : at + 2]
     flows = [joint_counts(one_TW, two_TW, n_experts=sample.n_experts)]
     for draw in range(settings.n_draws):
-        order = shuffled_within(sample.document_T, sample.position_T, seed=settings.seed, draw=draw)
+        order = shuffled_within(sample.document_T, sample.place_T, seed=settings.seed, draw=draw)
         flows.append(joint_counts(one_TW, two_TW[order], n_experts=sample.n_experts))
     return np.stack(flows)
 

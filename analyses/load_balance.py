@@ -151,7 +151,7 @@ def _measures(
         frame["floor"] = floor_L
         frame["excess"] = frame["value"] - floor_L
         frame["method"] = interval.method
-        frame["note"] = np.where(frame["low"].isna(), interval.note, "")
+        frame["note"] = interval.note
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)
 
@@ -210,6 +210,7 @@ def figures(result: Result) -> dict[str, Figure]:
     long["documents"] = long["documents"].map(names)
     level = f"{result.level:.0%} interval".replace("%", " %")
     rejected = int((result.tests["p"] <= 0.05).sum())
+    few = next((note for note in headline["note"] if note), "")
     drawn: dict[str, Figure] = {}
     if headline["value"].notna().any():  # one cluster has no pairs
         worst = headline.nlargest(1, "value").iloc[0]
@@ -228,7 +229,7 @@ def figures(result: Result) -> dict[str, Figure]:
             caption="Unbiased squared coefficient of variation of the experts' load, over pairs of documents: 0 for "
             f"balanced routing at any length ({result.sample}). {level}: stratified jackknife over clusters of "
             f"documents. Balance is rejected at 5 % in {rejected} of {len(result.tests)} layers (sign flips of "
-            "clusters).",
+            f"clusters). {few}".strip(),
             alt=f"The largest imbalance is {worst['value']:.2f}, at layer {worst['layer']}; balanced routing has 0.",
         )
     return drawn | {

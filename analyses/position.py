@@ -24,6 +24,7 @@ from workbench.figures.spec import Figure, HeatMap, Lines
 from workbench.metrics import load
 from workbench.metrics.clusters import MIN_CLUSTERS, Clusters
 from workbench.metrics.drift import position_divergence, position_drift
+from workbench.metrics.router import normalized_entropy
 from workbench.metrics.uncertainty import jackknife_interval, ratio_interval
 from workbench.metrics.vocabulary import count_cells
 from workbench.models.topology import Router
@@ -124,7 +125,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         sample=sample_words(recording),
         level=settings.level,
         n_draws=settings.n_draws,
-        note=" ".join(part for part in (controls.words, clusters.too_few, "" if known else NO_HASH) if part),
+        note=" ".join(part for part in (controls.words, clusters.note, "" if known else NO_HASH) if part),
     )
 
 
@@ -244,7 +245,10 @@ def _positions(counted: _Counted, router: Router, clusters: Clusters, level: flo
     entropy = None
     if counted.entropy_DP is not None:
         entropy = ratio_interval(
-            counted.entropy_DP / np.log(router.n_experts), counted.tokens_DP, clusters=clusters, level=level
+            normalized_entropy(counted.entropy_DP, n_experts=router.n_experts),
+            counted.tokens_DP,
+            clusters=clusters,
+            level=level,
         )
     last = [*(start - 1 for start in STARTS[1:]), None]
     names = [

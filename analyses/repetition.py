@@ -6,14 +6,15 @@ last of the three says something of the order. A caching benefit depends on hard
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from analyses._batch import main
 from analyses._inputs import RouterStack, as_lines, design, grouped_words, require, router_stacks, sample_words
+from analyses._neighbours import stretches
 from analyses._tokens import N_DRAWS, Tokens, check_draws, p_value, token_parts
-from workbench.errors import AnalysisError
 from workbench.figures.spec import Bars, Figure, Lines
 from workbench.metrics.clusters import Clusters
 from workbench.metrics.sequence import any_overlap, load_matched_repetition, repetition, uniform_repetition
@@ -66,20 +67,21 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     """Counts repetitions by document, and in shuffles.
 
     Raises:
-        AnalysisError: the recording holds no routing of single tokens, no document has two tokens, or a number of draws
-            is under 1.
+        AnalysisError: the recording holds no routing of single tokens or no positions, no document has two neighbouring
+            tokens, or a number of draws is under 1.
     """
-    require(recording, NEEDS, "repetition", columns=("ids",))
+    require(recording, NEEDS, "repetition", columns=("ids", "position"))
     check_draws("repetition", settings.n_draws)
-    if not (recording.column("tokens", table="documents") > 1).any():
-        raise AnalysisError(
-            f"repetition: no document of {recording.path} has two tokens, so none has a neighbour; record longer texts."
-        )
+    known = stretches(recording, "repetition", tokens=2)
     clusters = design(recording)
     ranked = recording.has("weights") or recording.ids_ranked
     rates, notes = (
         [],
-        ["" if ranked else "no routing weights were recorded: top-1 is not known", grouped_words(recording)],
+        [
+            known.note,
+            "" if ranked else "no routing weights were recorded: top-1 is not known",
+            grouped_words(recording),
+        ],
     )
     for stack in router_stacks(recording):
         table, note = _of_stack(recording, stack, clusters, settings, ranked=ranked)
@@ -161,14 +163,15 @@ def _count(recording: Recording, stack: RouterStack, clusters: Clusters, setting
         domain_T = clusters.domain_D[part.row_T]
         some.take(part, domain_T)
         orders = [
-            shuffled_within(part.document_T, part.position_T, seed=settings.seed, draw=draw)
+            shuffled_within(part.document_T, part.place_T, seed=settings.seed, draw=draw)
             for draw in range(settings.n_draws)
         ]
         of_part = np.unique(part.row_T)
         local_T = np.searchsorted(of_part, part.row_T)
         for i, bits_TW in enumerate(part.bits_LTW):
             top1_T = part.top1_LT[i] if part.top1_LT is not None else None
-            found = repetition(bits_TW, local_T, n_documents=len(of_part), top1_T=top1_T)
+            count = partial(repetition, document_T=local_T, follows_T=part.follows_T, n_documents=len(of_part))
+            found = count(bits_TW, top1_T=top1_T)
             pairs_D[of_part] = found.pairs_D
             value_DL3[of_part, i] = np.stack([found.first_D, found.any_D, found.overlap_D], axis=-1)
             if top1_T is not None:
@@ -177,12 +180,7 @@ def _count(recording: Recording, stack: RouterStack, clusters: Clusters, setting
                 top1_MLE[:, i] += counted.reshape(n_domains, stack.n_experts)
             for draw, order in enumerate(orders):
                 # shuffled within documents, so the domains stay where they are
-                again = repetition(
-                    bits_TW[order],
-                    local_T,
-                    n_documents=len(of_part),
-                    top1_T=None if top1_T is None else top1_T[order],
-                )
+                again = count(bits_TW[order], top1_T=None if top1_T is None else top1_T[order])
                 for j, sums_D in enumerate((again.first_D, again.any_D, again.overlap_D)):
                     domains = clusters.domain_D[of_part]
                     shuffled_BML3[draw, :, i, j] += np.bincount(domains, weights=sums_D, minlength=n_domains)
@@ -200,7 +198,7 @@ class _Lottery:
         self._bits: np.ndarray | None = None
 
     def take(self, part: Tokens, domain_T: np.ndarray) -> None:
-        key_T = keyed_hash(part.document_T, part.position_T, seed=0)
+        key_T = keyed_hash(part.document_T, part.place_T, seed=0)
         bits_TLW = np.stack(part.bits_LTW, axis=1)
         key = np.concatenate([self._key, key_T])
         domain = np.concatenate([self._domain, domain_T])

@@ -16,6 +16,7 @@ from analyses._batch import main
 from analyses._halves import HalfCounts
 from analyses._inputs import design, require, sample_words
 from analyses._tokens import document_rows
+from workbench.errors import AnalysisError
 from workbench.figures.spec import Distribution, Figure, HeatMap, Lines
 from workbench.metrics.clusters import Clusters
 from workbench.metrics.uncertainty import domain_ratio_interval, ratio_interval
@@ -72,9 +73,14 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     """Computes mean confidence with intervals, over documents and not over tokens.
 
     Raises:
-        AnalysisError: the recording holds no routing.
+        AnalysisError: the recording holds no routing, or its routers have one expert each.
     """
-    require(recording, NEEDS, "router_confidence", columns=("entropy", "margin", "topk_mass"))
+    require(recording, NEEDS, "router_confidence", columns=("entropy", "margin", "topk_mass", "position"))
+    if all(router.n_experts == 1 for router in recording.topology.routers):
+        raise AnalysisError(
+            f"router_confidence: every router of {recording.path} has one expert, so nothing is left to decide. Record "
+            "a model with more."
+        )
     clusters = design(recording)
     layers, domains, positions, z_loss, note = [], [], [], [], ""
     for router, counted in _counted(recording):
@@ -105,7 +111,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
 def _statistics(router: Router) -> dict[str, tuple[str, float, float]]:
     """Of each statistic its column, the factor to its unit, and its value where all scores are equal."""
     return {
-        ENTROPY: ("entropy", 1 / np.log(router.n_experts), 1.0),
+        **({ENTROPY: ("entropy", 1 / np.log(router.n_experts), 1.0)} if router.n_experts > 1 else {}),
         **({MARGIN: ("margin", 1.0, 0.0)} if router.has_margin else {}),
         MASS: ("topk_mass", 1.0, router.top_k / router.n_experts),
     }

@@ -77,8 +77,8 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     """Computes sums over pairs in two passes: counts by label, then each document's part in the pairs.
 
     Raises:
-        AnalysisError: the recording holds no routing of single tokens or no token ids, or no two documents;
-            `n_seeds` is under 1, or a control does not fit.
+        AnalysisError: the recording holds no routing of single tokens or no token ids, or no two documents with a
+            token in common; `n_seeds` is under 1, or a control does not fit.
     """
     require(recording, NEEDS, "same_token", columns=("ids", "token"))
     if recording.n_documents < 2:
@@ -89,6 +89,8 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         raise AnalysisError(f"same_token: n_seeds is {settings.n_seeds}; 1 or more was wanted.")
     controls = Controls.of(recording, settings, "same_token")
     labels = PairLabels(recording, design(recording))
+    if not len(labels.tokens[TOKEN]):
+        raise AnalysisError("same_token: no two documents have a token in common, so there is no pair to compare.")
     found, note = _found(recording, labels, settings.level)
     for column, other in controls.items():
         theirs, _ = _found(other, PairLabels(other, design(other)), settings.level)
@@ -102,7 +104,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         unpaired=labels.unpaired,
         tokens=recording.n_tokens,
         level=settings.level,
-        note=note,
+        note="; ".join(part for part in (note, "" if labels.places_known else "positions are not known") if part),
         control=controls.words,
     )
 
@@ -201,6 +203,8 @@ def _of_layers(
         for i, same in enumerate(SAME):
             if labels.n_domains == 1 and "domain" in same:
                 continue  # all pairs have it in common
+            if i == PLACE and not labels.places_known:
+                continue
             once = agreement.PairSums(overlap[i, layer, :, 0], pairs[i, layer, :, 0])
             other = agreement.other_pair_sums(counts_DE, once, top_k=stack.top_k)
             for w, weight in enumerate(WEIGHTS):
@@ -243,8 +247,6 @@ def figures(result: Result) -> dict[str, Figure]:
     level = f"{result.level:.0%} interval".replace("%", " %")
     once = result.agreement[result.agreement["weight"] == "tokens"]
     of_token = once[once["same"] == "token"]
-    if of_token["excess"].isna().all():
-        raise AnalysisError("same_token: no two documents have a token in common, so there is no pair to compare.")
     first, last = of_token.iloc[0], of_token.iloc[-1]
     missing = f"{result.unpaired:,} of {result.tokens:,} tokens are of ids that one document alone has, and in no pair."
     kept = ""

@@ -16,11 +16,14 @@ import pandas as pd
 from analyses._batch import main
 from analyses._chunks import Chunk, PerChunk
 from analyses._inputs import RouterStack, as_lines, design, long_form, require, router_stacks, sample_words
+from analyses._neighbours import stretches
+from analyses._parts import follows, place, text_columns
 from analyses._tokens import N_DRAWS, SAMPLE_TOKENS, Sampler, check_draws, document_rows, p_value, token_parts
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Distribution, Figure, Lines
 from workbench.metrics import sequence
 from workbench.metrics.bags import Bags, bag_interval, deal
+from workbench.metrics.neighbours import stretches as stretch_numbers
 from workbench.metrics.sets import as_bits, shuffled_within
 from workbench.recording import Recording
 from workbench.recording_schema import prefix
@@ -59,7 +62,7 @@ class Result:
         experts: One row per layer and expert: `value` at its own best threshold, and `all_on` 2p/(1 + p).
         window: Tokens of a window.
         windows: How many there are.
-        left_out: Documents shorter than a window.
+        left_out: Documents without a stretch of neighbouring tokens as long as a window.
         sample: The sample in words.
         draws: The shuffles in words.
         level: Coverage of the intervals.
@@ -81,64 +84,74 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     """Counts choices in windows in one pass, by bags of documents.
 
     Raises:
-        AnalysisError: the recording holds no routing of single tokens, or no document as long as a window; or a number
-            is out of its range.
+        AnalysisError: the recording holds no routing of single tokens or no positions, or no stretch of neighbouring
+            tokens as long as a window; or a number is out of its range.
     """
-    require(recording, NEEDS, "segment_consistency", columns=("ids",))
+    require(recording, NEEDS, "segment_consistency", columns=("ids", "position"))
     check_draws("segment_consistency", settings.n_draws)
     if not 2 <= settings.window <= 255:
         raise AnalysisError(f"segment_consistency: window is {settings.window}; 2 to 255 tokens were wanted.")
     if settings.sample_tokens < 1:
         raise AnalysisError(f"segment_consistency: sample_tokens is {settings.sample_tokens}; 1 or more was wanted.")
-    tokens_D = recording.column("tokens", table="documents")
-    if tokens_D.max() < settings.window:
+    known = stretches(recording, "segment_consistency", tokens=2)
+    longest = int(known.longest_D.max())
+    if longest < settings.window:
         raise AnalysisError(
-            f"segment_consistency: the longest document has {tokens_D.max()} tokens, and a window {settings.window}; "
-            "set window to fewer."
+            f"segment_consistency: the longest stretch of neighbouring tokens has {longest}, and a window "
+            f"{settings.window}; set window to fewer."
         )
     bags = deal(design(recording), seed=settings.seed)
     found = [_of_stack(recording, stack, bags, settings) for stack in router_stacks(recording)]
     return Result(
-        layers=pd.concat([layers for layers, _, _ in found], ignore_index=True),
-        experts=pd.concat([experts for _, experts, _ in found], ignore_index=True),
+        layers=pd.concat([each.layers for each in found], ignore_index=True),
+        experts=pd.concat([each.experts for each in found], ignore_index=True),
         window=settings.window,
-        windows=int(np.maximum(tokens_D - settings.window + 1, 0).sum()),
-        left_out=int((tokens_D < settings.window).sum()),
+        windows=found[0].windows,
+        left_out=int((known.longest_D < settings.window).sum()),
         sample=sample_words(recording),
-        draws=f"{settings.n_draws} shuffles of {found[0][2]:,} tokens",
+        draws=f"{settings.n_draws} shuffles of {found[0].sampled:,} tokens",
         level=settings.level,
-        note=bags.note,
+        note="; ".join(note for note in (bags.note, known.note) if note),
     )
 
 
-def _of_stack(
-    recording: Recording, stack: RouterStack, bags: Bags, settings: Settings
-) -> tuple[pd.DataFrame, pd.DataFrame, int]:
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """The tables of routers of one shape, how many windows there are, and of how many tokens the shuffles are."""
+
+    layers: pd.DataFrame
+    experts: pd.DataFrame
+    windows: int
+    sampled: int
+
+
+def _of_stack(recording: Recording, stack: RouterStack, bags: Bags, settings: Settings) -> _Found:
     shape = {"n_experts": stack.n_experts, "window": settings.window}
     n_layers = len(stack.routers)
     counts_LGEN = np.zeros((n_layers, bags.n_bags, stack.n_experts, settings.window + 1), dtype=np.int64)
     shuffled_LEN = np.zeros((n_layers, stack.n_experts, settings.window + 1), dtype=np.int64)
-    chunks = PerChunk(recording, ["document", "position"], partial(_Order.of, recording, bags=bags, seed=settings.seed))
+    chunks = PerChunk(recording, text_columns(recording), partial(_Order.of, recording, bags=bags, seed=settings.seed))
     for i, router in enumerate(stack.routers):
         for order, (ids_TK,) in chunks([f"{prefix(router, recording.topology)}.ids"]):
             bits_TW = as_bits(ids_TK, n_experts=stack.n_experts)
-            shuffled_LEN[i] += sequence.window_histogram(bits_TW[order.shuffled_T], order.row_T, **shape)
+            shuffled_LEN[i] += sequence.window_histogram(bits_TW[order.shuffled_T], order.stretch_T, **shape)
             in_bags_TW = bits_TW[order.in_bags_T]
             for bag, run in order.bags():
-                counts_LGEN[i, bag] += sequence.window_histogram(in_bags_TW[run], order.row_T[run], **shape)
+                counts_LGEN[i, bag] += sequence.window_histogram(in_bags_TW[run], order.stretch_T[run], **shape)
     sampler = Sampler(recording, n_tokens=settings.sample_tokens, seed=settings.seed)
     for part in token_parts(recording, stack):
         sampler.take(part)
     sample = sampler.joined()
     orders = [
-        shuffled_within(sample.document_T, sample.position_T, seed=settings.seed, draw=draw)
+        shuffled_within(sample.document_T, sample.place_T, seed=settings.seed, draw=draw)
         for draw in range(settings.n_draws)
     ]
+    sample_stretch_T = stretch_numbers(sample.follows_T)
     rows, by_expert = [], []
     for counts_GEN, shuffled_EN, bits_TW in zip(counts_LGEN, shuffled_LEN, sample.bits_LTW, strict=True):
         interval = bag_interval(sequence.segment_consistency, counts_GEN, bags=bags, level=settings.level)
         observed, *drawn = (
-            float(sequence.segment_consistency(sequence.window_histogram(bits, sample.document_T, **shape)))
+            float(sequence.segment_consistency(sequence.window_histogram(bits, sample_stretch_T, **shape)))
             for bits in (bits_TW, *(bits_TW[order] for order in orders))
         )
         histogram_EN = counts_GEN.sum(axis=0)
@@ -169,7 +182,7 @@ def _of_stack(
     experts = long_form(
         stack.labels(), "expert", {"value": np.stack(by_expert), "all_on": 2 * rate_LE / (1 + rate_LE), "rate": rate_LE}
     )
-    return layers, experts, len(sample.row_T)
+    return _Found(layers, experts, int(histogram_LEN[0, 0].sum()), len(sample.row_T))
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,18 +191,19 @@ class _Order:
 
     in_bags_T: np.ndarray
     shuffled_T: np.ndarray
-    row_T: np.ndarray
-    """Row of the document of each token in that order."""
+    stretch_T: np.ndarray
+    """Number of each token's stretch in that order; windows lie in one."""
     edges_G: np.ndarray
 
     @classmethod
     def of(cls, recording: Recording, chunk: Chunk, *, bags: Bags, seed: int) -> "_Order":
         row_T = document_rows(recording)[chunk["document"]]
         order_T = np.lexsort((chunk["position"], row_T, bags.bag_D[row_T]))
-        row_T = row_T[order_T].astype(np.int32)
-        shuffled_T = shuffled_within(chunk["document"][order_T], chunk["position"][order_T], seed=seed)
-        edges_G = np.searchsorted(bags.bag_D[row_T], np.arange(bags.n_bags + 1))
-        return cls(order_T.astype(np.int32), order_T[shuffled_T].astype(np.int32), row_T, edges_G)
+        text = {name: chunk[name][order_T] for name in text_columns(recording)}
+        shuffled_T = shuffled_within(text["document"], place(text), seed=seed)
+        edges_G = np.searchsorted(bags.bag_D[row_T[order_T]], np.arange(bags.n_bags + 1))
+        stretch_T = stretch_numbers(follows(text)).astype(np.int32)
+        return cls(order_T.astype(np.int32), order_T[shuffled_T].astype(np.int32), stretch_T, edges_G)
 
     def bags(self) -> Iterator[tuple[int, slice]]:
         """Each bag that has tokens here."""
@@ -199,7 +213,7 @@ class _Order:
 
     @property
     def nbytes(self) -> int:
-        return self.in_bags_T.nbytes + self.shuffled_T.nbytes + self.row_T.nbytes
+        return self.in_bags_T.nbytes + self.shuffled_T.nbytes + self.stretch_T.nbytes
 
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -221,7 +235,7 @@ def figures(result: Result) -> dict[str, Figure]:
     }
     long = as_lines(result.layers, names, by=["layer"], line="routing", value="f1")
     top = result.layers.nlargest(1, "estimate").iloc[0]
-    short = f" {result.left_out} documents are shorter than a window." if result.left_out else ""
+    short = f" {result.left_out} documents have no {result.window} neighbouring tokens." if result.left_out else ""
     never = int(result.layers["never_chosen"].sum())
     unseen = f" {never} experts are never chosen and left out." if never else ""
     what = f"F1 of keeping an expert for all {result.window} tokens of a window that chooses it often enough"

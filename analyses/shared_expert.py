@@ -189,7 +189,7 @@ def _count(recording: Recording, router: Router, column: str, clusters: Clusters
         sum_D += np.bincount(row_T, weights=value_T.astype(np.float64), minlength=n_documents)
         tokens_D += np.bincount(row_T, minlength=n_documents)
         values.add(value_T, clusters.domain_D[row_T])
-        first_T = chunk["position"][known_T] == 0
+        first_T = chunk["position"][known_T] == 0 if "position" in chunk else np.zeros(len(value_T), dtype=bool)
         first_sum += float(value_T[first_T].sum(dtype=np.float64))
         first_tokens += int(first_T.sum())
     return _Counted(values, sum_D, tokens_D, first_sum, first_tokens)

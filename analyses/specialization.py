@@ -208,9 +208,11 @@ def _given_token(here: Measured, beside: _Beside) -> list[dict]:
 
 
 def _note(recording: Recording, plan: Plan, *, any_given: bool) -> str:
-    notes = [plan.clusters.too_few]
+    notes = [plan.clusters.note]
     if not recording.has("predicted"):
         notes.append("no predictions were recorded")
+    if "position" in recording.lacks:
+        notes.append("positions are not known: nor is the true next token")
     if not knows_first_choice(recording):
         notes.append("ids are not ranked and no weights were recorded: the first choice is not known")
     if not any_given:

@@ -72,7 +72,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         AnalysisError: the recording holds no routing, no tokens, or neither weights nor ranked ids; or it has no such
             document, layer or range of tokens.
     """
-    require(recording, NEEDS, "token_routing", columns=("ids", "token"))
+    require(recording, NEEDS, "token_routing", columns=("ids", "token", "position"))
     if not (recording.has("weights") or recording.ids_ranked):
         raise AnalysisError(f"token_routing: its ids are not ranked, and {recording.absent('weights')}")
     documents = recording.documents()
@@ -150,8 +150,8 @@ def _chosen(read: dict[str, np.ndarray], at: str) -> list[str]:
 
 
 def _entropy(read: dict[str, np.ndarray], at: str, n_experts: int) -> dict[str, np.ndarray]:
-    """The column `entropy`, where it was recorded."""
-    if f"{at}.entropy" not in read:
+    """The column `entropy`, where it was recorded and there is something to decide."""
+    if f"{at}.entropy" not in read or n_experts == 1:
         return {}
     return {"entropy": normalized_entropy(read[f"{at}.entropy"].astype(np.float64), n_experts=n_experts)}
 
@@ -169,7 +169,9 @@ def _read(recording: Recording, document: int, asked: Router) -> dict[str, np.nd
     own = ("logprob", "predicted") if "logprob" in recording.fields else ()
     has_margin = recording.has("margin") and asked.has_margin
     margin = [f"{prefix(asked, recording.topology)}.margin"] if has_margin else []
-    return recording.of_document(document, ["position", "token", *own, *names, *margin])
+    read = recording.of_document(document, ["position", "token", *own, *names, *margin])
+    order_T = np.argsort(read["position"], kind="stable")
+    return {name: values[order_T] for name, values in read.items()}
 
 
 def tables(result: Result) -> dict[str, pd.DataFrame]:

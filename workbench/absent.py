@@ -14,14 +14,14 @@ _COUNTS = (
     "Dump the trace again in a mode that keeps tokens (SGLang: per_token), or record the model itself.",
 )
 _POSITIONS = (
-    "word on which tokens stand next to one another: rows of several sequences stand in one document",
-    "Give each sequence a document of its own, and import it again.",
+    "word on which tokens stand next to one another in their texts",
+    "Import it again with the requests and positions of its rows, or give each sequence a document of its own.",
 )
 _TOKEN_IDS = ("token ids, so no text", "Import it again with --documents FILE, whose rows hold `token_ids`.")
 # What the source of an imported recording lacks, and what to do about it, by column or field.
 _LACKED = {
     "ids": _COUNTS,
-    "position": _COUNTS,
+    "position": _POSITIONS,
     "weights": _WEIGHTS,
     "weight_sum": _WEIGHTS,
     "entropy": _SCORES,
@@ -60,8 +60,10 @@ def absent_sentence(path: Path, manifest: dict[str, Any], column: str, *, table:
     source, kind = manifest.get("source"), column.rpartition(".")[2]
     kind = f"field {kind}" if table == "fields" and f"field {kind}" in _LACKED else kind
     if source is not None and kind in _LACKED:
-        what, to_do = _POSITIONS if kind == "position" and "ids" not in source["lacks"] else _LACKED[kind]
-        return f"{path} was imported from {source['format']} ({source['name']}), which has no {what}. {to_do}"
+        counts_alone = kind == "position" and "ids" in source.get("lacks", ())
+        what, to_do = _COUNTS if counts_alone else _LACKED[kind]
+        of = f"{source['format']} ({source['name']})" if source["name"] else source["format"]
+        return f"{path} was imported from {of}, which has no {what}. {to_do}"
     return (
         f"{path} has no {table} column {column!r}; it was recorded with fields {','.join(manifest['fields'])}. "
         "Record again with the field that has it (`workbench record --fields …`)."

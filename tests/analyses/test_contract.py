@@ -14,6 +14,7 @@ import pytest
 from analyses import _batch
 from tests import tiny
 from workbench.capture.record import record
+from workbench.corpus import Corpus, Document
 from workbench.errors import AnalysisError
 from workbench.figures.paper import paper
 from workbench.figures.screen import screen
@@ -141,6 +142,11 @@ def odd(moe, tmp_path_factory) -> dict[str, Recording]:
         "one choice": (tiny.moe(top_k=1), texts),
         "no choice": (tiny.moe(n_experts=4, top_k=4), texts),
         "few tokens": (moe, tiny.corpus(n_documents=16, shortest=1, longest=3)),
+        "one expert": (tiny.moe(n_experts=1, top_k=1), texts),
+        "one token": (moe, tiny.corpus(n_documents=1, shortest=1, longest=2)),
+        "one layer": (tiny.moe(dense_layers=(1, 2)), texts),
+        "no token twice": (moe, _texts([list(range(10 * i + 1, 10 * i + 11)) for i in range(16)])),
+        "two documents of one token": (moe, _texts([[5], [7]])),
     }
     return {
         kind: record(model, corpus, folder / kind, fields=FIELDS, parent=tiny.dense(n_layers=3))
@@ -148,7 +154,14 @@ def odd(moe, tmp_path_factory) -> dict[str, Recording]:
     }
 
 
-ODD = ("one document", "one domain", "one choice", "no choice", "few tokens")
+def _texts(ids: list[list[int]]) -> Corpus:
+    return Corpus("odd", tuple(Document(f"d{i}", "all", "odd", f"c{i}", "", tuple(of)) for i, of in enumerate(ids)))
+
+
+ODD = (
+    "one document", "one domain", "one choice", "no choice", "few tokens", "one expert", "one token", "one layer",
+    "no token twice", "two documents of one token",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ODD)
@@ -166,7 +179,7 @@ def test_odd_recordings_are_answered_or_refused_in_a_sentence(name, kind, odd):
         numbers = table.select_dtypes("number")
         assert not np.isinf(numbers.to_numpy(dtype=float)).any(), numbers.columns[np.isinf(numbers).any()].tolist()
         ends = [column for column in table if re.fullmatch(r"(.*_)?(low|high)", column) and not DRAWN.match(column)]
-        if kind == "one document":
+        if kind in ("one document", "one token"):
             assert table[ends].isna().all(axis=None), f"an interval of one document: {ends}"
 
 

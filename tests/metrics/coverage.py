@@ -17,11 +17,16 @@ from tests.metrics.simulation import LENGTHS, PAIRS, M, document_weights, pair_p
 from workbench.metrics.bags import bag_interval, deal
 from workbench.metrics.clusters import Clusters
 
-AWAY, BALANCE, FEW = ("skewed", 24), ("mild", 24), ("skewed", 8)  # what documents prefer, and how many in a domain
-WORDS = {
+# what documents prefer, and how many are in a domain
+AWAY, BALANCE, FEW = ("skewed", 24), ("mild", 24), ("skewed", 8)
+LONELY, SMALL = ("skewed", (24, 24, 24, 24, 1)), ("skewed", (4, 4, 4, 4, 4))
+Scenario = tuple[str, int | tuple[int, ...]]
+WORDS: dict[Scenario, str] = {
     AWAY: "uneven load, 24 documents in each of 5 domains",
     BALANCE: "exact balance, 24 documents in each of 5 domains",
     FEW: "uneven load, 8 documents in each of 5 domains",
+    LONELY: "uneven load, 24 documents in each of 4 domains and 1 in another",
+    SMALL: "uneven load, 4 documents in each of 5 domains",
 }
 
 
@@ -45,7 +50,7 @@ class Promise:
 RATIO, CORRECTED, JACKKNIFE = "smooth ratio: linearized, t", "bias-corrected bootstrap, t", "stratified jackknife"
 BAND, BAGS, PLAIN = "max-t band", "bags of documents", "plain percentile (not used)"
 PAIR = "P(expert 1 given 0)"
-PROMISES: dict[tuple[str, int], list[Promise]] = {
+PROMISES: dict[Scenario, list[Promise]] = {
     AWAY: [
         Promise(RATIO, "load", 0.92, 0.96),
         Promise(RATIO, "domain load", 0.91, 0.96),
@@ -77,6 +82,17 @@ PROMISES: dict[tuple[str, int], list[Promise]] = {
         Promise(PLAIN, "plain gini", 0.0, 0.5),
     ],
     FEW: [Promise(BAGS, PAIR, 0.92, 0.97)],
+    # domains with fewer than 8 clusters are drawn together
+    LONELY: [
+        Promise(RATIO, "load", 0.92, 0.97),
+        Promise(CORRECTED, "gini", 0.92, 1.0),
+        Promise(JACKKNIFE, "imbalance", 0.91, 0.99),
+    ],
+    SMALL: [
+        Promise(RATIO, "load", 0.92, 0.97),
+        Promise(CORRECTED, "gini", 0.92, 1.0),
+        Promise(JACKKNIFE, "imbalance", 0.91, 0.99),
+    ],
 }
 
 
@@ -87,7 +103,7 @@ def slack(share: float, n_sets: int) -> float:
 
 
 @cache
-def held(scenario: tuple[str, int], n_sets: int) -> dict[str, float]:
+def held(scenario: Scenario, n_sets: int) -> dict[str, float]:
     """Share of data sets whose interval holds the truth, by statistic."""
     name, per_domain = scenario
     wanted = {promise.statistic for promise in PROMISES[scenario]}
@@ -96,6 +112,7 @@ def held(scenario: tuple[str, int], n_sets: int) -> dict[str, float]:
         shares = simulation.coverage(name, n_sets=n_sets, per_domain=per_domain)
         found = {statistic: float(each.mean()) for statistic, each in shares.items()}
     if PAIR in wanted:
+        assert isinstance(per_domain, int)
         found[PAIR] = pair_of_experts(per_domain, n_sets)[0]
     return found
 

@@ -62,15 +62,23 @@ def document_weights(rng: np.random.Generator, scenario: str, shape: tuple[int, 
     return dirichlet(rng, np.broadcast_to(40 * base_E, (*shape, E)))
 
 
-def draw(scenario: str, *, n_sets: int, per_domain: int = 24, n_domains: int = M, seed: int = 0) -> Sample:
+def sizes_of(per_domain: int | tuple[int, ...], n_domains: int = M) -> tuple[int, ...]:
+    """Documents of each domain."""
+    return per_domain if isinstance(per_domain, tuple) else (per_domain,) * n_domains
+
+
+def draw(
+    scenario: str, *, n_sets: int, per_domain: int | tuple[int, ...] = 24, n_domains: int = M, seed: int = 0
+) -> Sample:
     rng = np.random.default_rng(seed)
+    sizes_M = sizes_of(per_domain, n_domains)
     lengths_M2 = LENGTHS if scenario == "skewed" else np.broadcast_to([40, 160], LENGTHS.shape)  # else not balanced
     parts = []
-    for m in range(n_domains):
-        weight_DSE = document_weights(rng, scenario, (per_domain, n_sets), m)
-        tokens_DS = rng.integers(lengths_M2[m, 0], lengths_M2[m, 1] + 1, size=(per_domain, n_sets))
+    for m, size in enumerate(sizes_M):
+        weight_DSE = document_weights(rng, scenario, (size, n_sets), m)
+        tokens_DS = rng.integers(lengths_M2[m, 0], lengths_M2[m, 1] + 1, size=(size, n_sets))
         parts.append((rng.multinomial(tokens_DS, pair_probability(weight_DSE)) @ MEMBERS_PE).astype(np.int64))
-    domain_D = np.repeat(np.arange(n_domains), per_domain)
+    domain_D = np.repeat(np.arange(len(sizes_M)), sizes_M)
     return Sample(np.concatenate(parts), domain_D, Clusters.of(domain_D))
 
 
@@ -139,11 +147,13 @@ def print_sizes(n_sets: int = 1000, n_draws: int = 399) -> None:
             )
 
 
-def coverage(scenario: str, *, n_sets: int, per_domain: int, block: int = 500) -> dict[str, np.ndarray]:
+def coverage(
+    scenario: str, *, n_sets: int, per_domain: int | tuple[int, ...], block: int = 500
+) -> dict[str, np.ndarray]:
     """Whether each data set's interval holds the truth, by statistic; [S] or, for loads, [S, …]."""
     sample = draw(scenario, n_sets=n_sets, per_domain=per_domain)
     truth, clusters = truth_ME(scenario), sample.clusters
-    total_E = truth.sum(axis=0)
+    total_E = np.array(sizes_of(per_domain)) @ truth
     share_E = total_E / total_E.sum()
     held: dict[str, list[np.ndarray]] = {}
 

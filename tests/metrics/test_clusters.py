@@ -45,8 +45,37 @@ def test_translations_make_one_stratum():
 
 
 def test_too_few_clusters_are_named():
-    clusters = Clusters.of(np.array(["code"] * 8 + ["math"] * 3))
-    assert clusters.too_few == "no interval: fewer than 8 clusters in a domain (math has 3)"
+    clusters = Clusters.of(np.array(["code"] * 4 + ["math"] * 3))
+    assert clusters.too_few == "no interval: fewer than 8 clusters in a domain (code has 4, math has 3)"
+    assert clusters.note == clusters.too_few
+    assert "the domain without a name has 1" in Clusters.of(np.array([""])).too_few
+
+
+@pytest.mark.parametrize(
+    ("sizes", "pooled", "few"),
+    [
+        ({"code": 9, "math": 8, "law": 3}, [9, 11], "law has 3"),  # with the smallest of the others
+        ({"code": 9, "law": 1, "math": 9}, [10, 9], "law has 1"),  # the first of equals
+        ({"code": 9, "law": 5, "math": 4}, [9, 9], "law has 5, math has 4"),  # together they are enough
+        ({"a": 1, "b": 2, "c": 6}, [9], "a has 1, b has 2, c has 6"),
+    ],
+)
+def test_domains_with_few_clusters_are_drawn_together(sizes, pooled, few):
+    domain_D = np.repeat(list(sizes), list(sizes.values()))
+    clusters = Clusters.of(domain_D)
+    assert clusters.too_few == "" and f"({few}): no interval of its own" in clusters.note
+    assert clusters.few_of_domain == f"no interval: fewer than 8 clusters in a domain ({few})"
+    assert [run.stop - run.start for run in clusters.pooled.strata()] == pooled
+    assert clusters.pooled.domains == clusters.domains and clusters.pooled.note == clusters.note
+    values_D = np.arange(float(len(domain_D)))
+    assert sorted(clusters.pooled.sum(values_D)) == sorted(clusters.sum(values_D))
+
+
+def test_a_domain_alone_is_paired_with_another_and_others_stay():
+    clusters = Clusters.of(np.array(["a"] * 3 + ["b"] + ["c"] * 2))
+    assert [run.stop - run.start for run in clusters.paired.strata()] == [3, 3]  # b with c
+    whole = Clusters.of(np.array(["a"] * 9 + ["b"] * 8))
+    assert whole.paired is whole and whole.pooled is whole and whole.note == ""
 
 
 def test_no_documents_are_refused():

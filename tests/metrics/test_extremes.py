@@ -73,7 +73,7 @@ def test_nothing_counted_is_nan():
 
 
 def test_too_few_clusters_give_no_band():
-    found = band(np.full((10, 4), 3))
+    found = band(np.full((6, 4), 3))
     assert "fewer than 8 clusters" in found.note
     dead = m.dead_experts_interval(found)
     assert np.isnan(dead.low)

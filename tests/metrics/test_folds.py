@@ -40,13 +40,13 @@ def test_intervals_by_hand():
 
 
 def test_too_few_clusters_give_no_interval():
-    few = Clusters.of(np.array(["a"] * 10 + ["b"] * 3))
+    few = Clusters.of(np.array(["a"] * 4 + ["b"] * 3))
     for interval in (
         m.fold_ratio_interval(np.ones(8), np.ones(8), clusters=few),
         m.fold_jackknife_interval(np.array(1.0), np.ones(8), clusters=few),
     ):
         assert np.isnan(interval.low) and np.isnan(interval.high) and interval.value == 1
-        assert interval.note == "no interval: fewer than 8 clusters in a domain (b has 3)"
+        assert interval.note == "no interval: fewer than 8 clusters in a domain (a has 4, b has 3)"
 
 
 def test_the_interval_of_held_out_gains_covers():

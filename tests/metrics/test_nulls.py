@@ -127,11 +127,20 @@ def test_a_layer_without_assignments_leaves_the_family_alone():
 
 
 def test_too_few_clusters_give_no_test():
-    clusters = Clusters.of(np.array(["a"] * 10 + ["b"] * 3))
+    clusters = Clusters.of(np.array(["a"] * 4 + ["b"] * 3))
     for f in (m.balance_test, m.max_t_test):
-        test = f(np.ones((13, 4), dtype=int), clusters=clusters)
+        test = f(np.ones((7, 4), dtype=int), clusters=clusters)
         assert np.isnan(test.p).all()
-        assert test.note == "no test: fewer than 8 clusters in a domain (b has 3)"
+        assert test.note == "no test: fewer than 8 clusters in a domain (a has 4, b has 3)"
+
+
+def test_a_domain_of_one_document_leaves_the_others_their_test():
+    counts_DE = np.random.default_rng(0).poisson([30, 20, 20, 20], (21, 4))
+    lonely, merged = Clusters.of(np.array([0] * 10 + [1] + [2] * 10)), Clusters.of(np.array([0] * 11 + [2] * 10))
+    for f in (m.balance_test, m.max_t_test):
+        test, expected = f(counts_DE, clusters=lonely), f(counts_DE, clusters=merged)
+        np.testing.assert_array_equal(test.p, expected.p)
+        assert np.isfinite(test.p).all() and np.isfinite(test.statistic).all() and "(1 has 1)" in test.note
 
 
 # ---- size and power (docs/decisions/0005-balance-test.md) ----

@@ -18,6 +18,7 @@ from workbench.metrics import (
     floors,
     heldout,
     load,
+    neighbours,
     sequence,
     specialization,
     structure,
@@ -151,13 +152,14 @@ def test_flow_and_agreement_of_two_random_layers(routing):
 
 def test_repetition_windows_and_runs(routing):
     shape = {"n_documents": DOCUMENTS}
-    found = sequence.repetition(routing.bits_TW, DOCUMENT_T, **shape, top1_T=routing.ids_TK[:, 0])
+    follows_T = neighbours.follows(DOCUMENT_T, POSITION_T)
+    found = sequence.repetition(routing.bits_TW, DOCUMENT_T, follows_T=follows_T, **shape, top1_T=routing.ids_TK[:, 0])
     expected = sequence.uniform_repetition(**routing.shape)
     assert within(found.first_D / found.pairs_D, float(expected.first))
     assert within(found.overlap_D / found.pairs_D, float(expected.overlap))
     common = 0.2245 if routing.group_E.any() else float(expected.any)  # of groups: by simulation
     assert within(found.any_D / found.pairs_D, common)
-    runs = sequence.activated_experts(routing.bits_TW, DOCUMENT_T, **shape, doublings=5)
+    runs = sequence.activated_experts(routing.bits_TW, DOCUMENT_T, stretch_T=DOCUMENT_T, **shape, doublings=5)
     uniform_B = sequence.uniform_activated_experts(tokens_B=2 ** np.arange(6), **routing.shape)
     for n in range(6):
         assert within(runs.distinct_DB[:, n] / runs.runs_DB[:, n], uniform_B[n])

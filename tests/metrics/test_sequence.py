@@ -24,11 +24,16 @@ def rows_of(sizes: list[int]) -> np.ndarray:
     return np.repeat(np.arange(len(sizes)), sizes)
 
 
+def gapless(row_T: np.ndarray) -> np.ndarray:
+    """Which tokens follow the one before, where no position is missing."""
+    return np.diff(row_T, prepend=row_T[:1] - 1) == 0
+
+
 def test_repetition_by_hand():
     ids_TK = np.array([[0, 1], [1, 2], [1, 3], [4, 5], [4, 6]])
-    found = sequence.repetition(
-        sets.as_bits(ids_TK, n_experts=7), np.array([0, 0, 0, 2, 2]), n_documents=3, top1_T=ids_TK[:, 0]
-    )
+    row_T = np.array([0, 0, 0, 2, 2])
+    bits_TW = sets.as_bits(ids_TK, n_experts=7)
+    found = sequence.repetition(bits_TW, row_T, follows_T=gapless(row_T), n_documents=3, top1_T=ids_TK[:, 0])
     assert found.pairs_D.tolist() == [2, 0, 1]
     assert found.first_D.tolist() == [1, 0, 1]
     assert found.any_D.tolist() == [2, 0, 1]
@@ -43,8 +48,8 @@ def test_repetition_and_runs_beside_plain_loops(seed, sizes, shape):
     row_T = rows_of(sizes)
     ids_TK = random_sets(rng, len(row_T), n_experts=n_experts, top_k=top_k)
     bits_TW = sets.as_bits(ids_TK, n_experts=n_experts)
-    found = sequence.repetition(bits_TW, row_T, n_documents=len(sizes), top1_T=ids_TK[:, 0])
-    runs = sequence.activated_experts(bits_TW, row_T, n_documents=len(sizes), doublings=3)
+    found = sequence.repetition(bits_TW, row_T, follows_T=gapless(row_T), n_documents=len(sizes), top1_T=ids_TK[:, 0])
+    runs = sequence.activated_experts(bits_TW, row_T, stretch_T=row_T, n_documents=len(sizes), doublings=3)
     histogram = np.zeros((n_experts, 4), dtype=int)
     for d in range(len(sizes)):
         chosen = [set(token) for token in ids_TK[row_T == d].tolist()]
@@ -91,7 +96,7 @@ def test_parts_add_up_and_padding_does_nothing():
     ]
     np.testing.assert_array_equal(sum(parts), whole)
     assert whole.sum() == 9 * sum(max(n - 7, 0) for n in sizes)
-    more = sequence.repetition(bits_TW, row_T + 1, n_documents=6)  # documents without tokens
+    more = sequence.repetition(bits_TW, row_T + 1, follows_T=gapless(row_T), n_documents=6)  # documents without tokens
     assert more.pairs_D.tolist() == [0, 19, 2, 39, 16, 0]
     assert more.first_D.sum() == 0
 
@@ -104,7 +109,8 @@ def test_uniform_routing_has_the_values_of_the_table(n_experts, top_k, first, an
     assert float(expected.overlap) == pytest.approx(overlap, abs=6e-4)
     ids_TK = random_sets(np.random.default_rng(1), 30_000, n_experts=n_experts, top_k=top_k)
     bits_TW = sets.as_bits(ids_TK, n_experts=n_experts)
-    found = sequence.repetition(bits_TW, np.zeros(30_000, dtype=int), n_documents=1, top1_T=ids_TK[:, 0])
+    row_T = np.zeros(30_000, dtype=int)
+    found = sequence.repetition(bits_TW, row_T, follows_T=gapless(row_T), n_documents=1, top1_T=ids_TK[:, 0])
     rates = (found.first_D[0], found.any_D[0], found.overlap_D[0])
     for rate, value in zip(rates, (expected.first, expected.any, expected.overlap), strict=True):
         assert rate / 29_999 == pytest.approx(float(value), abs=5 * np.sqrt(float(value) / 30_000) + 1e-9)
@@ -121,7 +127,8 @@ def test_load_matched_repetition_is_that_of_independent_tokens():
     bits_TW = sets.as_bits(ids_TK, n_experts=12)
     counts_E, top1_E = np.bincount(ids_TK.ravel(), minlength=12), np.bincount(ids_TK[:, 0], minlength=12)
     expected = sequence.load_matched_repetition(top1_E, counts_E, top_k=3)
-    found = sequence.repetition(bits_TW, np.zeros(60_000, dtype=int), n_documents=1, top1_T=ids_TK[:, 0])
+    row_T = np.zeros(60_000, dtype=int)
+    found = sequence.repetition(bits_TW, row_T, follows_T=gapless(row_T), n_documents=1, top1_T=ids_TK[:, 0])
     assert found.first_D[0] / 59_999 == pytest.approx(float(expected.first), abs=0.01)
     assert found.overlap_D[0] / 59_999 == pytest.approx(float(expected.overlap), abs=0.015)
     assert np.isnan(expected.any)
@@ -218,7 +225,7 @@ def test_expected_activated_experts_is_the_mean_over_shuffles():
     drawn = []
     for draw in range(1500):
         order = sets.shuffled_within(document_T, np.arange(12), seed=0, draw=draw)
-        found = sequence.activated_experts(bits_TW[order], document_T, n_documents=1, doublings=2)
+        found = sequence.activated_experts(bits_TW[order], document_T, stretch_T=document_T, n_documents=1, doublings=2)
         drawn.append(found.distinct_DB[0] / found.runs_DB[0])
     np.testing.assert_allclose(np.mean(drawn, axis=0), expected[:3], atol=0.02)
     everything = sequence.expected_activated_experts(counts_E, tokens_B=np.array([12]), top_k=2)
@@ -259,15 +266,18 @@ def test_shuffles_leave_the_load_and_take_the_order():
     bits_TW = sets.as_bits(ids_TK, n_experts=16)
     row_T = rows_of([500, 500])
     order = sets.shuffled_within(document_T, position_T, seed=0)
-    kept, shuffled = (sequence.repetition(bits, row_T, n_documents=2) for bits in (bits_TW, bits_TW[order]))
+    follows_T = gapless(row_T)
+    kept, shuffled = (
+        sequence.repetition(bits, row_T, follows_T=follows_T, n_documents=2) for bits in (bits_TW, bits_TW[order])
+    )
     assert kept.overlap_D.sum() > 1.7 * 998 and shuffled.overlap_D.sum() < 0.5 * 998
 
 
 def test_wrong_input_is_refused():
     bits_TW, row_T = sets.as_bits(np.array([[0], [1]]), n_experts=2), np.array([0, 2])
     for call in (
-        lambda: sequence.repetition(bits_TW, row_T, n_documents=2),
-        lambda: sequence.activated_experts(bits_TW, row_T, n_documents=2, doublings=1),
+        lambda: sequence.repetition(bits_TW, row_T, follows_T=gapless(row_T), n_documents=2),
+        lambda: sequence.activated_experts(bits_TW, row_T, stretch_T=row_T, n_documents=2, doublings=1),
     ):
         with pytest.raises(ValueError, match="document_T spans 0 to 2, wanted 0 to 1"):
             call()

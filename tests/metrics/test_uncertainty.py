@@ -232,8 +232,8 @@ def test_jackknife_maps_over_layers():
 
 
 def test_too_few_clusters_give_no_interval_and_say_so():
-    clusters = Clusters.of(np.array(["code"] * 10 + ["math"] * 4))
-    counts_DE = counts(0, (14, 5))
+    clusters = Clusters.of(np.array(["code"] * 3 + ["math"] * 4))
+    counts_DE = counts(0, (7, 5))
     total_D1 = counts_DE.sum(-1, keepdims=True)
     bootstrap = m.cluster_bootstrap(counts_DE, clusters=clusters)
     for interval in (
@@ -245,15 +245,35 @@ def test_too_few_clusters_give_no_interval_and_say_so():
         assert np.isnan(interval.low).all()
         assert np.isnan(interval.high).all()
         assert np.isfinite(interval.value).all()
-        assert interval.note == "no interval: fewer than 8 clusters in a domain (math has 4)"
+        assert interval.note == "no interval: fewer than 8 clusters in a domain (code has 3, math has 4)"
+
+
+@pytest.mark.parametrize("alone", [1, 4])
+def test_a_domain_with_few_clusters_is_drawn_with_another_and_named(alone):
+    """Of the whole the interval is that of the documents with one domain less; the small domain has none."""
+    domain_D = np.array(["code"] * 10 + ["math"] * alone + ["law"] * 12)
+    clusters, merged = Clusters.of(domain_D), Clusters.of(np.where(domain_D == "math", "code", domain_D))
+    counts_DE = counts(0, (len(domain_D), 5))
+    total_D1 = counts_DE.sum(-1, keepdims=True)
+
+    def intervals(clusters: Clusters) -> list[m.Interval]:
+        bootstrap = m.cluster_bootstrap(counts_DE, clusters=clusters)
+        return [
+            m.ratio_interval(counts_DE, total_D1, clusters=clusters),
+            m.bias_corrected_interval(load.gini, bootstrap.corpus),
+            m.jackknife_interval(counts_DE, clusters=clusters),
+        ]
+
+    for found, expected in zip(intervals(clusters), intervals(merged), strict=True):
+        np.testing.assert_allclose(found.high - found.low, expected.high - expected.low)
+        assert np.isfinite(found.value).all() and f"(math has {alone})" in found.note
     by_domain = m.domain_ratio_interval(counts_DE, total_D1, clusters=clusters)
-    np.testing.assert_array_equal(np.isnan(by_domain.low).any(axis=1), [False, True])
-    assert "math has 4" in by_domain.note
-
-
-def test_jackknife_of_a_cluster_alone():
-    interval = m.jackknife_interval(counts(0, (9, 4)), clusters=Clusters.of(np.array([0] * 8 + [1])))
-    assert np.isnan(interval.value)
+    np.testing.assert_array_equal(np.isnan(by_domain.low).any(axis=1), [False, True, False])
+    assert by_domain.note == f"no interval: fewer than 8 clusters in a domain (math has {alone})"
+    resamples = m.cluster_bootstrap(counts_DE, clusters=clusters).domains
+    information = m.bias_corrected_interval(specialization.domain_information, resamples)
+    assert np.isfinite(information.value) and np.isnan(information.low)
+    assert information.note == by_domain.note
 
 
 def test_refusals():

@@ -317,7 +317,7 @@ def _counted(row_T: np.ndarray, ids_TK: np.ndarray, n_rows: int, n_experts: int)
 
 
 def _by_document(value_P: np.ndarray, of: Labels, weight_Vx: np.ndarray) -> np.ndarray:
-    weight_Nx = weight_Vx[of.present_N].reshape(len(of.present_N), -1)
+    weight_Nx = weight_Vx[of.present_N].reshape(len(of.present_N), int(np.prod(weight_Vx.shape[1:])))
     sums = [np.bincount(of.cell_document_P, value_P * w[of.cell_label_P], of.n_documents) for w in weight_Nx.T]
     return np.stack(sums, axis=1).reshape(of.n_documents, *weight_Vx.shape[1:])
 
@@ -419,7 +419,7 @@ def same_token_agreement(
     document's part in the pairs (the first term of the statistic's Hoeffding decomposition, twice); documents of one
     cluster keep their pairs with each other.
 
-    Range [−1, 1]; unit 1. NaN without pairs; low and high also where a domain has fewer than 8 clusters. Measured
+    Range [−1, 1]; unit 1. NaN without pairs; low and high also with fewer than 8 clusters. Measured
     coverage of 95 %: 94 % with 12 documents in each of 2 domains.
 
     Args:
@@ -436,6 +436,7 @@ def same_token_agreement(
         ours, after Hoeffding 1948, Ann. Math. Stat. 19:293 † (U-statistics).
     """
     (value, influence_D), (other_value, other_D) = (_influence(sums, top_k) for sums in (same, other))
+    clusters = clusters.pooled
     quantile = t_quantile(clusters.degrees_of_freedom, level)
     reach_x = quantile * np.sqrt(variance_of_total(clusters.sum(influence_D - other_D), clusters))
     method = "linearized U-statistic of pairs of documents, t"

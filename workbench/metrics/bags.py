@@ -24,15 +24,17 @@ class Bags:
     bag_D: Int[np.ndarray, "D"]
     n_bags: int
     n_clusters: int
-    note: str
+    too_few: str
     """Why no interval can be given, or an empty string."""
+    note: str
+    """That, or which domains have few clusters and were dealt together."""
 
 
 def deal(clusters: Clusters, *, most: int = MOST_BAGS, seed: int = 0) -> Bags:
     """Deals the clusters of each domain into bags at random, as evenly as can be, so that bags are alike.
 
-    As many bags as the smallest domain has clusters, at most `most`; fewer than 8 clusters in a domain give 8 bags and
-    no interval. Range of a bag: 0 to G − 1; no NaN.
+    As many bags as the smallest domain has clusters, at most `most`. Domains with fewer than 8 clusters are dealt
+    together (`Clusters.pooled`); fewer than 8 in all give 8 bags and no interval. Range of a bag: 0 to G − 1; no NaN.
 
     Raises:
         ValueError: `most` is under 8.
@@ -42,6 +44,7 @@ def deal(clusters: Clusters, *, most: int = MOST_BAGS, seed: int = 0) -> Bags:
     """
     if most < MIN_CLUSTERS:
         raise ValueError(f"most is {most}, wanted {MIN_CLUSTERS} or more bags: a variance of fewer is a guess")
+    clusters = clusters.pooled
     rng = np.random.default_rng(seed)
     n_bags = int(np.clip(np.bincount(clusters.stratum_U)[np.unique(clusters.stratum_U)].min(), MIN_CLUSTERS, most))
     bag_U = np.empty(clusters.n_clusters, dtype=np.int64)
@@ -51,7 +54,7 @@ def deal(clusters: Clusters, *, most: int = MOST_BAGS, seed: int = 0) -> Bags:
         # each stratum begins where the last one ended, so that the first bags do not get all the odd ones
         bag_U[run] = rng.permutation((begin + np.arange(n)) % n_bags)
         begin += n
-    return Bags(bag_U[clusters.cluster_D], n_bags, clusters.n_clusters, clusters.too_few)
+    return Bags(bag_U[clusters.cluster_D], n_bags, clusters.n_clusters, clusters.too_few, clusters.note)
 
 
 def bag_interval(
@@ -68,7 +71,7 @@ def bag_interval(
     bias that noise gives to a maximum or an information; reach t · sqrt((G−1)/G Σ (θ_(g) − mean)²), G − 1 degrees.
 
     Range and unit: the statistic's; a corrected value and the ends may leave it by a little. NaN where the statistic
-    is; low and high also where a domain has fewer than 8 clusters. Measured coverage of 95 %: 95 % (co-activation
+    is; low and high also with fewer than 8 clusters. Measured coverage of 95 %: 95 % (co-activation
     of one pair, 24 documents in each of 5 domains), 93 % with 8 documents in each.
 
     Args:
@@ -104,7 +107,7 @@ def left_out_interval(
     As `bag_interval`, for what is no function of counts that add up. A difference of two recordings is such a
     statistic: both without the same bag, so that documents stay paired.
 
-    Range and unit: the statistic's. NaN as the values; low and high also where a domain has fewer than 8 clusters, or
+    Range and unit: the statistic's. NaN as the values; low and high also with fewer than 8 clusters, or
     where the statistic is not known without some bag. Measured coverage of 95 % for differences:
     docs/decisions/0010-differences.md.
 
@@ -127,7 +130,7 @@ def left_out_interval(
     mean_x = left_Gx.mean(axis=0)
     factor = (bags.n_bags - 1) / bags.n_bags
     reach_x = quantile * np.sqrt(factor * ((left_Gx - mean_x) ** 2).sum(axis=0))
-    reach_x = np.full_like(reach_x, np.nan) if bags.note else reach_x
+    reach_x = np.full_like(reach_x, np.nan) if bags.too_few else reach_x
     value_x = bags.n_bags * whole_x - (bags.n_bags - 1) * mean_x if corrected else whole_x
     return Interval(
         value=np.asarray(value_x),

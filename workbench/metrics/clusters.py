@@ -5,12 +5,13 @@ not. Axes: D documents, U clusters, M domains, x any further axes.
 """
 
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Int, Num, Shaped
 
-MIN_CLUSTERS = 8  # fewer in a domain, and a variance between clusters is a guess: no interval is given
+MIN_CLUSTERS = 8  # fewer, and a variance between clusters is a guess: no interval is given
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +23,9 @@ class Clusters:
     of their documents, ties to the domain seen first in the corpus. Documents keep their own domains: only the drawing
     is stratified by this. Clusters are numbered stratum by stratum, cells (documents of one cluster in one domain)
     domain by domain.
+
+    A variance needs 8 clusters in a stratum, and a pair of clusters 2. Whoever needs either asks `pooled` or `paired`,
+    which draw domains with fewer together.
     """
 
     domains: tuple[Hashable, ...]
@@ -32,10 +36,24 @@ class Clusters:
     cell_D: Int[np.ndarray, "D"]
     cell_cluster_C: Int[np.ndarray, "C"]
     cell_domain_C: Int[np.ndarray, "C"]
+    few: tuple[str, ...] = ()
+    """The domains with fewer than 8 clusters, and how many each has, in words."""
 
     @classmethod
-    def of(cls, domain_D: Shaped[np.ndarray, "D"], *, cluster_D: Shaped[np.ndarray, "D"] | None = None) -> "Clusters":
+    def of(
+        cls,
+        domain_D: Shaped[np.ndarray, "D"],
+        *,
+        cluster_D: Shaped[np.ndarray, "D"] | None = None,
+        pooled_below: int = 1,
+    ) -> "Clusters":
         """The design of documents with these domains (and clusters; without them every document is its own).
+
+        Args:
+            domain_D: Label of each document.
+            cluster_D: What is drawn together; each document by itself where it is None.
+            pooled_below: Strata with fewer clusters are one stratum together; where that has too few as well, they join
+                the smallest of the others (the first of equals).
 
         Raises:
             ValueError: there are no documents.
@@ -51,12 +69,13 @@ class Clusters:
         spans_U = (documents_UM > 0).sum(axis=1) > 1
         if spans_U.sum() >= MIN_CLUSTERS:
             stratum_raw_U[spans_U] = len(domains)
+        stratum_raw_U = _pooled(stratum_raw_U, pooled_below)
         order_U = np.argsort(stratum_raw_U, kind="stable")
         rank_U = np.empty(n_clusters, dtype=np.int64)
         rank_U[order_U] = np.arange(n_clusters)
         cluster_index_D = rank_U[raw_D]
         cell_key_C, cell_D = np.unique(domain_index_D * n_clusters + cluster_index_D, return_inverse=True)
-        return cls(
+        made = cls(
             domains=tuple(domains),
             domain_D=domain_index_D,
             cluster_D=cluster_index_D,
@@ -65,6 +84,26 @@ class Clusters:
             cell_cluster_C=cell_key_C % n_clusters,
             cell_domain_C=cell_key_C // n_clusters,
         )
+        return replace(made, few=made._few())
+
+    @cached_property
+    def pooled(self) -> "Clusters":
+        """The same documents, domains with fewer than 8 clusters drawn together: for variances between clusters.
+
+        A domain's difference from those that it is drawn with counts as noise, so intervals grow rather than shrink.
+        """
+        return self._with_pooled(MIN_CLUSTERS)
+
+    @cached_property
+    def paired(self) -> "Clusters":
+        """The same documents, domains with a single cluster drawn together with others: for pairs of clusters."""
+        return self._with_pooled(2)
+
+    def _with_pooled(self, least: int) -> "Clusters":
+        if np.unique(self.stratum_U, return_counts=True)[1].min() >= least:
+            return self
+        made = Clusters.of(self.domain_D, cluster_D=self.cluster_D, pooled_below=least)
+        return replace(made, domains=self.domains, few=self.few)
 
     @property
     def n_clusters(self) -> int:
@@ -81,16 +120,35 @@ class Clusters:
         """Clusters less strata: the degrees of freedom of a variance between clusters within strata."""
         return self.n_clusters - len(np.unique(self.stratum_U))
 
-    @property
-    def too_few(self) -> str:
-        """Why no interval can be given, or an empty string."""
+    def _few(self) -> tuple[str, ...]:
         per_stratum = {int(m): int(n) for m, n in zip(*np.unique(self.stratum_U, return_counts=True), strict=True)}
-        few = [
-            f"{label} has {n}"
+        return tuple(
+            f"{label if str(label) else 'the domain without a name'} has {n}"
             for m, (label, touching) in enumerate(zip(self.domains, self.clusters_M, strict=True))
             if (n := min(int(touching), per_stratum.get(m, int(touching)))) < MIN_CLUSTERS
-        ]
-        return f"no interval: fewer than {MIN_CLUSTERS} clusters in a domain ({', '.join(few)})" if few else ""
+        )
+
+    @property
+    def too_few(self) -> str:
+        """Why no interval of the whole can be given, or an empty string."""
+        return self.few_of_domain if self.n_clusters < MIN_CLUSTERS else ""
+
+    @property
+    def few_of_domain(self) -> str:
+        """Why some domains have no interval of their own, or an empty string."""
+        if not self.few:
+            return ""
+        return f"no interval: fewer than {MIN_CLUSTERS} clusters in a domain ({', '.join(self.few)})"
+
+    @property
+    def note(self) -> str:
+        """What is to be said of intervals of the whole: why there are none, or which domains are drawn together."""
+        if self.too_few or not self.few:
+            return self.too_few
+        return (
+            f"fewer than {MIN_CLUSTERS} clusters in a domain ({', '.join(self.few)}): no interval of its own, and in "
+            "those of the whole it is drawn together with others"
+        )
 
     def strata(self) -> Iterator[slice]:
         """The run of clusters of each stratum, in order."""
@@ -125,6 +183,18 @@ class Clusters:
                 "documents: pass one row per document, in the order given to Clusters.of"
             )
         return values_Dx
+
+
+def _pooled(stratum_U: np.ndarray, least: int) -> np.ndarray:
+    """Strata with fewer clusters than `least` under one number."""
+    stratum, n = np.unique(stratum_U, return_counts=True)
+    small, large = stratum[n < least], stratum[n >= least]
+    if not len(small):
+        return stratum_U
+    into = small[0]
+    if n[n < least].sum() < least and len(large):
+        into = large[np.argmin(n[n >= least])]
+    return np.where(np.isin(stratum_U, small), into, stratum_U)
 
 
 def _codes(labels: np.ndarray) -> tuple[list[Hashable], np.ndarray]:

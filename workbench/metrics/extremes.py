@@ -20,7 +20,7 @@ def max_t_band(resamples: Resamples, *, level: float = 0.95, seed: int = 0) -> I
     (a multivariate t). For the extremes and the number of dead experts; for one expert alone `ratio_interval` is
     narrower. Measured: all 16 loads held at once in 82 % (8 documents in each of 5 domains) to 92 % of cases.
 
-    Range [0, 1]; unit 1. NaN without assignments; low and high where a domain has fewer than 8 clusters. An expert
+    Range [0, 1]; unit 1. NaN without assignments; low and high with fewer than 8 clusters. An expert
     that no cluster chose has a band of width 0: nothing in the sample says how rare it is.
 
     Raises:

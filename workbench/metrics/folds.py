@@ -62,8 +62,8 @@ def fold_ratio_interval(
     Folds that learn from each other's documents are not quite independent. Measured coverage of 95 %, of held-out
     gains: 91 % with 48 documents, 94 % with 128.
 
-    Range and unit: the ratio's. NaN where Σ b is 0; low and high are NaN with fewer than 8 folds, or where a domain has
-    fewer than 8 clusters of documents.
+    Range and unit: the ratio's. NaN where Σ b is 0; low and high are NaN with fewer than 8 folds or clusters of
+    documents.
 
     Raises:
         ValueError: `level` is outside (0, 1).
@@ -88,8 +88,8 @@ def fold_jackknife_interval(
     Measured coverage of 95 %, with 48 and 120 documents: 95–96 % for `vocabulary.domain_information_given_token`,
     95–97 % for the expectation of `vocabulary.vocabulary_specialization`.
 
-    Range and unit: the statistic's, the ends unbounded. NaN where a value is; low and high also where a domain has
-    fewer than 8 clusters of documents.
+    Range and unit: the statistic's, the ends unbounded. NaN where a value is; low and high also with fewer than 8
+    clusters of documents.
 
     Raises:
         ValueError: `level` is outside (0, 1).
@@ -110,7 +110,7 @@ def fold_jackknife_interval(
 
 def _unless_few(found: Interval, clusters: Clusters, *, method: str) -> Interval:
     if not clusters.too_few:
-        return replace(found, method=method, n_clusters=clusters.n_clusters)
+        return replace(found, method=method, n_clusters=clusters.n_clusters, note=clusters.note)
     unknown = np.full_like(found.value, np.nan)
     return replace(
         found, low=unknown, high=unknown, method=method, n_clusters=clusters.n_clusters, note=clusters.too_few

@@ -105,10 +105,10 @@ def imbalance(counts_DxE: Num[np.ndarray, "D *x E"], *, clusters: Clusters | Non
 
     With `clusters`, the pairs are of different clusters, and pairs within a domain weigh as much as the domain's mix
     asks (n(n−1) pairs stand for n²): |Σ c|² − Σ_m n_m/(n_m−1) Σ_{u∈m} |c_u − mean_m|², over the same of N. Without
-    it, several domains with different loads lower the value by their variance / (D − 1).
+    it, several domains with different loads lower the value by their variance / (D − 1). A domain with one cluster has
+    no pairs: it is taken as one with the smallest other domain (`Clusters.paired`).
 
-    Range [−1, E/K − 1]; unit 1. NaN with fewer than two documents (a stratum with one cluster) or no
-    assignments.
+    Range [−1, E/K − 1]; unit 1. NaN with fewer than two clusters or no assignments.
 
     Raises:
         ValueError: a count is negative, or `clusters` was made of another number of documents.
@@ -120,6 +120,7 @@ def imbalance(counts_DxE: Num[np.ndarray, "D *x E"], *, clusters: Clusters | Non
         if len(counts_DxE) < 2:
             return np.full(counts_DxE.shape[1:-1], np.nan)
         clusters = Clusters.of(np.zeros(len(counts_DxE), dtype=np.int64))
+    clusters = clusters.paired
     n_experts = counts_DxE.shape[-1]
     value_X = []
     for counts_UXE in cluster_blocks(counts_DxE, clusters):
@@ -280,8 +281,7 @@ def effective_tokens(
     T · Σ_e p_e(1 − p_e)/T / Σ_e var(p_e), with p_e = c_e/T and var its linearized variance between clusters within
     domains. Tokens of a document are alike, so it is far under T.
 
-    Range (0, ∞); unit: tokens. NaN where a stratum has one cluster, without assignments, and where every cluster has
-    the same load.
+    Range (0, ∞); unit: tokens. NaN with one cluster, without assignments, and where every cluster has the same load.
 
     Raises:
         ValueError: a count is negative, `top_k` is outside [1, E], or `clusters` was made of other documents.
@@ -291,7 +291,7 @@ def effective_tokens(
     """
     if not 1 <= top_k <= counts_DxE.shape[-1]:
         raise ValueError(f"top_k is {top_k}, wanted 1 to {counts_DxE.shape[-1]} (E): pass K of the recording")
-    value_X = []
+    clusters, value_X = clusters.paired, []
     for counts_UXE in cluster_blocks(counts_DxE, clusters):
         tokens_UX1 = counts_UXE.sum(axis=-1, keepdims=True) / top_k
         tokens_X1 = tokens_UX1.sum(axis=0)

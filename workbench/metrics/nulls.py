@@ -47,7 +47,8 @@ def balance_test(
     variance is right. With one domain r = d, and the test is exact where the d are symmetric. Measured size at a
     nominal 5 %: 2.6 to 6.3 % (strong, shared and skewed preferences; 8 documents in one domain to 24 in each of 5).
 
-    p ranges from 1/(B+1) to 1. NaN without assignments, and where a domain has fewer than 8 clusters.
+    p ranges from 1/(B+1) to 1. NaN without assignments, and with fewer than 8 clusters; domains with fewer are drawn
+    together (`Clusters.pooled`).
 
     Raises:
         ValueError: `n_draws` is under 1, a count is negative, or `clusters` was made of other documents.
@@ -136,6 +137,7 @@ def _flipped(
     """By blocks of x: Σ d (X, E), its draws (B, X, E), the draws' mean square Σ|r|² (X), and N (X)."""
     if n_draws < 1:
         raise ValueError(f"n_draws is {n_draws}, wanted 1 or more: 999 gives p to .001")
+    clusters = clusters.pooled
     n_clusters, n_experts = clusters.n_clusters, counts_DxE.shape[-1]
     signs_BU = np.random.default_rng(seed).integers(0, 2, size=(n_draws, n_clusters)).astype(np.float32) * 2 - 1
     n_U = np.bincount(clusters.stratum_U)[clusters.stratum_U]
@@ -185,5 +187,5 @@ def _test(
         p=np.where(unknown_x, np.nan, p_X.reshape(statistic_x.shape)),
         n_draws=n_draws,
         n_clusters=clusters.n_clusters,
-        note=clusters.too_few.replace("no interval", "no test"),
+        note=clusters.too_few.replace("no interval", "no test") or clusters.note,
     )

@@ -62,17 +62,17 @@ def token_entropy_from_logits(
 def normalized_entropy(entropy_T: Num[np.ndarray, "*x"], *, n_experts: int) -> Float[np.ndarray, "*x"]:
     """Entropy over its maximum, H / ln E.
 
-    Range [0, 1]; unit 1. NaN where the entropy is NaN.
+    Range [0, 1]; unit 1. NaN where the entropy is NaN, and of one expert, which leaves nothing undecided.
 
     Raises:
-        ValueError: there are fewer than two experts.
+        ValueError: there is no expert.
 
     Source:
         ours (a change of unit).
     """
-    if n_experts < 2:
-        raise ValueError(f"n_experts is {n_experts}, wanted 2 or more: one expert leaves nothing undecided")
-    return np.asarray(entropy_T.astype(np.float64) / np.log(n_experts))
+    if n_experts < 1:
+        raise ValueError(f"n_experts is {n_experts}, wanted 1 or more: pass E of the recording")
+    return np.asarray(entropy_T.astype(np.float64) / (np.log(n_experts) or np.nan))
 
 
 def margin(selection_TE: Float[np.ndarray, "T E"], ids_TK: Int[np.ndarray, "T K"]) -> Float[np.ndarray, "T"]:

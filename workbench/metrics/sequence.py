@@ -1,15 +1,15 @@
 """How routing goes along a text: repeated experts, stretches that use the same ones, experts that runs need.
 
-Sums by document, or histograms that add up over parts. Tokens come document by document, in the order of the text.
-Not causes: neighbouring tokens are alike in topic and often in word, so each measure has its value when whole sets S_t
-are shuffled within documents. Axes: T tokens, D documents, E routed experts, K chosen per token, W words of bits,
-N counts 0 to m in a window of m tokens; x any further axes.
+Sums by document, or histograms that add up over parts. Tokens come document by document, in the order of the text, and
+`neighbours` says which of them stand next to one another. Not causes: neighbouring tokens are alike in topic and often
+in word, so each measure has its value when whole sets S_t are shuffled within documents. Axes: T tokens, D documents, E
+routed experts, K chosen per token, W words of bits, N counts 0 to m in a window of m tokens; x any further axes.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int, Num, UInt64
+from jaxtyping import Bool, Float, Int, Num, UInt64
 from scipy.special import gammaln
 from scipy.stats import binom
 
@@ -37,6 +37,7 @@ def repetition(
     bits_TW: UInt64[np.ndarray, "T W"],
     document_T: Int[np.ndarray, "T"],
     *,
+    follows_T: Bool[np.ndarray, "T"],
     n_documents: int,
     top1_T: Num[np.ndarray, "T"] | None = None,
 ) -> Repetition:
@@ -48,8 +49,9 @@ def repetition(
     Args:
         bits_TW: Sets (`sets.as_bits`), in the order of the text.
         document_T: Row of each token's document, 0 to D − 1; a document's tokens together.
+        follows_T: Whether a token is the next after the row before (`neighbours.follows`); only such rows are a pair.
         n_documents: D.
-        top1_T: Expert with the largest routing weight.
+        top1_T: The first choice.
 
     Raises:
         ValueError: a document lies outside [0, D).
@@ -59,14 +61,13 @@ def repetition(
         for K = 2); overlap is ours.
     """
     _check_documents(document_T, n_documents)
-    same_T = document_T[1:] == document_T[:-1]
     common_T = overlap(bits_TW[1:], bits_TW[:-1])
     most = int(common_T.max(initial=0)) + 1
     # one histogram by document, common experts and first or not: sums by document are read off it
     cell_T = document_T[1:].astype(np.int64) * (2 * most) + 2 * common_T
     if top1_T is not None:
         cell_T += top1_T[1:] == top1_T[:-1]
-    histogram = np.bincount(cell_T[same_T], minlength=n_documents * 2 * most).reshape(n_documents, most, 2)
+    histogram = np.bincount(cell_T[follows_T[1:]], minlength=n_documents * 2 * most).reshape(n_documents, most, 2)
     by_overlap_DN = histogram.sum(axis=2)
     return Repetition(
         pairs_D=by_overlap_DN.sum(axis=1),
@@ -144,15 +145,15 @@ def any_overlap(bits_TW: UInt64[np.ndarray, "T W"], document_T: Int[np.ndarray, 
 
 
 def window_histogram(
-    bits_TW: UInt64[np.ndarray, "T W"], document_T: Int[np.ndarray, "T"], *, n_experts: int, window: int
+    bits_TW: UInt64[np.ndarray, "T W"], stretch_T: Int[np.ndarray, "T"], *, n_experts: int, window: int
 ) -> Int[np.ndarray, "E N"]:
-    """How many windows choose an expert n times, n = 0 to m: windows of m tokens, stride 1, within a document.
+    """How many windows choose an expert n times, n = 0 to m: windows of m tokens, stride 1, without a gap.
 
-    Histograms of parts add up. Documents shorter than a window give nothing. Unit: windows. No NaN.
+    Histograms of parts add up. Stretches shorter than a window give nothing. Unit: windows. No NaN.
 
     Args:
         bits_TW: Sets, in the order of the text.
-        document_T: Each token's document; a document's tokens together.
+        stretch_T: Each token's stretch of neighbours (`neighbours.stretches`).
         n_experts: E.
         window: m.
 
@@ -165,16 +166,16 @@ def window_histogram(
     if not 1 <= window <= 255:
         raise ValueError(f"window is {window}, wanted 1 to 255 tokens: 16 is usual")
     histogram = np.zeros((n_experts, window + 1), dtype=np.int64)
-    for start in range(0, len(document_T) - window + 1, _WINDOWS):
+    for start in range(0, len(stretch_T) - window + 1, _WINDOWS):
         run = slice(start, start + _WINDOWS + window - 1)
-        histogram += _of_windows(bits_TW[run], document_T[run], n_experts=n_experts, window=window)
+        histogram += _of_windows(bits_TW[run], stretch_T[run], n_experts=n_experts, window=window)
     return histogram
 
 
-def _of_windows(bits_TW: np.ndarray, document_T: np.ndarray, *, n_experts: int, window: int) -> np.ndarray:
-    n_windows = len(document_T) - window + 1
-    # a window lies in one document where its ends do
-    inside_T = document_T[window - 1 :] == document_T[:n_windows]
+def _of_windows(bits_TW: np.ndarray, stretch_T: np.ndarray, *, n_experts: int, window: int) -> np.ndarray:
+    n_windows = len(stretch_T) - window + 1
+    # a window lies in one stretch where its ends do
+    inside_T = stretch_T[window - 1 :] == stretch_T[:n_windows]
     # sums over windows of 1, 2, 4 … tokens, of which those that make up the window are added end to end
     run_TE = indicators(bits_TW, n_experts=n_experts)
     in_window_TE = np.zeros((n_windows, n_experts), dtype=np.uint8)
@@ -258,15 +259,21 @@ class Activated:
 
 
 def activated_experts(
-    bits_TW: UInt64[np.ndarray, "T W"], document_T: Int[np.ndarray, "T"], *, n_documents: int, doublings: int
+    bits_TW: UInt64[np.ndarray, "T W"],
+    document_T: Int[np.ndarray, "T"],
+    *,
+    stretch_T: Int[np.ndarray, "T"],
+    n_documents: int,
+    doublings: int,
 ) -> Activated:
     """Distinct experts in runs of B = 1, 2, 4 … 2^doublings neighbouring tokens of a document, side by side.
 
-    What is left over at a document's end is in no run. The mean ranges from K to min(BK, E) experts. No NaN.
+    What is left over at the end of a stretch is in no run. The mean ranges from K to min(BK, E) experts. No NaN.
 
     Args:
         bits_TW: Sets, in the order of the text.
         document_T: Row of each token's document, 0 to D − 1; a document's tokens together.
+        stretch_T: Each token's stretch of neighbours (`neighbours.stretches`).
         n_documents: D.
         doublings: The largest B is 2 to this power.
 
@@ -282,11 +289,11 @@ def activated_experts(
         runs_DB[:, n] = np.bincount(document_T, minlength=n_documents)
         weight_T = np.bitwise_count(bits_TW).sum(axis=1)
         distinct_DB[:, n] = np.bincount(document_T, weights=weight_T, minlength=n_documents)
-        starts_T = np.flatnonzero(np.diff(document_T, prepend=document_T[:1] - 1))
-        size = np.diff(starts_T, append=len(document_T))
-        within_T = np.arange(len(document_T)) - np.repeat(starts_T, size)
+        starts_T = np.flatnonzero(np.diff(stretch_T, prepend=stretch_T[:1] - 1))
+        size = np.diff(starts_T, append=len(stretch_T))
+        within_T = np.arange(len(stretch_T)) - np.repeat(starts_T, size)
         even = np.flatnonzero((within_T % 2 == 0) & (within_T + 1 < np.repeat(size, size)))
-        bits_TW, document_T = bits_TW[even] | bits_TW[even + 1], document_T[even]
+        bits_TW, document_T, stretch_T = bits_TW[even] | bits_TW[even + 1], document_T[even], stretch_T[even]
     return Activated(distinct_DB, runs_DB)
 
 

@@ -46,9 +46,8 @@ class Interval:
         level: float,
         plug_in: np.ndarray | None = None,
     ) -> "Interval":
-        """Value ± reach, without ends and with a note where a domain has too few clusters."""
-        note = clusters.too_few
-        if note:
+        """Value ± reach, with a note where a domain has few clusters, and without ends where all have too few."""
+        if clusters.too_few:
             reach = np.full_like(reach, np.nan)
         return cls(
             value=value,
@@ -58,7 +57,7 @@ class Interval:
             method=method,
             level=level,
             n_clusters=clusters.n_clusters,
-            note=note,
+            note=clusters.note,
         )
 
 
@@ -69,6 +68,7 @@ class Resamples:
     observed: Float[np.ndarray, "..."]
     drawn: Float[np.ndarray, "..."]
     clusters: Clusters
+    by_domain: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,24 +97,41 @@ def cluster_bootstrap(
     """
     if n_resamples < 2:
         raise ValueError(f"n_resamples is {n_resamples}, wanted 2 or more: 400 gives the deviation to 4 %")
+    cells_CxE = clusters.sum_cells(checked_counts(counts_DxE))
+    observed_MxE = np.stack([cells_CxE[run].sum(axis=0) for run in clusters.domain_runs()])
+    drawn_MBxE = np.empty((len(observed_MxE), n_resamples, *observed_MxE.shape[1:]), dtype=np.float32)
+    weights_BU = _drawn_weights(clusters, n_resamples, seed)
+    for m, run in enumerate(clusters.domain_runs()):
+        drawn_MBxE[m] = _weighed(weights_BU[:, clusters.cell_cluster_C[run]], cells_CxE[run])
+    pooled = clusters.pooled
+    drawn_BxE = (
+        drawn_MBxE.sum(axis=0)
+        if pooled is clusters
+        else _weighed(_drawn_weights(pooled, n_resamples, seed), pooled.sum(checked_counts(counts_DxE)))
+    )
+    return ClusterBootstrap(
+        corpus=Resamples(observed_MxE.sum(axis=0), drawn_BxE, pooled),
+        domains=Resamples(observed_MxE, drawn_MBxE, clusters, by_domain=True),
+    )
+
+
+def _drawn_weights(clusters: Clusters, n_resamples: int, seed: int) -> np.ndarray:
+    """How much each cluster weighs in each resample: [B, U]; a cluster alone in its stratum stays as it is."""
     rng = np.random.default_rng(seed)
     weights_BU = np.ones((n_resamples, clusters.n_clusters), dtype=np.float32)
     for run in clusters.strata():
         n = run.stop - run.start
-        if n > 1:  # a cluster alone stays as it is; no interval is made of it
+        if n > 1:
             cell_BU = rng.integers(0, n, size=(n_resamples, n - 1)) + n * np.arange(n_resamples)[:, None]
             times_BU = np.bincount(cell_BU.ravel(), minlength=n_resamples * n).reshape(n_resamples, n)
             weights_BU[:, run] = times_BU * (n / (n - 1))
-    cells_CxE = clusters.sum_cells(checked_counts(counts_DxE))
-    observed_MxE = np.stack([cells_CxE[run].sum(axis=0) for run in clusters.domain_runs()])
-    drawn_MBxE = np.empty((len(observed_MxE), n_resamples, *observed_MxE.shape[1:]), dtype=np.float32)
-    for m, run in enumerate(clusters.domain_runs()):
-        flat_CX = cells_CxE[run].astype(np.float32).reshape(run.stop - run.start, -1)
-        drawn_MBxE[m] = (weights_BU[:, clusters.cell_cluster_C[run]] @ flat_CX).reshape(drawn_MBxE.shape[1:])
-    return ClusterBootstrap(
-        corpus=Resamples(observed_MxE.sum(axis=0), drawn_MBxE.sum(axis=0), clusters),
-        domains=Resamples(observed_MxE, drawn_MBxE, clusters),
-    )
+    return weights_BU
+
+
+def _weighed(weights_BU: np.ndarray, values_UxE: np.ndarray) -> np.ndarray:
+    """Weighed sums over clusters: [B, *x, E] float32."""
+    flat_UX = values_UxE.astype(np.float32).reshape(len(values_UxE), -1)
+    return np.asarray((weights_BU @ flat_UX).reshape(len(weights_BU), *values_UxE.shape[1:]))
 
 
 def bias_corrected_interval(
@@ -133,7 +150,7 @@ def bias_corrected_interval(
     experts and information, which are quadratic there, want "plain": 94–100 %.
 
     Range and unit: the statistic's; on the plain scale the value and the ends may leave it by a little. NaN for low
-    and high where a domain has fewer than 8 clusters.
+    and high with fewer than 8 clusters; of counts by domain, where a domain has so few.
 
     Args:
         statistic: Maps counts [..., E] to [...] (`load.gini`), or, for `ClusterBootstrap.domains`, counts
@@ -157,6 +174,9 @@ def bias_corrected_interval(
     reach = np.asarray(quantile * drawn_Bx.std(axis=0, ddof=1))
     method = f"bias-corrected cluster bootstrap{' of the square' if power == 2 else ''}, t"
     interval = Interval.around(value, reach, resamples.clusters, method=method, level=level, plug_in=plug_in)
+    if resamples.by_domain and resamples.clusters.few:  # nothing is known of how such a domain varies
+        unknown = np.full_like(value, np.nan)
+        interval = replace(interval, low=unknown, high=unknown, note=resamples.clusters.few_of_domain)
     if scale == "plain":
         return interval
     value, low, high = (np.sqrt(np.maximum(end, 0)) for end in (interval.value, interval.low, interval.high))
@@ -172,12 +192,13 @@ def ratio_interval(
 ) -> Interval:
     """Interval of a ratio of sums over documents, θ = Σ a_d / Σ b_d ± t · sqrt(var Σ (a_d − θ b_d)) / Σ b_d.
 
-    The variance is between clusters within domains, n/(n−1) Σ (u − mean u)²; t has U − M degrees of freedom. Load of
+    The variance is between clusters within domains (those with fewer than 8 clusters are drawn together:
+    `Clusters.pooled`), n/(n−1) Σ (u − mean u)²; t has U − M degrees of freedom. Load of
     each expert: `ratio_interval(counts, counts.sum(-1, keepdims=True), …)`; a mean over documents: b of ones.
 
     Range and unit: the ratio's. Measured coverage of 95 %: 92–95 %, down to 85 % for experts that few
     documents of 8 use. NaN where Σ b is 0 or an
-    a is NaN; low and high are NaN where a domain has fewer than 8 clusters.
+    a is NaN; low and high are NaN with fewer than 8 clusters.
 
     Args:
         numerator_Dx: a.
@@ -191,6 +212,7 @@ def ratio_interval(
     Source:
         Cochran 1977, Sampling Techniques, section 6 † (ratio estimate, stratified): as commonly given.
     """
+    clusters = clusters.pooled
     quantile = t_quantile(clusters.degrees_of_freedom, level)
 
     def one(a_Dx: np.ndarray, b_Dx: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -241,7 +263,7 @@ def domain_ratio_interval(
         method="linearized ratio by domain, t",
         level=level,
         n_clusters=clusters.n_clusters,
-        note=clusters.too_few,
+        note=clusters.few_of_domain,
     )
 
 
@@ -251,7 +273,7 @@ def jackknife_interval(counts_DxE: Num[np.ndarray, "D *x E"], *, clusters: Clust
     θ_(u) leaves cluster u out and lets the rest of its stratum stand for it. Measured coverage of 95 %: 94–99 %, also
     at exact balance, where the value is 0 and `nulls.balance_test` says more.
 
-    Range [−1, E/K − 1], the ends unbounded; unit 1. NaN as `imbalance`; low and high also where a domain has fewer
+    Range [−1, E/K − 1], the ends unbounded; unit 1. NaN as `imbalance`; low and high also with fewer
     than 8 clusters.
 
     Raises:
@@ -260,8 +282,9 @@ def jackknife_interval(counts_DxE: Num[np.ndarray, "D *x E"], *, clusters: Clust
     Source:
         Jones 1974, JASA 69:343 † (jackknife of stratified samples): as commonly given.
     """
-    quantile = t_quantile(clusters.degrees_of_freedom, level)
     value = imbalance(counts_DxE, clusters=clusters)
+    clusters = clusters.pooled
+    quantile = t_quantile(clusters.degrees_of_freedom, level)
     if clusters.too_few:
         return Interval.around(value, value, clusters, method="stratified jackknife, t", level=level)
     deviation_X = []
