@@ -20,6 +20,8 @@ from tests.fuzz.trial import Failure, Outcome
 from tests.fuzz.worker import GIB, MEMORY_BYTES, Place
 
 _LOOK_S = 0.2
+_IDLE = 0.02  # share of a core below which a process waits for something that does not come
+_PATIENCE = 10
 _STARTING_S = 120.0  # a worker imports torch on a machine that does other things too
 
 
@@ -29,11 +31,24 @@ class _Worker:
     pipe: Connection
     input: tuple[str, int] | None = None
     since: float = 0.0
+    cpu_s: float = 0.0
     answered: bool = False
 
     def give(self, asked: tuple[str, int]) -> None:
         self.pipe.send(asked)
-        self.input, self.since = asked, time.monotonic()
+        self.input, self.since, self.cpu_s = asked, time.monotonic(), self._cpu_s()
+
+    def _cpu_s(self) -> float:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = psutil.Process(self.process.pid).cpu_times()
+            return float(times.user + times.system)
+        return 0.0
+
+    def hangs(self, deadline_s: float) -> bool:
+        """Whether the time is over: it worked for half of it or did nothing, or a busy machine let it wait for long."""
+        waited_s, worked_s = time.monotonic() - self.since, self._cpu_s() - self.cpu_s
+        idle = worked_s < _IDLE * waited_s
+        return waited_s > deadline_s and (worked_s > deadline_s / 2 or idle or waited_s > _PATIENCE * deadline_s)
 
     def end(self) -> None:
         """Ends the process and its children, whatever it does."""
@@ -123,8 +138,7 @@ def _look(each: _Worker, place: Place) -> tuple[Outcome | None, bool]:
         ended = each.process.exitcode
         name = signal.Signals(-ended).name if ended is not None and ended < 0 else f"exit status {ended}"
         return _failed(kind, index, Failure("died", name)), True
-    deadline_s = place.deadline_s + (0 if each.answered else _STARTING_S)
-    if time.monotonic() - each.since > deadline_s:
+    if each.hangs(place.deadline_s + (0 if each.answered else _STARTING_S)):
         stack = _stack(place.stacks(each.process.pid or 0))
         return _failed(kind, index, Failure("hang", _innermost(stack), detail=stack)), True
     with contextlib.suppress(psutil.NoSuchProcess):

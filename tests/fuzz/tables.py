@@ -62,11 +62,22 @@ def cast(rng: Random, table: pa.Table) -> pa.Table:
     """The same values in another type."""
     at = _at(rng, table)
     column = table.column(at).combine_chunks()
-    types = [pa.string(), pa.float32(), pa.int8(), pa.int64(), pa.uint64(), pa.large_string(), pa.binary(), pa.float16()]
+    types = [
+        pa.string(),
+        pa.float32(),
+        pa.int8(),
+        pa.int64(),
+        pa.uint64(),
+        pa.large_string(),
+        pa.binary(),
+        pa.float16(),
+    ]
     wanted = rng.choice(types)
     if pa.types.is_fixed_size_list(column.type):
         width = column.type.list_size
-        wanted = rng.choice((pa.list_(column.type.value_type), pa.list_(pa.float64(), width), pa.large_list(pa.int32())))
+        wanted = rng.choice(
+            (pa.list_(column.type.value_type), pa.list_(pa.float64(), width), pa.large_list(pa.int32()))
+        )
     return table.set_column(at, table.column_names[at], column.cast(wanted, safe=False))
 
 
@@ -94,7 +105,9 @@ def narrowed(rng: Random, table: pa.Table) -> pa.Table:
     inner = table.schema.types[at].value_type
     width = {len(row) for row in made}
     fixed = len(width) == 1 and rng.random() < 0.5
-    return table.set_column(at, table.column_names[at], pa.array(made, pa.list_(inner, *width) if fixed else pa.list_(inner)))
+    return table.set_column(
+        at, table.column_names[at], pa.array(made, pa.list_(inner, *width) if fixed else pa.list_(inner))
+    )
 
 
 def _is_coded(kind: pa.DataType) -> bool:
@@ -114,7 +127,9 @@ def replaced(rng: Random, table: pa.Table) -> pa.Table:
     inner = pa.array(flat, column.type.value_type if listed else column.type)
     if not listed:
         return table.set_column(at, table.column_names[at], inner)
-    made = type(column).from_arrays(inner, column.type.list_size if pa.types.is_fixed_size_list(column.type) else column.offsets)
+    made = type(column).from_arrays(
+        inner, column.type.list_size if pa.types.is_fixed_size_list(column.type) else column.offsets
+    )
     return table.set_column(at, table.column_names[at], made)
 
 

@@ -81,7 +81,9 @@ class Trial:
         return self.folder / "cwd"
 
     def note(self, text: str) -> None:
-        """Keeps what was done to the input, for whoever looks at it again."""
+        """Keeps what was done to the input, for whoever looks at it again; the same wherever it lies."""
+        for folder, name in ((self.folder, "INPUT"), (self._watched, "BASE")):
+            text = text.replace(str(folder), name)
         self.outcome.notes.append(text)
 
     def fail(self, failure: Failure) -> None:

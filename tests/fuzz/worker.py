@@ -78,7 +78,7 @@ def serve(place: Place, requests: Connection, log: Path) -> None:
 
     watching.install()
     while (asked := requests.recv()) is not None:
-        faulthandler.dump_traceback_later(max(place.deadline_s * 0.9, place.deadline_s - 3), file=stacks)
+        faulthandler.dump_traceback_later(max(place.deadline_s * 0.9, place.deadline_s - 3), repeat=True, file=stacks)
         outcome = run_one(place, *asked)
         faulthandler.cancel_dump_traceback_later()
         stacks.seek(0)
@@ -88,14 +88,12 @@ def serve(place: Place, requests: Connection, log: Path) -> None:
 
 def run_one(place: Place, kind: str, index: int) -> Any:
     """Runs one input in a folder of its own."""
-    import numpy as np
-    import torch
-
     from tests.fuzz import kinds
     from tests.fuzz.trial import Failure, Trial, signature
 
-    torch.manual_seed(index)
-    np.random.seed(index)  # noqa: NPY002  for libraries that draw from the old generator
+    run = kinds.module(kind).run
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(index)
     folder = place.folder(kind, index)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -104,7 +102,7 @@ def run_one(place: Place, kind: str, index: int) -> Any:
     before = peak_bytes()
     _limit()
     try:
-        kinds.module(kind).run(trial)
+        run(trial)
     except Exception as error:  # a mutator's own fault, to be mended here; what is asked is caught where it is asked
         trial.fail(Failure("fuzzer", signature(error), detail="".join(traceback.format_exception(error))))
     outcome = trial.finish()
@@ -144,6 +142,3 @@ def _quiet(log: Path) -> None:
             os.dup2(file.fileno(), stream)
     sys.dont_write_bytecode = True
     warnings.simplefilter("ignore")
-    import torch
-
-    torch.set_num_threads(1)

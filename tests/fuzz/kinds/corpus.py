@@ -154,7 +154,11 @@ def many(rng: Random, folder: Path) -> str:
         inner = pa.array([0] * 10**6, pa.int32())
         raw = written_large(pa.ListArray.from_arrays(pa.array([0, 10**6], pa.int32()), inner), "token_ids")
         return _written(rng, folder, ".parquet", raw)
-    row = {"text": "word " * 200_000} if kind == "letters" else {"text": "a", "id": "x" * 100_000, "domain": "y" * 100_000}
+    row = (
+        {"text": "word " * 200_000}
+        if kind == "letters"
+        else {"text": "a", "id": "x" * 100_000, "domain": "y" * 100_000}
+    )
     raw = (json.dumps(row) + "\n").encode() if kind != "lines" else b"\n" * 5 * 10**6
     return _written(rng, folder, ".jsonl", raw * (20 if kind == "same lines" else 1))
 
@@ -173,7 +177,9 @@ def bounds(rng: Random, folder: Path) -> str:
     rows = bases.corpus_rows()
     for row in rows:
         for key in rng.sample(("id", "domain", "source", "cluster"), 2):
-            row[key] = rng.choice((*TEXTS, "z" * rng.choice((200, 5_000, 100_000)))) + (row["id"] if key == "id" else "")
+            row[key] = rng.choice((*TEXTS, "z" * rng.choice((200, 5_000, 100_000)))) + (
+                row["id"] if key == "id" else ""
+            )
     return _written(rng, folder, ".jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 

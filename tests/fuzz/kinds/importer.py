@@ -221,7 +221,11 @@ def olmoe(rng: Random, file: Path) -> None:
 
 def parquet(rng: Random, file: Path) -> None:
     """Columns of another type, width or name; damaged pages."""
-    raw = written(mutated_table(rng, pq.read_table(file)), rng) if rng.random() < 0.75 else damaged(rng, file.read_bytes())
+    raw = (
+        written(mutated_table(rng, pq.read_table(file)), rng)
+        if rng.random() < 0.75
+        else damaged(rng, file.read_bytes())
+    )
     file.write_bytes(raw)
 
 

@@ -56,7 +56,9 @@ def ask(trial: Trial, folder: Path) -> None:
     if rng.random() < 0.25:
         corpus = bases.write_rows(trial.inputs / "corpus.jsonl", bases.corpus_rows(with_ids=rng.random() < 0.5))
         trial.command("inspect", str(folder), *(["--json"] if rng.random() < 0.3 else []))
-        trial.command("costs", str(folder), "--batch", "1,4", *(["--against", "iso-active"] if rng.random() < 0.5 else []))
+        trial.command(
+            "costs", str(folder), "--batch", "1,4", *(["--against", "iso-active"] if rng.random() < 0.5 else [])
+        )
         if not trial.command("record", str(folder), "--corpus", str(corpus), "--out", str(out)):
             trial.refuse_leftovers(out, whole=False)
         return
@@ -65,7 +67,9 @@ def ask(trial: Trial, folder: Path) -> None:
     trial.attempt("costs", _costs, str(folder))
     if rng.random() < 0.1:
         trial.attempt("load with random weights", load, str(folder), device="cpu", weights="dummy")
-    model = trial.attempt("load", load, str(folder), device="cpu", dtype=rng.choice(("auto",) * 5 + ("bfloat16", "float16")))
+    model = trial.attempt(
+        "load", load, str(folder), device="cpu", dtype=rng.choice(("auto",) * 5 + ("bfloat16", "float16"))
+    )
     if model is not None:
         record_with(trial, model, out)
 
@@ -183,7 +187,9 @@ def files(trial: Trial, folder: Path) -> None:
     """Files that are missing, of another kind, or beside those that belong."""
     rng = trial.rng
     names = sorted(found.name for found in folder.iterdir() if found.is_file())
-    kind = rng.choice(("delete", "empty", "folder", "damage", "swap", "link", "adapter", "pickle", "index", "generation"))
+    kind = rng.choice(
+        ("delete", "empty", "folder", "damage", "swap", "link", "adapter", "pickle", "index", "generation")
+    )
     name = rng.choice(names)
     trial.note(f"{kind} {name}")
     file = folder / name

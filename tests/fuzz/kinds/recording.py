@@ -60,7 +60,9 @@ def ask(trial: Trial, folder: Path) -> None:
             trial.attempt(f"written {names[0]}", _batch.analyze, recording, names[0], trial.out)
         if rng.random() < 0.15:
             other = Recording.open(trial.base / rng.choice(NAMES))
-            trial.attempt("two", _batch.ask, recording, rng.choice(("differences", "saturation", "expert_load")), against=other)
+            trial.attempt(
+                "two", _batch.ask, recording, rng.choice(("differences", "saturation", "expert_load")), against=other
+            )
         if rng.random() < 0.1:
             trial.attempt("phase", recording.of_phase, rng.choice(("prefill", "decode")))
     if rng.random() < 0.2:
@@ -76,7 +78,9 @@ def _settings(rng: Random, name: str) -> list[str]:
     known = [field.name for field in dataclasses.fields(_batch.get(name).Settings)]
     if not known or rng.random() < 0.7:
         return []
-    return [f"{rng.choice(known)}={rng.choice(('0', '1', '-1', '3', '10000000', 'nan', '1e9', '', 'd0', 'whole', '0.5'))}"]
+    return [
+        f"{rng.choice(known)}={rng.choice(('0', '1', '-1', '3', '10000000', 'nan', '1e9', '', 'd0', 'whole', '0.5'))}"
+    ]
 
 
 def again(trial: Trial, folder: Path) -> None:
@@ -87,7 +91,9 @@ def again(trial: Trial, folder: Path) -> None:
     out = trial.out / "again"
     shutil.copytree(folder, out)
     how: dict[str, Any] = {"check": False, "batch_tokens": 96, "shard_tokens": 60}
-    trial.attempt("record again", record, bases.model(), tiny.corpus(n_documents=10, shortest=4, longest=24), out, **how)
+    trial.attempt(
+        "record again", record, bases.model(), tiny.corpus(n_documents=10, shortest=4, longest=24), out, **how
+    )
 
 
 def _rewrite(trial: Trial, folder: Path, manifest: Any, *, signed: bool) -> None:
