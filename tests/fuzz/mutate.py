@@ -1,4 +1,4 @@
-"""Damage, drawn by chance: of JSON values, of bytes, of text and its encoding. Everything follows from the generator."""
+"""Damage, drawn by chance: of JSON values, bytes, text and its encoding. All follows from the generator."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""The parent: gives inputs to workers, ends those that hang or grow, starts others, and collects what became of each."""
+"""The parent: gives inputs to workers, ends those that hang or grow, starts others, and collects what became of all."""
 
 import contextlib
 import multiprocessing

@@ -55,7 +55,7 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
         return
     if event == "open":
         path, mode, flags = args
-        if isinstance(flags, int) and flags & _WRITES or (isinstance(mode, str) and set(mode) & set("wax+")):
+        if (isinstance(flags, int) and flags & _WRITES) or (isinstance(mode, str) and set(mode) & set("wax+")):
             _refuse_outside(path)
     elif event in _PATHS:
         if event == "os.mkdir" and os.path.isdir(args[0]):

@@ -1,4 +1,4 @@
-"""The process that runs inputs, one after another, until it hangs, dies or has grown; the parent starts another then."""
+"""The process that runs inputs, one after another, until it hangs, dies or has grown; another follows then."""
 
 import faulthandler
 import os

@@ -17,7 +17,7 @@ from workbench.corpus import Corpus
 
 SHAPES: tuple[Any, ...] = (
     {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
-    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": [{"type": "text", "text": "a"}]}]},
+    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": [{"text": "a"}]}]},
     {"input_ids": [1, 2, 3]}, {"content": "a text"}, {"text": "a", "meta": {"pile_set_name": "Github"}},
     {"prompt": "a", "completion": "b"}, {"doc": {"question": "a"}, "resps": [["b"]], "target": "c"},
     {"text": "a", "metadata": {"domain": "x"}}, {"instruction": "a", "output": "b"}, {"token_ids": [1.0]},
@@ -138,8 +138,8 @@ def place(rng: Random, folder: Path) -> str:
         (folder / f"corpus{ending}").write_bytes(rng.choice((file.read_bytes(), b"text\na\n", b"")))
     return rng.choice((
         *(str(found) for found in sorted(folder.iterdir())), str(folder), "", " ", "demo", "demo.jsonl", "x" * 300,
-        f"{folder}/{'y' * 300}.jsonl", "a\x00b.jsonl", "\ud800.jsonl", "../../../etc/passwd", "/dev/zero", "/proc/self/mem",
-        "a/" * 3_000, "~/corpus.jsonl", "http://localhost:1/a.jsonl", "*.jsonl",
+        f"{folder}/{'y' * 300}.jsonl", "a\x00b.jsonl", "\ud800.jsonl", "../../../etc/passwd", "/dev/zero",
+        "/proc/self/mem", "a/" * 3_000, "~/corpus.jsonl", "http://localhost:1/a.jsonl", "*.jsonl",
     ))  # fmt: skip
 
 

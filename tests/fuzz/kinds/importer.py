@@ -159,9 +159,9 @@ def _array(rng: Random, array: np.ndarray, kind: str) -> np.ndarray:
             except (ValueError, TypeError):
                 return array.astype("U3")
     return rng.choice((
-        array[None], array[0] if array.ndim and len(array) else array, array.reshape(-1), array[:0], array[..., :0], array.T,
-        np.concatenate([array, array], -1) if array.ndim else array, np.array(3), np.zeros((0, 0, 0), int), array[None, None],
-        np.zeros((2, 3, 5, 2), int), np.full((4, 3, 2), -1), np.asfortranarray(array),
+        array[None], array[0] if array.ndim and len(array) else array, array.reshape(-1), array[:0], array[..., :0],
+        np.concatenate([array, array], -1) if array.ndim else array, np.array(3), np.zeros((0, 0, 0), int), array.T,
+        array[None, None], np.zeros((2, 3, 5, 2), int), np.full((4, 3, 2), -1), np.asfortranarray(array),
     ))  # fmt: skip
 
 
@@ -190,8 +190,9 @@ def npz(rng: Random, file: Path) -> None:
             archive_.writestr(name, rng.choice((b"", b"junk", _lying(rng, arrays["ids"]), bytes(50 * 2**20))))
         return
     if kind == "weights":
-        arrays["weights"] = rng.choice((np.ones(arrays["ids"].shape), np.full(arrays["ids"].shape, np.nan), np.ones(3),
-                                        np.full(arrays["ids"].shape, 1e30), np.full(arrays["ids"].shape, "a")))  # fmt: skip
+        arrays["weights"] = rng.choice(
+            (np.ones(3), *(np.full(arrays["ids"].shape, fill) for fill in (1, np.nan, 1e30, "a")))
+        )
     elif kind == "names":
         arrays[rng.choice(("x", "weights", "positions", "ids", "a/b", "é"))] = arrays.pop(key)
     else:
@@ -241,10 +242,11 @@ def dump(rng: Random, file: Path) -> None:
     elif kind == "object":
         raw = io.BytesIO()
         torch.save({"records": [_Foreign()]}, raw)
-        file.write_bytes(rng.choice((raw.getvalue(), pickle.dumps({"logical_count": 1}), b"\x80\x02N.", b"PK\x03\x04")))
+        file.write_bytes(rng.choice((raw.getvalue(), pickle.dumps({"a": 1}), b"\x80\x02N.", b"PK\x03\x04")))
     elif kind == "other":
-        torch.save(rng.choice(([], {}, 3, torch.zeros(3), {"records": []}, {"records": [{}]}, {1: 2}, {"logical_count": 3},
-                               {"records": [{"global_physical_count": torch.zeros(3)}]}, {"records": None})), file)  # fmt: skip
+        physical = {"records": [{"global_physical_count": torch.zeros(3)}]}
+        others = ([], {}, 3, torch.zeros(3), {"records": []}, {"records": [{}]}, {1: 2}, {"logical_count": 3}, physical)
+        torch.save(rng.choice((*others, {"records": None})), file)
     else:
         held = torch.load(file, weights_only=True)
         _change(rng, held, tensors=kind == "tensor")
@@ -268,9 +270,9 @@ def _change(rng: Random, held: dict[str, Any], *, tensors: bool) -> None:
         return
     value = rng.choice([n for n in NUMBERS if isinstance(n, int) and abs(n) < 2**31])
     container[key] = rng.choice((
-        lambda: now.float(), lambda: now[0], lambda: now[None], lambda: now[:0], lambda: torch.full_like(now, value),
-        lambda: now.tolist(), lambda: None, lambda: now.to_sparse(), lambda: now.bool(), lambda: now.to(torch.complex64),
-        lambda: torch.cat([now, now], -1), lambda: now.transpose(0, -1), lambda: torch.full_like(now, -1), lambda: now * -1,
+        now.float, now.tolist, now.to_sparse, now.bool, lambda: now[0], lambda: now[None], lambda: now[:0],
+        lambda: None, lambda: torch.full_like(now, value), lambda: torch.full_like(now, -1), lambda: now.to(torch.complex64),
+        lambda: torch.cat([now, now], -1), lambda: now.transpose(0, -1), lambda: now * -1,
         lambda: torch.zeros(1, dtype=now.dtype).expand(2**20, 2**10, 8), lambda: "a", lambda: now.to(torch.bfloat16),
     ))()  # fmt: skip
 

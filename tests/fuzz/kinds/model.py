@@ -171,7 +171,8 @@ def config_attention(trial: Trial, folder: Path) -> None:
         {"layer_types": rng.choice((["full_attention"], ["no"] * 4, "full_attention", None, [None] * 4))},
         {"sliding_window": strange(rng)}, {"pad_token_id": 10**6}, {"bos_token_id": [1, 2]},
         {"tie_word_embeddings": True}, {"torchscript": True}, {"transformers_version": strange(rng)},
-        {"hidden_act": rng.choice(("no", None, 3))}, {"name_or_path": "a/b"}, {"use_cache": "yes"}, {"max_position_embeddings": 0},
+        {"hidden_act": rng.choice(("no", None, 3))}, {"use_cache": "yes"},
+        {"name_or_path": "a/b"}, {"max_position_embeddings": 0},
     ))  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
 

@@ -107,8 +107,8 @@ def manifest_values(trial: Trial, folder: Path) -> None:
     rng = trial.rng
     manifest = held_object(folder / "manifest.json")
     if rng.random() < 0.5:  # the parts that the reader leans on
-        key = rng.choice(("parts", "topology", "fields", "identity", "corpus", "vocabulary", "phases", "schema", "source",
-                          "attention", "model", "status", "settings", "check", "environment"))  # fmt: skip
+        key = rng.choice(("parts", "topology", "fields", "identity", "corpus", "vocabulary", "phases", "schema",
+                          "source", "attention", "model", "status", "settings", "check", "environment"))  # fmt: skip
         if key in manifest:
             manifest[key] = mutated(rng, manifest[key])
     else:
@@ -212,6 +212,6 @@ def files(trial: Trial, folder: Path) -> None:
 
 
 CHANGES = (
-    manifest_values, manifest_values, manifest_values, manifest_bytes, unfinished_one, part_table, part_table, part_table,
-    part_bytes, files,
+    manifest_values, manifest_values, manifest_values, manifest_bytes, unfinished_one, part_table, part_table,
+    part_table, part_bytes, files,
 )  # fmt: skip

@@ -60,8 +60,8 @@ def parts(rng: Random, folder: Path) -> None:
     part = rng.choice(("normalizer", "pre_tokenizer", "post_processor", "decoder", "model", "truncation", "padding"))
     held[part] = rng.choice((
         None, {}, {"type": "No"}, {"type": "ByteLevel"}, {"type": "BPE", "vocab": {}, "merges": []},
-        {"type": "Sequence", "normalizers": []}, {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Removed",
-                                                  "invert": False},
+        {"type": "Sequence", "normalizers": []},
+        {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Removed", "invert": False},
         {"type": "Replace", "pattern": {"String": ""}, "content": "x"}, {"type": "Prepend", "prepend": "▁"},
         {"max_length": 1, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}, mutated(rng, held.get(part)),
         {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "b"}, {"type": "Unigram", "vocab": [], "unk_id": 5},
@@ -113,7 +113,8 @@ def stated(rng: Random, folder: Path) -> None:
                                             "T5Tokenizer", "BertTokenizer", "MistralCommonTokenizer"))},
             {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}, {"model_max_length": rng.choice(NUMBERS)},
             {"bos_token": rng.choice((None, "", "no such", {"content": "<s>"}, {"__type": "AddedToken"}, 3, ["a"]))},
-            {"add_bos_token": True, "add_eos_token": True}, {"chat_template": "{{ 1/0 }}"}, {"extra_special_tokens": ["a"]},
+            {"add_bos_token": True, "add_eos_token": True}, {"chat_template": "{{ 1/0 }}"},
+            {"extra_special_tokens": ["a"]},
             {"added_tokens_decoder": {"0": {"content": "x"}, "a": {"content": "y"}, "999999": {"content": "z"}}},
             {"padding_side": "up"}, {"model_input_names": "input_ids"}, {"clean_up_tokenization_spaces": "maybe"},
             {"backend": "sentencepiece"}, {"tokenizer_file": "/etc/passwd"}, {"vocab_file": "../../x"},
