@@ -1,10 +1,11 @@
 """The command: `python -m tests.fuzz --inputs 10000 --seed 0 --jobs 2`. Ends with status 1 where anything failed."""
 
 import argparse
+import contextlib
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,20 +34,21 @@ def main(words: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         place = Place(asked.keep or Path(folder), asked.seed, asked.deadline, keep=asked.keep is not None)
         place.root.mkdir(parents=True, exist_ok=True)
-        started, count = time.monotonic(), Counter[str]()
+        started, outcomes = time.monotonic(), list[Outcome]()
 
         def done(outcome: Outcome) -> None:
-            count["inputs"] += 1
-            count["failures"] += bool(outcome.failures)
-            if count["inputs"] % 100 == 0:
-                at = f"{time.monotonic() - started:.0f} s: {count['inputs']:,} inputs, {count['failures']:,} failed"
+            outcomes.append(outcome)
+            if len(outcomes) % 100 == 0:
+                failed = sum(bool(each.failures) for each in outcomes)
+                at = f"{time.monotonic() - started:.0f} s: {len(outcomes):,} inputs, {failed:,} failed"
                 print(at, file=sys.stderr, flush=True)
 
-        outcomes = pool.run(inputs, place, jobs=asked.jobs, done=done)
+        with contextlib.suppress(KeyboardInterrupt):  # what was run until then is worth a report
+            pool.run(inputs, place, jobs=asked.jobs, done=done)
     print(report(outcomes, seed=asked.seed))
     if asked.verbose:
         print(told(outcomes))
-    return int(any(outcome.failures for outcome in outcomes))
+    return int(len(outcomes) < len(inputs) or any(outcome.failures for outcome in outcomes))
 
 
 def dealt(names: Sequence[str], n_inputs: int, *, first: int = 0) -> list[tuple[str, int]]:
