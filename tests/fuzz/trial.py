@@ -67,6 +67,7 @@ class Trial:
         self.base = base / kind
         self.folder, self.inputs, self.out = folder, folder / "in", folder / "out"
         self.outcome = Outcome(kind, index)
+        self.also_allowed: list[Path] = []  # places where writing is asked for, and must be refused by the system
         self._before = watching.listing(base), watching.listing(Path.home())
         self._watched = base
         for place in (self.inputs, self.out, self._scratch, self._cwd):
@@ -148,7 +149,7 @@ class Trial:
         os.chdir(self._cwd)
         tempfile.tempdir = str(self._scratch)
         try:
-            with watching.watch(self.out, self._scratch, self._cwd):
+            with watching.watch(self.out, self._scratch, self._cwd, *self.also_allowed):
                 yield
         finally:
             os.chdir(before)

@@ -273,7 +273,8 @@ def _change(rng: Random, held: dict[str, Any], *, tensors: bool) -> None:
         now.float, now.tolist, now.to_sparse, now.bool, lambda: now[0], lambda: now[None], lambda: now[:0],
         lambda: None, lambda: torch.full_like(now, value), lambda: torch.full_like(now, -1),
         lambda: now.to(torch.complex64), lambda: torch.cat([now, now], -1), lambda: now.transpose(0, -1),
-        lambda: now * -1, lambda: torch.zeros(1, dtype=now.dtype).expand(2**20, 2**10, 8), lambda: "a", lambda: now.to(torch.bfloat16),
+        lambda: now * -1, lambda: torch.zeros(1, dtype=now.dtype).expand(2**20, 2**10, 8), lambda: "a",
+        lambda: now.to(torch.bfloat16),
     ))()  # fmt: skip
 
 
