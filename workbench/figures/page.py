@@ -30,6 +30,10 @@ from workbench.figures.theme import LIGHT, ColourScale
 
 TITLE_PT, LABEL_PT, SMALL_PT = 9.0, 8.0, 7.0
 HANDLE_IN = 0.32  # handle, gap and space of one entry of a legend, as set below
+LONGEST = 2_000
+"""Characters of a text that are measured: no page has room for more."""
+MOST_LINES = 6
+"""Lines of a title, of a label or of an entry of a legend."""
 TALLEST_IN = 8.8  # what a page of a paper leaves above the caption
 
 # Scripts that DejaVu Sans (which matplotlib brings) lacks, where the machine has a font for them; in this order.
@@ -132,21 +136,30 @@ def width_in(text: str, size_pt: float) -> float:
 
 
 def shorten(text: str, size_pt: float, inches: float) -> str:
-    """The text, or as much of its beginning as fits with an ellipsis."""
-    while len(text) > 1 and width_in(text, size_pt) > inches:
-        text = text.removesuffix("…")[:-1] + "…"
-    return text
+    """The text, or as much of its beginning as fits with an ellipsis; the ellipsis alone at least."""
+    if len(text) <= 1 or (len(text) <= LONGEST and width_in(text, size_pt) <= inches):
+        return text
+    fits, over = 0, min(len(text), LONGEST)  # characters before the ellipsis: as many fit, as many do not
+    while over - fits > 1:
+        middle = (fits + over) // 2
+        if width_in(f"{text[:middle]}…", size_pt) <= inches:
+            fits = middle
+        else:
+            over = middle
+    return f"{text[:fits]}…"
 
 
-def wrap(text: str, size_pt: float, inches: float) -> str:
-    """The text in lines that fit."""
+def wrap(text: str, size_pt: float, inches: float, *, most: int = MOST_LINES) -> str:
+    """The text in lines that fit; of a text of more lines than `most` the first, with an ellipsis."""
     lines = [""]
-    for word in map(say, text.split()):
+    for word in map(say, text[:LONGEST].split()):
         longer = f"{lines[-1]} {word}".strip()
-        if width_in(longer, size_pt) <= inches or not lines[-1]:
+        if not lines[-1] or width_in(longer[:LONGEST], size_pt) <= inches:
             lines[-1] = longer
         else:
             lines.append(word)
+    if len(lines) > most or len(text) > LONGEST:
+        lines = [*lines[: most - 1], f"{lines[most - 1 : most][0]} …" if len(lines) >= most else "…"]
     return "\n".join(shorten(line, size_pt, inches) for line in lines)
 
 
@@ -173,7 +186,7 @@ def panels(
         if name:
             ax.set_title(shorten(say(name), SMALL_PT, wide_in), loc="left", pad=2)
         if lowest:
-            ax.set_xlabel(say(figure.x_label), labelpad=2)
+            ax.set_xlabel(wrap(figure.x_label, LABEL_PT, wide_in), labelpad=2)
         if leftmost:
             ax.set_ylabel(wrap(figure.y_label, LABEL_PT, max(height_in, 0.5)), labelpad=3)
     return page, [(part, ax) for (_, part), ax in zip(parts, axes, strict=True)]
@@ -298,7 +311,7 @@ def colour_bar(page: Page, axes: Sequence[Axes], scale: ColourScale, label: str,
         pad=0.02,
         extend=scale.extend,
     )
-    dress_colour_bar(bar, scale, wrap(label, LABEL_PT, length_in) if upright else say(label))
+    dress_colour_bar(bar, scale, wrap(label, LABEL_PT, length_in if upright else page.get_figwidth() - 0.2))
 
 
 def dress_colour_bar(bar: Colorbar, scale: ColourScale, label: str) -> None:

@@ -161,7 +161,9 @@ def _label_bars(ax: Axes, at: np.ndarray, tops: np.ndarray, texts: Iterable[obje
     look: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": SMALL_PT, "color": LIGHT.text}
     for x, y, text in zip(at, tops, texts, strict=True):
         if np.isfinite(y):
-            ax.annotate(say(str(text)), (x, y), xytext=(0, 2), textcoords="offset points", **look)
+            ax.annotate(
+                shorten(say(str(text)), SMALL_PT, 1.0), (x, y), xytext=(0, 2), textcoords="offset points", **look
+            )
     ax.margins(y=0.15)
 
 
