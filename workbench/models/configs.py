@@ -153,11 +153,11 @@ def _base_of_adapter(folder: Path) -> str:
 def _refuse_stated(stated: Mapping[str, Any], source: Source) -> None:
     """Refuses what no class of transformers should see."""
     for path, value in _leaves(stated):
-        name = path.rpartition(".")[2]
-        if name.lstrip("_").removesuffix("_internal") in _CODE:
+        names = [name.partition("[")[0] for name in path.split(".")]
+        if any(name.lstrip("_").removesuffix("_internal") in _CODE for name in names):
             refuse_kernel(value, f"{source.name}: config.json has {path}", "Take the line out.")
         if isinstance(value, int | float) and not isinstance(value, bool):
-            _refuse_number(path, name, value, source)
+            _refuse_number(path, names[-1], value, source)
     kind = stated.get("model_type")
     if stated.get("auto_map") and not (isinstance(kind, str) and kind in CONFIG_MAPPING):
         raise ModelError(
