@@ -80,8 +80,8 @@ def test_a_config_of_any_size_is_not_read(tmp_path, monkeypatch):
     [
         ({"num_hidden_layers": 10**7}, "config.json has num_hidden_layers 10,000,000; 0 to 1,024 are built here"),
         ({"num_hidden_layers": -3}, "config.json has num_hidden_layers -3; 0 to 1,024"),
-        ({"num_experts": 10**6}, "config.json has num_experts 1,000,000; 0 to 65,535"),
-        ({"num_experts": -1}, "config.json has num_experts -1; 0 to 65,535"),
+        ({"num_experts": 10**6}, "config.json has num_experts 1,000,000; 0 to 65,536"),
+        ({"num_experts": -1}, "config.json has num_experts -1; 0 to 65,536"),
         ({"vocab_size": 10**12}, "config.json has vocab_size 1,000,000,000,000; 0 to 67,108,864"),
         ({"hidden_size": 10**9}, "config.json has hidden_size 1,000,000,000; 0 to 1,048,576"),
         ({"num_labels": 10**10}, "config.json has num_labels 10,000,000,000"),

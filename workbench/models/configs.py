@@ -29,7 +29,7 @@ _LARGEST_FILE_BYTES = 64 * 2**20
 # small enough that a model of it is built on the meta device in seconds.
 _LIMITS: tuple[tuple[re.Pattern[str], int | None], ...] = (
     (re.compile(r"(^|_)(n|num)_(.*_)?(layers?|blocks)$|^(depth|(en|de)coder_layers)$"), 1024),
-    (re.compile(r"experts?(_num)?$|num_.*experts|experts_per|topk|top_k"), 2**16 - 1),
+    (re.compile(r"experts?(_num)?$|num_.*experts|experts_per|topk|top_k"), 2**16),
     (re.compile(r"param|token|sample|step|flop|byte"), None),  # of the training, or an id
     (re.compile(r"vocab"), 2**26),
     (re.compile(r"position|context|seq|window|chunk|length"), 2**31 - 1),
