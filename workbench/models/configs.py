@@ -98,7 +98,7 @@ def quantization_method(config: Any) -> str | None:
     for part in (config, _member(config, "text_config")):
         for name in ("quantization_config", "compression_config", "quantization"):
             stated = _member(part, name)
-            if stated is None or stated is False or stated == {}:
+            if stated is None or stated == {} or (name != "quantization_config" and not isinstance(stated, Mapping)):
                 continue
             if any(_member(stated, f"{private}load_in_{bits}bit") for private in ("", "_") for bits in (4, 8)):
                 return "bitsandbytes"

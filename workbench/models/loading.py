@@ -8,20 +8,17 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from workbench.errors import ModelError
+from workbench.models.checkpoint import CheckpointFacts, load_checkpoint, refuse_not_finite
 from workbench.models.configs import on_meta, quantization_method, read_config, refuse_kernel
 from workbench.models.foreign import foreign_errors, quiet
-from workbench.models.foreign import reason as _first_line
 from workbench.models.memory import MemoryForecast, forecast_memory, gib
 from workbench.models.placement import named_weights
-from workbench.models.sources import Source as _Source
 from workbench.models.sources import reached, resolve
 from workbench.models.tokenizers import read_tokenizer
 from workbench.models.topology import Topology, topology
@@ -41,6 +38,7 @@ class Model:
         tokenizer: Its tokenizer; None where there is none (dummy weights).
         topology: What it is made of.
         weights: `checkpoint` or `dummy`.
+        checkpoint: What the weights were read from; None where they were not read.
         tokenizer_problem: Why there is no tokenizer, with the next step; empty where there is one.
     """
 
@@ -50,6 +48,7 @@ class Model:
     tokenizer: PreTrainedTokenizerBase | None
     topology: Topology
     weights: str = "checkpoint"
+    checkpoint: CheckpointFacts | None = None
     tokenizer_problem: str = "none came with it. Give 'token_ids' instead of 'text'."
 
     @property
@@ -110,16 +109,20 @@ def load(
                 "device, or a smaller model."
             )
         if weights == "dummy":
-            module = _dummy(config, torch_dtype, where)
+            module, checkpoint = _dummy(config, torch_dtype, where), None
         else:
-            module = _checkpoint(source, config, torch_dtype, where)
+            module, checkpoint = load_checkpoint(
+                source.name, source.folder, config, revision=source.hub_revision, is_hub=source.kind == "hub",
+                dtype=torch_dtype, device=where,
+            )  # fmt: skip
     if attention is not None:
         _set_attention(module, attention)
     module.eval().requires_grad_(False)
-    _refuse_nan(module, source.name)
+    parts = topology(module)
+    refuse_not_finite(source.name, module, parts)
     with reached(source):
         text = read_tokenizer(source)
-    return Model(source.name, source.revision, module, text.tokenizer, topology(module), weights, text.problem)
+    return Model(source.name, source.revision, module, text.tokenizer, parts, weights, checkpoint, text.problem)
 
 
 def _set_attention(module: Any, attention: str) -> None:
@@ -231,40 +234,6 @@ def config_digest(module: Any) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _checkpoint(source: _Source, config: Any, dtype: torch.dtype, device: str) -> Any:
-    if source.kind != "hub":
-        folder = Path(source.folder)
-        if not list(folder.glob("*.safetensors")):
-            pickled = sorted(p.name for ending in ("*.bin", "*.pt", "*.pth", "*.pkl") for p in folder.glob(ending))
-            if pickled:
-                raise ModelError(
-                    f"{folder} holds a pickled checkpoint ({pickled[0]}), which can run code when it is opened; only "
-                    "safetensors are loaded. Convert it where you trust it: model.save_pretrained(NEW_FOLDER)."
-                )
-            raise ModelError(
-                f"{folder} has a config but no weights (*.safetensors). Put them there, or load with weights='dummy'."
-            )
-    options: dict[str, Any] = {"device_map": "auto"} if device == "cuda" else {}
-    try:
-        module, report = AutoModelForCausalLM.from_pretrained(
-            source.folder, config=config, revision=source.hub_revision, dtype=dtype, use_safetensors=True,
-            trust_remote_code=False, output_loading_info=True, **options,
-        )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ModelError(
-            f"{source.name}: the weights cannot be loaded ({_first_line(error)}). "
-            "Check that the safetensors files are whole and belong to this config.json."
-        ) from error
-    for what in ("missing_keys", "mismatched_keys"):
-        if report.get(what):
-            named = sorted(str(key) for key in report[what])[0]
-            raise ModelError(
-                f"{source.name}: {what.replace('_', ' ')} in the checkpoint, e.g. {named} ({len(report[what])} in "
-                "all); such tensors would be random. Check that weights and config.json belong together."
-            )
-    return module if options else module.to(device)
-
-
 def _dummy(config: Any, dtype: torch.dtype, where: str) -> Any:
     """Random weights, drawn where they stay and in their dtype: a host need not hold what a GPU can."""
     torch.manual_seed(0)
@@ -294,17 +263,6 @@ def _dtype(dtype: str, device: str, config: Any) -> torch.dtype:
     if dtype not in _FLOATS:
         raise ModelError(f"dtype is {dtype!r}; 'auto', {', '.join(map(repr, _FLOATS))} was wanted.")
     return _FLOATS[dtype]
-
-
-def _refuse_nan(module: Any, name: str) -> None:
-    for path, parameter in named_weights(module):
-        if not bool(torch.isfinite(parameter).all()):
-            layer = re.search(r"\.(\d+)\.", path)
-            where = f"layer {layer.group(1)}, {path}" if layer else path
-            raise ModelError(
-                f"{name}: {where} holds NaN or infinite values; what it computes means nothing. "
-                "Download or convert the checkpoint again."
-            )
 
 
 def with_module(model: Model, module: Any) -> Model:
