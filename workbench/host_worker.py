@@ -160,10 +160,11 @@ class Owner:
 
     def _inspect(self, request: Request) -> dict[str, Any]:
         from workbench.models.check import check_capture
-        from workbench.models.loading import inspect_topology, memory_forecast
+        from workbench.models.loading import inspect
 
         self._send("phase", phase="asking" if is_hub_id(request["model"]) else "looking")
-        topology, forecast = inspect_topology(request["model"]), memory_forecast(request["model"])
+        looked = inspect(request["model"])
+        topology, forecast = looked.topology, looked.forecast
         if self._model is not None and self._model.device.type == forecast.device:
             # It is in memory already, or will be released before another is loaded.
             held = sum(p.numel() * p.element_size() for p in self._model.module.parameters())
@@ -171,6 +172,7 @@ class Owner:
         found: dict[str, Any] = {
             "topology": topology.to_json(),
             "forecast": {**asdict(forecast), "needed_bytes": forecast.needed_bytes, "fits": forecast.fits},
+            "quantization": looked.quantization,
             "check": None,
             "remarks": [],
         }

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from analyses import _attention_map
+from analyses import _attention_map, _commands
 from tests.capture.test_attention import eager_weights
 from workbench.capture.heads import MOST_MAPPED, attention_map
 from workbench.capture.record import record
@@ -55,6 +55,29 @@ def test_a_long_text_is_cut_to_cells_whose_rows_sum_to_one():
 def test_a_document_that_is_not_there_is_named(recording):
     with pytest.raises(AnalysisError, match="has no document 'nobody'; it has 50"):
         _attention_map.text_of(recording, "nobody", n_tokens=5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (("layer", 7), "layer is 7; .* has attention in 0, 1, 2"),
+        (("layer", -1), "layer is -1"),
+        (("head", 4), "head is 4; layer 1 of .* has heads 0 to 3"),
+        (("head", -1), "head is -1"),
+        (("tokens", 0), "a map of 0 tokens was asked; --tokens 1 to 2,048"),
+        (("tokens", -4), "a map of 0 tokens was asked"),
+    ],
+)
+def test_what_the_recording_knows_to_be_wrong_loads_no_model(recording, monkeypatch, tmp_path, asked, message):
+    def loads(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("workbench.models.loading.load", loads)
+    given = {"layer": 1, "head": 0, "tokens": 128} | {asked[0]: asked[1]}
+    document = recording.documents()["id"][0]
+    with pytest.raises(AnalysisError, match=message):
+        _commands.attention_map(recording.path, document, out=tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_writes_figure_table_and_provenance(tmp_path):

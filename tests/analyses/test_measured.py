@@ -172,6 +172,16 @@ def test_one_new_token_has_no_decoding_and_few_rounds_no_interval(tmp_path):
     assert "too few for an interval" in throughput.figures(found)["ratio"].caption
 
 
+def test_an_interval_says_that_it_is_of_one_run(tmp_path):
+    """The same command gave 0.667 [0.629, 0.742] and, later, 0.424 [0.341, 0.613]."""
+    rows = [sample(m, r, [1.0 + 0.01 * r, 2.0]) for r in range(9) for m in "ab"]
+    shown = throughput.figures(throughput.run(made(tmp_path / "m", rows)))
+    assert shown
+    for figure in shown.values():
+        assert "within this run; another run of the same command can lie outside" in figure.caption
+        assert figure.interval_label == "95 % interval within this run"
+
+
 def test_drift_is_said(tmp_path):
     rows = [sample(m, r, [t * (1 + r), 20.0 + r]) for r in range(12) for m, t in (("a", 1.0), ("b", 2.0))]
     found = throughput.figures(throughput.run(made(tmp_path / "m", rows)))

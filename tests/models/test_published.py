@@ -36,6 +36,24 @@ def test_parameters_and_layers(name):
     assert facts.attention_layers == tuple(attention_layers)
 
 
+# Total and active in 10^9 as they are printed, where a card or a report prints them; each holds to its last digit.
+CARDS = {
+    "qwen2-57b-a14b": ("57", "14"),  # Qwen2 Technical Report, arXiv:2407.10671, table 1
+    "qwen1.5-moe-a2.7b": ("14.3", "2.7"),  # model card
+    "mixtral-8x7b": ("46.7", "12.9"),  # Mistral AI, "Mixtral of experts", 11 December 2023
+    "jamba-v0.1": ("52", "12"),  # Jamba, arXiv:2403.19887, section 3.1
+    "yi-1.5-34b": ("34", "34"),  # model card
+}
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_the_totals_are_those_of_the_cards(name):
+    facts = inspect_topology(name)
+    for printed, counted in zip(CARDS[name], (facts.parameters_total, facts.parameters_active), strict=True):
+        digits = len(printed.partition(".")[2])
+        assert f"{counted / 1e9:.{digits}f}" == printed
+
+
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
          "vocab_size": 211, "max_position_embeddings": 256, "moe_intermediate_size": 16,
          "shared_expert_intermediate_size": 24, "mamba_d_state": 8, "mamba_dt_rank": 4}  # fmt: skip

@@ -29,7 +29,7 @@ _LARGEST_FILE_BYTES = 64 * 2**20
 # small enough that a model of it is built on the meta device in seconds.
 _LIMITS: tuple[tuple[re.Pattern[str], int | None], ...] = (
     (re.compile(r"(^|_)(n|num)_(.*_)?(layers?|blocks)$|^(depth|(en|de)coder_layers)$"), 1024),
-    (re.compile(r"experts?(_num)?$|num_.*experts|experts_per|topk|top_k"), 2**16 - 1),
+    (re.compile(r"experts?(_num)?$|num_.*experts|experts_per|topk|top_k"), 2**16),
     (re.compile(r"param|token|sample|step|flop|byte"), None),  # of the training, or an id
     (re.compile(r"vocab"), 2**26),
     (re.compile(r"position|context|seq|window|chunk|length"), 2**31 - 1),
@@ -98,7 +98,7 @@ def quantization_method(config: Any) -> str | None:
     for part in (config, _member(config, "text_config")):
         for name in ("quantization_config", "compression_config", "quantization"):
             stated = _member(part, name)
-            if stated is None or stated is False or stated == {}:
+            if stated is None or stated == {} or (name != "quantization_config" and not isinstance(stated, Mapping)):
                 continue
             if any(_member(stated, f"{private}load_in_{bits}bit") for private in ("", "_") for bits in (4, 8)):
                 return "bitsandbytes"
@@ -153,11 +153,11 @@ def _base_of_adapter(folder: Path) -> str:
 def _refuse_stated(stated: Mapping[str, Any], source: Source) -> None:
     """Refuses what no class of transformers should see."""
     for path, value in _leaves(stated):
-        name = path.rpartition(".")[2]
-        if name.lstrip("_").removesuffix("_internal") in _CODE:
+        names = [name.partition("[")[0] for name in path.split(".")]
+        if any(name.lstrip("_").removesuffix("_internal") in _CODE for name in names):
             refuse_kernel(value, f"{source.name}: config.json has {path}", "Take the line out.")
         if isinstance(value, int | float) and not isinstance(value, bool):
-            _refuse_number(path, name, value, source)
+            _refuse_number(path, names[-1], value, source)
     kind = stated.get("model_type")
     if stated.get("auto_map") and not (isinstance(kind, str) and kind in CONFIG_MAPPING):
         raise ModelError(

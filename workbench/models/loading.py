@@ -38,8 +38,8 @@ class Model:
         tokenizer: Its tokenizer; None where there is none (dummy weights).
         topology: What it is made of.
         weights: `checkpoint` or `dummy`.
-        tokenizer_problem: Why there is no tokenizer, with the next step; empty where there is one.
         checkpoint: What the weights were read from; None where they were not read.
+        tokenizer_problem: Why there is no tokenizer, with the next step; empty where there is one.
     """
 
     name: str
@@ -48,8 +48,8 @@ class Model:
     tokenizer: PreTrainedTokenizerBase | None
     topology: Topology
     weights: str = "checkpoint"
-    tokenizer_problem: str = "none came with it. Give 'token_ids' instead of 'text'."
     checkpoint: CheckpointFacts | None = None
+    tokenizer_problem: str = "none came with it. Give 'token_ids' instead of 'text'."
 
     @property
     def device(self) -> torch.device:
@@ -122,7 +122,7 @@ def load(
     refuse_not_finite(source.name, module, parts)
     with reached(source):
         text = read_tokenizer(source)
-    return Model(source.name, source.revision, module, text.tokenizer, parts, weights, text.problem, checkpoint)
+    return Model(source.name, source.revision, module, text.tokenizer, parts, weights, checkpoint, text.problem)
 
 
 def _set_attention(module: Any, attention: str) -> None:
