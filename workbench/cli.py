@@ -92,6 +92,8 @@ def record(
     with console.status(f"loading {model}"):
         loaded = load(model, device=device, dtype=dtype, revision=revision, weights=weights, attention=attention)
         dense = load(parent, device=device, dtype=dtype) if parent is not None else None
+    for remark in loaded.checkpoint.remarks() if loaded.checkpoint is not None else ():
+        console.print(f"{loaded.name}: {remark}.", soft_wrap=True, markup=False, highlight=False)
     with token_progress(f"recording {loaded.name}") as update:
         recording = run(
             loaded,

@@ -49,6 +49,7 @@ def manifest_of(
         "attention_implementation": config._attn_implementation,
         "experts_implementation": getattr(config, "_experts_implementation", None),
         "output_attentions": bool(getattr(config, "output_attentions", False)),
+        **_source(model),
     }
     tokenizer = _tokenizer_digest(model)
     same = ("config_digest", "weights_digest", "dtype", "device", "attention_implementation", "experts_implementation")
@@ -101,6 +102,18 @@ def manifest_of(
             "machine": platform.machine(),
             "threads": torch.get_num_threads(),
         },
+    }
+
+
+def _source(model: Model) -> dict[str, Any]:
+    """What the weights were read from: the accounting of the checkpoint, its quantization, an adapter beside it."""
+    facts = model.checkpoint
+    if facts is None:
+        return {"checkpoint": None, "quantization": None, "adapter": None}
+    return {
+        "checkpoint": facts.to_json(),
+        "quantization": facts.quantized.to_json() if facts.quantized is not None else None,
+        "adapter": {"file": facts.adapter, "applied": False} if facts.adapter is not None else None,
     }
 
 

@@ -5,7 +5,10 @@ against the numbers whenever a capture is proved (`check.py`), and for every fam
 from `transformers/models/FAMILY/modeling_FAMILY.py` of transformers 5.23 unless they name another file.
 """
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -125,3 +128,35 @@ FAMILIES: dict[str, FamilyFacts] = {
 def family_facts(model_type: str) -> FamilyFacts:
     """The facts of a family, or the default ones."""
     return FAMILIES.get(model_type, DEFAULT)
+
+
+# Tensors of a checkpoint that no causal forward pass reads, whatever the family, by a pattern of their names.
+_COMPUTED = re.compile(r"(?:^|\.)(?:inv_freq|original_inv_freq|position_ids|masked_bias)$")
+_PREDICTION = re.compile(r"(?:^|\.)(?:mtp|nextn)(?:[._]|$)")
+_PREDICTION_LAYER = re.compile(r"\.(?:eh_proj|enorm|hnorm|shared_head)\b")
+_LAYER = re.compile(r"((?:^|.*\.)layers\.(\d+)\.)")
+_OTHER_SENSES = re.compile(r"(?:^|\.)(?:vision|visual|image|audio|speech|multi_modal|mm_)\w*\.")
+
+
+def ignorable(tensor: str, config: Any, *, n_layers: int, all_names: Iterable[str]) -> str | None:
+    """Why a tensor of a checkpoint may be left out of its causal language model; None where nothing says so.
+
+    Args:
+        tensor: Its name on disk.
+        config: Of the checkpoint: the outer one where the text part of a model of several senses is loaded.
+        n_layers: Decoder layers by the config.
+        all_names: The names of all tensors.
+    """
+    if _COMPUTED.search(tensor):
+        return "a table that the model computes itself"
+    if _PREDICTION.search(tensor):
+        return "modules that predict further tokens, which a causal forward pass does not run"
+    layer = _LAYER.match(tensor)
+    if layer is not None and int(layer.group(2)) >= n_layers:
+        if any(name.startswith(layer.group(1)) and _PREDICTION_LAYER.search(name) for name in all_names):
+            return "modules that predict further tokens, which a causal forward pass does not run"
+        return None
+    other_senses = set(getattr(config, "sub_configs", {})) - {"text_config"}
+    if other_senses and _OTHER_SENSES.search(tensor.partition("layers.")[0]):
+        return f"parts for what is no text ({', '.join(sorted(other_senses))}); the text part is loaded"
+    return None

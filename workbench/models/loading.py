@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -30,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 
 from workbench.errors import ModelError
 from workbench.models.bundled import CONFIGS, MODELS, bundled_names, published_configs, revisions
+from workbench.models.checkpoint import CheckpointFacts, load_checkpoint, refuse_not_finite
 from workbench.models.memory import MemoryForecast, forecast_memory, gib
 from workbench.models.placement import named_weights
 from workbench.models.topology import Topology, topology
@@ -50,6 +50,7 @@ class Model:
         tokenizer: Its tokenizer; None where there is none (dummy weights).
         topology: What it is made of.
         weights: `checkpoint` or `dummy`.
+        checkpoint: What the weights were read from; None where they were not read.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Model:
     tokenizer: PreTrainedTokenizerBase | None
     topology: Topology
     weights: str = "checkpoint"
+    checkpoint: CheckpointFacts | None = None
 
     @property
     def device(self) -> torch.device:
@@ -123,14 +125,18 @@ def load(
                 "device, or a smaller model."
             )
         if weights == "dummy":
-            module = _dummy(config, torch_dtype, where)
+            module, checkpoint = _dummy(config, torch_dtype, where), None
         else:
-            module = _checkpoint(source, config, torch_dtype, where)
+            module, checkpoint = load_checkpoint(
+                source.name, source.folder, config, revision=_hub_revision(source), is_hub=source.kind == "hub",
+                dtype=torch_dtype, device=where,
+            )  # fmt: skip
     if attention is not None:
         _set_attention(module, attention)
     module.eval().requires_grad_(False)
-    _refuse_nan(module, source.name)
-    return Model(source.name, source.revision, module, _tokenizer(source), topology(module), weights)
+    parts = topology(module)
+    refuse_not_finite(source.name, module, parts)
+    return Model(source.name, source.revision, module, _tokenizer(source), parts, weights, checkpoint)
 
 
 def _set_attention(module: Any, attention: str) -> None:
@@ -271,40 +277,6 @@ def _config(source: _Source) -> Any:
     return config
 
 
-def _checkpoint(source: _Source, config: Any, dtype: torch.dtype, device: str) -> Any:
-    if source.kind != "hub":
-        folder = Path(source.folder)
-        if not list(folder.glob("*.safetensors")):
-            pickled = sorted(p.name for ending in ("*.bin", "*.pt", "*.pth", "*.pkl") for p in folder.glob(ending))
-            if pickled:
-                raise ModelError(
-                    f"{folder} holds a pickled checkpoint ({pickled[0]}), which can run code when it is opened; only "
-                    "safetensors are loaded. Convert it where you trust it: model.save_pretrained(NEW_FOLDER)."
-                )
-            raise ModelError(
-                f"{folder} has a config but no weights (*.safetensors). Put them there, or load with weights='dummy'."
-            )
-    options: dict[str, Any] = {"device_map": "auto"} if device == "cuda" else {}
-    try:
-        module, report = AutoModelForCausalLM.from_pretrained(
-            source.folder, config=config, revision=_hub_revision(source), dtype=dtype, use_safetensors=True,
-            trust_remote_code=False, output_loading_info=True, **options,
-        )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ModelError(
-            f"{source.name}: the weights cannot be loaded ({_first_line(error)}). "
-            "Check that the safetensors files are whole and belong to this config.json."
-        ) from error
-    for what in ("missing_keys", "mismatched_keys"):
-        if report.get(what):
-            named = sorted(str(key) for key in report[what])[0]
-            raise ModelError(
-                f"{source.name}: {what.replace('_', ' ')} in the checkpoint, e.g. {named} ({len(report[what])} in "
-                "all); such tensors would be random. Check that weights and config.json belong together."
-            )
-    return module if options else module.to(device)
-
-
 def on_meta(config: Any) -> Any:
     """A model of a config without weights: its modules and their shapes."""
     with torch.device("meta"):
@@ -361,17 +333,6 @@ def _dtype(dtype: str, device: str, config: Any) -> torch.dtype:
     if dtype not in known:
         raise ModelError(f"dtype is {dtype!r}; 'auto', {', '.join(map(repr, known))} was wanted.")
     return known[dtype]
-
-
-def _refuse_nan(module: Any, name: str) -> None:
-    for path, parameter in named_weights(module):
-        if not bool(torch.isfinite(parameter).all()):
-            layer = re.search(r"\.(\d+)\.", path)
-            where = f"layer {layer.group(1)}, {path}" if layer else path
-            raise ModelError(
-                f"{name}: {where} holds NaN or infinite values; what it computes means nothing. "
-                "Download or convert the checkpoint again."
-            )
 
 
 def _first_line(error: BaseException) -> str:
