@@ -127,7 +127,9 @@ def record(
     _refuse_before_proof(out)
     proved = rows_to_prove(plan, borders) if check else []
     together = [[encoded.ids[row.document][: row.n_tokens].tolist() for row in rows] for rows in proved]
-    manifest["check"] = check_capture(model, batches=together).to_json() if check else SKIPPED
+    manifest["check"] = SKIPPED
+    if check:
+        manifest["check"] = check_capture(model, batches=together, with_logits="logits" in fields).to_json()
     tracer = _tracer(model, fields, manifest)
     written = WrittenProof(model, tracer, plan, fields=fields, generation=generation) if check else None
     manifest["written_rows"] = SKIPPED if written is None else {"sampled": list(written.parts), "of_parts": {}}
