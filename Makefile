@@ -59,6 +59,7 @@ profile-h200: setup
 
 benchmarks: setup
 	$(BIN)/python -m tests.benchmarks.recording
+	$(BIN)/python -m tests.benchmarks.proof
 	$(BIN)/python -m tests.benchmarks.attention
 	$(BIN)/python -m tests.benchmarks.analyses
 	$(BIN)/python -m tests.benchmarks.coactivation

@@ -293,3 +293,17 @@ def test_attention_of_written_text_is_said_not_to_be_compared(moe, tmp_path):
     made = record(moe, corpus, tmp_path / "r", fields=ATTENTION[:4], generation=Generation(4))
     assert "attention.entropy" in proved(made)["columns_not_compared"]
     assert "documents attention.sink" in proved(made)["columns_not_compared"]
+
+
+def test_router_scores_beyond_float16_are_refused_before_anything_is_written(tmp_path):
+    """1e30 is finite in float32 and infinite in float16: the logits themselves cannot be kept, all else can."""
+    model = tiny.moe()
+    for layer in model.module.model.layers:
+        if hasattr(layer.mlp, "gate"):
+            layer.mlp.gate.weight *= 1e30
+    with pytest.raises(CaptureError, match=r"layer 0: logits reach \d.*e\+\d+, .* Record without the field 'logits'"):
+        record(model, tiny.corpus(), tmp_path / "r", fields=("routing", "logits"))
+    assert not (tmp_path / "r").exists()
+    made = record(model, tiny.corpus(), tmp_path / "r", fields=("routing",))
+    for layer in made.moe_layers:
+        assert all(np.isfinite(made.router_statistic(n, layer)).all() for n in ("weights", "entropy", "logsumexp"))

@@ -87,7 +87,7 @@ def record(
         generation: How each document is continued by the model, and that recorded too, as phase `decode`; None for the
             given text alone. `max_tokens` and progress count the given text.
         parent: The dense model that the MoE was made from: the field `weights` then tells what is alike.
-        check: Prove the capture first; False is noted in the manifest.
+        check: Prove the capture first, and rows that were written while recording; False is noted in the manifest.
         on_progress: Called after every batch.
         should_cancel: Asked before every batch; True ends the run with what is on disk whole.
 
@@ -96,7 +96,8 @@ def record(
 
     Raises:
         CorpusError: the corpus cannot be read, or is text and the model has no tokenizer.
-        CaptureError: the capture failed its proof, or gave NaN.
+        CaptureError: the capture failed its proof, gave NaN, or is not what stands in the file; or the model's code
+            raised something.
         RecordingError: the folder holds something else, is being written, or the disk is full.
         Cancelled: `should_cancel` said so.
     """
@@ -119,30 +120,17 @@ def record(
         _refuse_crossing(model, plan, borders, generation)
     if parent is not None:
         _check_parent(model, parent, fields)
-    settings: dict[str, Any] = {"max_tokens": max_tokens, "batch_tokens": batch_tokens, "shard_tokens": shard_tokens}
-    if generation is not None:
-        settings["generation"] = asdict(generation)
-    if parent is not None:
-        settings["parent"] = {
-            "name": parent.name,
-            "revision": parent.revision,
-            "weights": weights_digest(parent.module),
-        }
+    settings = _settings(max_tokens, batch_tokens, shard_tokens, generation, parent)
     manifest = manifest_of(
         model, corpus, plan, fields=fields, settings=settings, borders=borders, n_marked=encoded.n_marked
     )
     _refuse_before_proof(out)
+    proved = rows_to_prove(plan, borders) if check else []
+    together = [[encoded.ids[row.document][: row.n_tokens].tolist() for row in rows] for rows in proved]
     manifest["check"] = SKIPPED
     if check:
-        proved = rows_to_prove(plan, borders)
-        together = [[encoded.ids[row.document][: row.n_tokens].tolist() for row in rows] for rows in proved]
-        manifest["check"] = check_capture(model, batches=together).to_json()
-    with forward_errors(model.name, "the proof of the fields asked for"):
-        if "attention" in fields:
-            manifest["attention"] = attention_facts(model)
-        tracer = ExpertTracer(model) if "experts" in fields else Tracer(model.module, model.topology)
-        if isinstance(tracer, ExpertTracer):
-            manifest["experts_check"] = tracer.report.to_json()
+        manifest["check"] = check_capture(model, batches=together, with_logits="logits" in fields).to_json()
+    tracer = _tracer(model, fields, manifest)
     written = WrittenProof(model, tracer, plan, fields=fields, generation=generation) if check else None
     manifest["written_rows"] = SKIPPED if written is None else {"sampled": list(written.parts), "of_parts": {}}
     with RecordingWriter(out, manifest, topology=model.topology, fields=fields, n_shards=len(plan.shards)) as writer:
@@ -162,6 +150,38 @@ def record(
             vocabulary = vocabulary_table(model.tokenizer, run.tokens_seen())
             writer.close(vocabulary, expert_weights=facts, **run.facts())
     return Recording.open(out)
+
+
+def _settings(
+    max_tokens: int | None,
+    batch_tokens: int,
+    shard_tokens: int,
+    generation: Generation | None,
+    parent: Model | None,
+) -> dict[str, Any]:
+    """What was asked for, as it stands in the manifest and decides whether a folder holds the same recording."""
+    settings: dict[str, Any] = {"max_tokens": max_tokens, "batch_tokens": batch_tokens, "shard_tokens": shard_tokens}
+    if generation is not None:
+        settings["generation"] = asdict(generation)
+    if parent is not None:
+        settings["parent"] = {
+            "name": parent.name,
+            "revision": parent.revision,
+            "weights": weights_digest(parent.module),
+        }
+    return settings
+
+
+def _tracer(model: Model, fields: tuple[str, ...], manifest: dict[str, Any]) -> Tracer:
+    """The tracer of the fields asked for; what was found of them before the first token goes into the manifest."""
+    with forward_errors(model.name, "the proof of the fields asked for"):
+        if "attention" in fields:
+            manifest["attention"] = attention_facts(model)
+        if "experts" not in fields:
+            return Tracer(model.module, model.topology)
+        tracer = ExpertTracer(model)
+    manifest["experts_check"] = tracer.report.to_json()
+    return tracer
 
 
 def _checked_fields(fields: tuple[str, ...], generation: Generation | None) -> tuple[str, ...]:

@@ -68,21 +68,22 @@ class CheckReport:
         return values
 
 
-def check_capture(model: Model, *, batches: Sequence[TokenRows] = ()) -> CheckReport:
+def check_capture(model: Model, *, batches: Sequence[TokenRows] = (), with_logits: bool = False) -> CheckReport:
     """Proves the capture of a model.
 
     Args:
         model: The model.
         batches: Token ids of rows that will be run together, longest first, for the proof that they are as alone.
+        with_logits: Whether every router logit will be recorded, and must be what a recording can keep.
 
     Raises:
         CaptureError: names the family, the layer, what was expected and what was found, or what its code raised.
     """
     with forward_errors(model.name, "the proof of the capture"):
-        return _checked(model, batches)
+        return _checked(model, batches, with_logits=with_logits)
 
 
-def _checked(model: Model, batches: Sequence[TokenRows]) -> CheckReport:
+def _checked(model: Model, batches: Sequence[TokenRows], *, with_logits: bool) -> CheckReport:
     started = time.perf_counter()
     rows = _sample(model)
     proofs = RouterProofs(model, *padded(rows, model.device))
@@ -96,7 +97,7 @@ def _checked(model: Model, batches: Sequence[TokenRows]) -> CheckReport:
         experts_error, block_error = max(experts_error, experts), max(block_error, block)
     change, leak = proofs.causality()
     company = CompanyProof(model, proofs.tracer)
-    company.left_out(proofs.trace, proofs.ids_BS, proofs.mask_BS)
+    company.left_out(proofs.trace, proofs.ids_BS, proofs.mask_BS, with_logits=with_logits)
     planned = [company.planned(batch) for batch in batches]
     compared = [company.batch(rows), *(one for one in planned if one is not None)]
     return CheckReport(

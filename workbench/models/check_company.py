@@ -165,11 +165,11 @@ class CompanyProof:
                 found=f"a relative difference of {off:.2g} in a row of {length} tokens",
             )
 
-    def left_out(self, trace: Trace, ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> None:
-        """What is kept of a padded batch are its tokens, and none of its padding."""
+    def left_out(self, trace: Trace, ids_BS: torch.Tensor, mask_BS: torch.Tensor, *, with_logits: bool = False) -> None:
+        """What is kept of a padded batch are its tokens, and none of its padding; a recording can keep it."""
         lengths_B = mask_BS.sum(-1)
         batch, facts = BatchTokens(ids_BS, lengths_B), self.model.topology
-        tokens, documents = routing_columns(trace, batch, facts, with_logits=False)
+        tokens, documents = routing_columns(trace, batch, facts, with_logits=with_logits)
         for router in facts.routers:
             at, wanted_B = prefix(router, facts), (lengths_B * router.top_k).tolist()
             kept_B, n_rows = documents[f"{at}.counts"].sum(-1).tolist(), len(tokens[f"{at}.ids"])
