@@ -44,7 +44,8 @@ def read(path: Path) -> Trace:
 def _load(file: Path) -> dict[str, Any]:
     import torch
 
-    zipped = zipfile.is_zipfile(file)
+    with foreign(file, "was it cut short? Dump it again"):
+        zipped = zipfile.is_zipfile(file)
     if zipped:
         _refuse_members(file)
     try:
