@@ -1,6 +1,7 @@
 import json
 import re
 from collections import Counter
+from types import SimpleNamespace
 
 import pandas as pd
 import pyarrow as pa
@@ -8,6 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from workbench import corpus_files
 from workbench.corpus import Corpus
 from workbench.errors import CorpusError
 
@@ -159,11 +161,28 @@ def test_what_is_not_read_cannot_refuse_a_file(tmp_path):
 
 
 def test_a_few_bytes_that_claim_many_rows_are_refused_before_they_are_read(tmp_path, monkeypatch):
-    runs = pa.RunEndEncodedArray.from_arrays(pa.array([2_000_001], pa.int32()), pa.array(["a"]))
+    runs = pa.RunEndEncodedArray.from_arrays(pa.array([1_000_001], pa.int32()), pa.array(["a"]))
     pq.write_table(pa.table({"text": pc.run_end_decode(runs)}), tmp_path / "c.parquet")
     assert (tmp_path / "c.parquet").stat().st_size < 100_000
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *_, **__: pytest.fail("it was read"))
-    with pytest.raises(CorpusError, match="has 2,000,001 rows; 2,000,000 documents are read at most"):
+    with pytest.raises(CorpusError, match="has 1,000,001 rows; 1,000,000 documents are read at most"):
+        Corpus.read(tmp_path / "c.parquet")
+
+
+def test_a_long_text_that_is_stored_once_is_counted_each_time(tmp_path, monkeypatch):
+    pq.write_table(pa.table({"text": ["a" * 100_000] * 500}), tmp_path / "c.parquet")
+    assert (tmp_path / "c.parquet").stat().st_size < 1_000_000
+    few = SimpleNamespace(available=40_000_000)
+    monkeypatch.setattr(corpus_files.psutil, "virtual_memory", lambda: few)
+    with pytest.raises(CorpusError, match="bytes of memory as documents, and 40,000,000 are free"):
+        Corpus.read(tmp_path / "c.parquet")
+
+
+def test_token_ids_that_are_stored_once_are_counted_each_time(tmp_path, monkeypatch):
+    pq.write_table(pa.table({"token_ids": [[1] * 1_000_000]}), tmp_path / "c.parquet")
+    monkeypatch.setattr(corpus_files.psutil, "virtual_memory", lambda: SimpleNamespace(available=40_000_000))
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(CorpusError, match="needs about 40,001,000 bytes of memory"):
         Corpus.read(tmp_path / "c.parquet")
 
 

@@ -18,8 +18,9 @@ from workbench.errors import CorpusError
 Row = tuple[str, Any]  # where it stands, in words, and what it holds
 KEYS = ("id", "domain", "source", "text", "token_ids", "cluster")
 _TEXTS = ("id", "domain", "source", "text", "cluster")
-MOST_DOCUMENTS = 2_000_000
+MOST_DOCUMENTS = 1_000_000
 _ROW_BYTES = 1_000  # of a document as a Python object, beside its text
+_TOKEN_BYTES = 40  # of a token id as a Python object, and its place in a list
 _META = ("meta", "metadata")
 _DOMAIN_WORDS = frozenset(
     ("domain", "set", "subset", "category", "topic", "subject", "lang", "language", "genre", "dataset", "collection",
@@ -139,8 +140,13 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
                 raise CorpusError(
                     f"{file} has {metadata.num_rows:,} rows; {MOST_DOCUMENTS:,} documents are read at most."
                 )
-            size = sum(metadata.row_group(at).total_byte_size for at in range(metadata.num_row_groups))
-            _refuse_size(file, 2 * size + metadata.num_rows * _ROW_BYTES)
+            values = sum(
+                group.column(at).num_values
+                for group in map(metadata.row_group, range(metadata.num_row_groups))
+                for at in range(group.num_columns)
+                if group.column(at).path_in_schema.startswith("token_ids")
+            )
+            _refuse_size(file, values * _TOKEN_BYTES + metadata.num_rows * _ROW_BYTES)
             names = [name for field in schema for name in _wanted(field, file)]
             if {"text", "token_ids"} & set(names):
                 yield from _parquet_batches(opened, names, file)
@@ -154,18 +160,32 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
 
 
 def _parquet_batches(opened: pq.ParquetFile, names: list[str], file: Path) -> Iterator[Row]:
-    number = 0
-    for batch in opened.iter_batches(batch_size=4_096, columns=names):
-        for at in range(batch.num_rows):
+    number, held_bytes, compared_bytes = 0, 0, 0
+    for batch in opened.iter_batches(batch_size=256, columns=names):  # a few bytes can repeat one long text
+        held_bytes += batch.nbytes
+        if held_bytes >= compared_bytes:
+            _refuse_size(file, held_bytes)
+            compared_bytes = held_bytes + 2**24
+        try:
+            rows = batch.to_pylist()
+        except (ValueError, OverflowError) as error:  # bytes that are no UTF-8; a date out of range
+            raise CorpusError(
+                f"{file}, row {number + _first_unreadable(batch)}: a value cannot be read ({str(error)[:200]}). Text "
+                "must be UTF-8; mend or delete the row."
+            ) from error
+        for row in rows:
             number += 1
-            try:
-                row = {name: batch.column(name)[at].as_py() for name in batch.schema.names}
-            except (ValueError, OverflowError) as error:  # bytes that are no UTF-8; a date out of range
-                raise CorpusError(
-                    f"{file}, row {number}: a value cannot be read ({str(error)[:200]}). Text must be UTF-8; mend or "
-                    "delete the row."
-                ) from error
             yield f"row {number}", {key: value for key, value in row.items() if value is not None}
+
+
+def _first_unreadable(batch: pa.RecordBatch) -> int:
+    """Number from 1 of the first row that has no Python value."""
+    for at in range(batch.num_rows):
+        try:
+            batch.slice(at, 1).to_pylist()
+        except (ValueError, OverflowError):
+            return at + 1
+    return batch.num_rows
 
 
 def _wanted(field: pa.Field, file: Path) -> list[str]:

@@ -235,6 +235,13 @@ def test_a_dump_that_is_compressed_is_refused(tmp_path):
     refused(tmp_path, "sglang", tmp_path / "d.pt", "torch.save does not compress")
 
 
+def test_the_end_of_an_archive_that_is_damaged_is_a_sentence(tmp_path):
+    whole = sources.sglang_file(tmp_path / "d.pt", RECORD).read_bytes()
+    end = whole.rindex(b"PK\x06\x07")  # where the archive says on how many disks it is
+    (tmp_path / "d.pt").write_bytes(whole[: end + 16] + b"\x07\0\0\0" + whole[end + 20 :])
+    refused(tmp_path, "sglang", tmp_path / "d.pt", "cannot be read .zipfiles that span multiple disks")
+
+
 def test_saved_logits_say_what_to_save_instead(tmp_path):
     torch.save({"router_logits": (torch.zeros(5, 4),)}, tmp_path / "d.pt")
     refused(tmp_path, "sglang", tmp_path / "d.pt", "holds router_logits. Router logits are not read: save the ids")

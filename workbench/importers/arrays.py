@@ -31,7 +31,7 @@ from numpy.lib import format as npy
 
 from workbench.errors import TraceError
 from workbench.importers.limits import MOST_ROWS, refuse_claim
-from workbench.importers.trace import Trace, TracedDocument, foreign, source_files
+from workbench.importers.trace import Trace, TracedDocument, foreign, shown, source_files
 
 _ADVICE = (
     "arrays of Python objects are never opened, for they are pickles. Save integers with numpy.save, and make sure "
@@ -154,8 +154,8 @@ def _load_all(file: Path, held_bytes: int) -> dict[str, np.ndarray]:
         if unknown or "ids" not in names or len(set(names)) < len(names):
             logits = " Router logits are not read: save the ids that were chosen of them." if "logits" in names else ""
             raise TraceError(
-                f"{file} holds {', '.join(names[:12]) or 'nothing'}; ids, and of {', '.join(_KEYS[1:])}, was wanted."
-                f"{logits}"
+                f"{file} holds {', '.join(map(shown, names[:12])) or 'nothing'}; ids, and of {', '.join(_KEYS[1:])}, "
+                f"was wanted.{logits}"
             )
         refuse_claim(
             file,
@@ -205,7 +205,7 @@ def _documents(file: Path, arrays: dict[str, np.ndarray]) -> Iterator[TracedDocu
     for start, end, name in runs(named_T, file) if named_T is not None else [(0, len(ids), "")]:
         kept = {key: array[start:end] for key, array in arrays.items() if key not in ("layers", "documents")}
         yield TracedDocument(
-            where=f"{file.name}, document {name}" if name else file.name,
+            where=f"{file.name}, document {shown(name)}" if name else file.name,
             name=f"{file.stem}-{name}" if name else file.stem,
             ids_TLK=kept["ids"],
             weights_TLK=kept.get("weights"),
@@ -226,10 +226,10 @@ def runs(named_T: np.ndarray, file: Path) -> Iterator[tuple[int, int, str]]:
     for start, end in zip(starts, [*starts[1:], len(named_T)], strict=True):
         name = str(named_T[start])
         if name in seen:
-            raise TraceError(f"{file}: document {name} begins again at row {start}; sort the rows by document.")
+            raise TraceError(f"{file}: document {shown(name)} begins again at row {start}; sort the rows by document.")
         if end - start > MOST_ROWS:
             raise TraceError(
-                f"{file}: document {name[:100]} has {end - start:,} rows; {MOST_ROWS:,} at most were wanted."
+                f"{file}: document {shown(name)} has {end - start:,} rows; {MOST_ROWS:,} at most were wanted."
             )
         seen.add(name)
         yield start, end, name

@@ -19,7 +19,7 @@ import numpy as np
 
 from workbench.errors import TraceError
 from workbench.importers.limits import MOST_LINE_BYTES
-from workbench.importers.trace import Trace, TracedDocument, first_line, source_files
+from workbench.importers.trace import Trace, TracedDocument, first_line, shown, source_files
 
 
 def read(path: Path) -> Trace:
@@ -87,7 +87,7 @@ def _document(file: Path, number: int, line: bytes) -> TracedDocument:
     except (ValueError, RecursionError) as error:
         raise TraceError(f"{where} is not JSON ({first_line(error)}); the file was cut short or edited.") from error
     if not isinstance(row, dict) or not {"input_ids", "exp_ids"} <= row.keys():
-        held = ", ".join(str(key)[:60] for key in list(row)[:8]) if isinstance(row, dict) else type(row).__name__
+        held = ", ".join(map(shown, list(row)[:8])) if isinstance(row, dict) else type(row).__name__
         raise TraceError(f"{where} holds {held}; an object with input_ids and exp_ids was wanted.")
     ids_TKL = _integers(row["exp_ids"], 3, f"{where}, exp_ids", "[token][rank][layer]")
     predicted = row.get("predicted_token_ids")

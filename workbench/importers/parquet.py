@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from workbench.corpus import MOST_CHARACTERS
 from workbench.errors import TraceError
 from workbench.importers.limits import MOST_LAYERS, MOST_ROWS, refuse_claim, refuse_ratio
-from workbench.importers.trace import Trace, TracedDocument, foreign, source_files
+from workbench.importers.trace import Trace, TracedDocument, foreign, shown, source_files
 
 _IDS = re.compile(r"layer([0-9]{1,9})\.ids")
 _ADVICE = "a Parquet file of a row a token was wanted. Write it again from the tool that made it"
@@ -79,7 +79,7 @@ def _columns(file: Path) -> list[str]:
         names = schema.names
         ids = [name for name in names if _IDS.fullmatch(name)]
         if not ids:
-            held = f"{', '.join(names[:12])}{' …' if len(names) > 12 else ''}"
+            held = f"{', '.join(map(shown, names[:12]))}{' …' if len(names) > 12 else ''}"
             raise TraceError(f"{file} has no column layerNN.ids; it has {held}. Name each by its decoder layer.")
         weights = [name.replace(".ids", ".weights") for name in ids]
         there = [name for name in weights if name in names]
@@ -150,7 +150,7 @@ def _joined(files: tuple[Path, ...], columns: list[str], order: list[str]) -> It
                 held_rows += end - start
                 if held_rows > MOST_ROWS:
                     raise TraceError(
-                        f"{file.name}, document {key[0][:100]} has over {MOST_ROWS:,} rows; say in a column document "
+                        f"{file.name}, document {shown(key[0])} has over {MOST_ROWS:,} rows; say in a column document "
                         "which rows belong together."
                     )
             row += n_rows
@@ -184,7 +184,7 @@ def _document(
     for name in order:
         widths = sorted({chunk[name].shape[1] for chunk in held})
         if len(widths) > 1:
-            raise TraceError(f"{at[0].name}, document {key[0]}: {name} holds {widths} values; k must agree.")
+            raise TraceError(f"{at[0].name}, document {shown(key[0])}: {name} holds {widths} values; k must agree.")
     joined = {name: np.concatenate([chunk[name] for chunk in held]) for name in held[0]}
     weights = [name.replace(".ids", ".weights") for name in order]
     shapes = {name: joined[name].shape for name in order}
@@ -192,9 +192,9 @@ def _document(
         told = ", ".join(f"{shape[1]} in {name}" for name, shape in shapes.items())
         raise TraceError(f"{at[0].name}: the layers disagree in k: {told}.")
     if key[1] not in ("", "prefill", "decode"):
-        raise TraceError(f"{at[0].name}, row {at[1]}: phase is {key[1]!r}; 'prefill' or 'decode' was wanted.")
+        raise TraceError(f"{at[0].name}, row {at[1]}: phase is {shown(key[1])!r}; 'prefill' or 'decode' was wanted.")
     return TracedDocument(
-        where=f"{at[0].name}, document {key[0]}",
+        where=f"{at[0].name}, document {shown(key[0])}",
         name=key[0],
         ids_TLK=np.stack([joined[name] for name in order], axis=1),
         weights_TLK=np.stack([joined[name] for name in weights], axis=1) if weights[0] in joined else None,

@@ -22,7 +22,7 @@ import numpy as np
 
 from workbench.errors import TraceError
 from workbench.importers.sglang_tokens import array_of, per_token
-from workbench.importers.trace import Trace, TracedDocument, first_line, foreign, source_files
+from workbench.importers.trace import Trace, TracedDocument, first_line, foreign, shown, source_files
 
 _SMALL_BYTES = 2**26
 
@@ -44,7 +44,8 @@ def read(path: Path) -> Trace:
 def _load(file: Path) -> dict[str, Any]:
     import torch
 
-    zipped = zipfile.is_zipfile(file)
+    with foreign(file, "was it cut short? Dump it again"):
+        zipped = zipfile.is_zipfile(file)
     if zipped:
         _refuse_members(file)
     try:
@@ -98,7 +99,7 @@ def _mode(file: Path, dump: dict[str, Any]) -> str:
                 f"{file} is of mode per_pass, which keeps one rank's counts of physical experts; dump again with "
                 "--expert-distribution-recorder-mode stat or per_token."
             )
-    held = ", ".join(str(key)[:60] for key in list(dump)[:12]) or "nothing"
+    held = ", ".join(map(shown, list(dump)[:12])) or "nothing"
     logits = " Router logits are not read: save the ids chosen of them (numpy.save) and import numpy."
     raise TraceError(
         f"{file} is no dump of mode stat (logical_count) or per_token (records with topk_ids_of_layer); it holds "

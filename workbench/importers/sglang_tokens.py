@@ -18,7 +18,7 @@ import numpy as np
 
 from workbench.errors import TraceError
 from workbench.importers.sglang_requests import Segment, Stretch, requests_of
-from workbench.importers.trace import PADDING, Trace, TracedDocument, foreign
+from workbench.importers.trace import PADDING, Trace, TracedDocument, foreign, shown
 
 PHASES = {1: "prefill", 2: "decode"}
 _IDLE = 4
@@ -162,13 +162,11 @@ def _record(file: Path, number: int, record: dict[str, Any], n_layers: int) -> R
     where = f"{file}, record {number}"
     missing = [key for key in ("input_ids", "positions", "forward_mode", "forward_pass_id") if key not in record]
     if missing:
-        raise TraceError(
-            f"{where} has no {missing[0]}; it holds {', '.join(str(key)[:60] for key in list(record)[:12])}."
-        )
+        raise TraceError(f"{where} has no {missing[0]}; it holds {', '.join(map(shown, list(record)[:12]))}.")
     numbers = {key: record.get(key, 0) for key in ("forward_mode", "forward_pass_id", "rank")}
     for key, value in numbers.items():
         if type(value) is not int:
-            raise TraceError(f"{where}: {key} is {str(value)[:60]} ({type(value).__name__}); an integer was wanted.")
+            raise TraceError(f"{where}: {key} is {shown(value)} ({type(value).__name__}); an integer was wanted.")
     token_T = _integers(record["input_ids"], f"{where}, input_ids")
     position_T = _integers(record["positions"], f"{where}, positions")
     ids_LTK = array_of(record["topk_ids_of_layer"], f"{where}, topk_ids_of_layer")
@@ -261,7 +259,7 @@ def _document(dump: _Dump, stretch: Stretch, *, columns: np.ndarray, top_k: int)
         tokens.append(record.token_T[rows])
         positions.append(record.position_T[rows])
     first = stretch.segments[0]
-    where = f"{dump.file.name}, {dump.records[first.record].where}, {stretch.what}"
+    where = f"{dump.file.name}, {dump.records[first.record].where}, {shown(stretch.what)}"
     return TracedDocument(
         where=where,
         name=stretch.name,

@@ -126,13 +126,13 @@ _ANSWERS = (
 
 def _next_step(folder: Path) -> str:
     endings = sorted({file.suffix for file in folder.iterdir() if file.suffix})
-    held = f"it holds files that end in {', '.join(endings[:5])}; " if endings else ""
+    held = f"it holds files that end in {', '.join(map(shown, endings[:5]))}; " if endings else ""
     return f"{held}name the trace, or the folder that holds it.{_ANSWERS if '.json' in endings else ''}"
 
 
 def _named(file: Path) -> Path:
     if name_fault(file.name):
-        raise TraceError(f"the name of {file.name!a} is no text in UTF-8; rename the file.")
+        raise TraceError(f"the name of {shown(file.name)} is no text in UTF-8; rename the file.")
     return file
 
 
@@ -157,17 +157,17 @@ def foreign(file: Path, advice: str) -> Iterator[None]:
     except WorkbenchError:
         raise
     except Exception as error:
-        raise TraceError(f"{ascii_path(file)} cannot be read ({first_line(error)}); {advice}.") from error
+        raise TraceError(f"{shown(file, most=300)} cannot be read ({first_line(error)}); {advice}.") from error
 
 
-def ascii_path(path: Path) -> str:
-    """A path as it can be printed: shortened, and stray bytes as escapes."""
-    text = str(path).encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= 300 else f"{text[:150]}…{text[-100:]}"
+def shown(value: object, *, most: int = 100) -> str:
+    """A name, key or path of a foreign file as a sentence can hold it: printable, and of bounded length."""
+    text = str(value)
+    text = text if len(text) <= most else f"{text[: most - 1]}…"
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line of bounded length."""
     text = getattr(error, "strerror", None) or str(error)
-    line = (str(text).strip().splitlines() or [type(error).__name__])[0]
-    return line if len(line) <= 200 else f"{line[:199]}…"
+    return shown((str(text).strip().splitlines() or [type(error).__name__])[0], most=200)
