@@ -104,9 +104,10 @@ def knows_first_choice(recording: Recording) -> bool:
 
 
 def routing_columns(recording: Recording, router: Router) -> list[str]:
-    """The columns of a router's ids and, where recorded, weights."""
+    """The columns that rank a router's choices: its ids, and weights where the ids are not known to be ranked."""
     at = prefix(router, recording.topology)
-    return [f"{at}.ids", *([f"{at}.weights"] if recording.has("weights") else [])]
+    weighted = recording.has("weights") and not recording.ids_ranked
+    return [f"{at}.ids", *([f"{at}.weights"] if weighted else [])]
 
 
 def first_choice(chunk: Chunk, columns: list[str]) -> np.ndarray:

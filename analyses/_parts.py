@@ -60,8 +60,13 @@ def follows(part: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def first_choice(ids_TK: np.ndarray, weights_TK: np.ndarray | None) -> np.ndarray:
-    """The expert with the largest weight, of equal ones the lowest id; without weights the first of ranked ids: [T]."""
-    if weights_TK is None:
+    """The expert with the largest weight, [T]; without weights the first of ranked ids.
+
+    Weights are rounded on disk, and of equal ones the router's order says which was larger: the first, where the
+    weights of all tokens read here fall along the ids. Where they do not, the order is no order of weights (a bias
+    chose, or nothing was sorted), and of equal ones the lowest id is taken.
+    """
+    if weights_TK is None or _falling(weights_TK):
         return ids_TK[:, 0]
     first_T = ids_TK[:, 0].copy()
     # where the first weight is the largest, as routers give them, there is nothing to look for
@@ -76,8 +81,8 @@ def first_choice(ids_TK: np.ndarray, weights_TK: np.ndarray | None) -> np.ndarra
 
 
 def ranked(ids_TK: np.ndarray, weights_TK: np.ndarray | None) -> np.ndarray:
-    """Ids by falling weight, of equal weights the lowest id first; as they stand where only ids are known."""
-    if weights_TK is None:
+    """Ids by falling weight, equal ones as `first_choice` takes them; as they stand where only ids are known."""
+    if weights_TK is None or _falling(weights_TK):
         return ids_TK
     out_TK = ids_TK.copy()
     # most tokens stand in order already; equal weights need a look
@@ -88,6 +93,12 @@ def ranked(ids_TK: np.ndarray, weights_TK: np.ndarray | None) -> np.ndarray:
     by_TK = np.lexsort((ids_TK[loose_T], -weights_TK[loose_T]), axis=1)
     out_TK[loose_T] = np.take_along_axis(ids_TK[loose_T], by_TK, axis=1)
     return out_TK
+
+
+def _falling(weights_TK: np.ndarray) -> bool:
+    """Whether no token has a larger weight behind a smaller one: then its ids stand in the order of the router."""
+    comparable_TK = _comparable(weights_TK)
+    return all((comparable_TK[:, k] <= comparable_TK[:, k - 1]).all() for k in range(1, weights_TK.shape[1]))
 
 
 def _comparable(weights_TK: np.ndarray) -> np.ndarray:

@@ -71,12 +71,12 @@ def token_parts(
     Args:
         recording: What is read.
         stack: Whose choices.
-        top1: Whether the expert with the largest weight is wanted; ties go to the lowest id.
+        top1: Whether the first choice is wanted (`_parts.first_choice`).
         token: Whether token ids are wanted.
     """
     row_of = document_rows(recording)
     at = [prefix(router, recording.topology) for router in stack.routers]
-    weighted = top1 and recording.has("weights")
+    weighted = top1 and recording.has("weights") and not recording.ids_ranked
     columns = [*text_columns(recording), *(["token"] if token else []), *(f"{name}.ids" for name in at)]
     columns += [f"{name}.weights" for name in at] if weighted else []
     for part in recording.parts(columns):

@@ -14,6 +14,7 @@ from analyses import _attention
 from analyses._attention import AXIS
 from analyses._batch import main
 from analyses._inputs import require, sample_words
+from workbench.errors import AnalysisError
 from workbench.figures.spec import Bars, Figure, HeatMap, Points
 from workbench.metrics.attention import STATISTICS
 from workbench.recording import Recording
@@ -77,12 +78,17 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     """Computes the means of every head with their intervals, and names the heads whose scores pass the thresholds.
 
     Raises:
-        AnalysisError: the recording holds no attention, or there is no such statistic.
+        AnalysisError: the recording holds no attention or no document of two tokens, or there is no such statistic.
     """
     require(recording, NEEDS, "attention_heads", columns=())
     names = _attention.statistics_of(recording)
     _attention.known(recording, settings.statistic, "attention_heads", names)
     heads = _attention.head_labels(recording)
+    if not (recording.column("tokens", table="documents") > 1).any():
+        raise AnalysisError(
+            f"attention_heads: no document of {recording.path} has two tokens, so no head has anywhere else to look. "
+            "Record longer texts."
+        )
     statistics, note = [], ""
     for name in names:
         values_DN = _attention.of_heads(recording, name)

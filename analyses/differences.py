@@ -15,6 +15,7 @@ from analyses import saturation
 from analyses._batch import main
 from analyses._compare import MOST_GROUPS, design_of
 from analyses._inputs import RouterStack, require, sample_words
+from analyses._loss import loss_by_domain
 from analyses._pair import Pair, pair, stacks
 from analyses._tokens import document_rows, token_parts
 from workbench.errors import AnalysisError
@@ -24,7 +25,6 @@ from workbench.metrics.bags import Bags, deal, left_out_interval
 from workbench.metrics.clusters import Clusters
 from workbench.metrics.router import normalized_entropy
 from workbench.metrics.sequence import load_matched_repetition, repetition
-from workbench.metrics.uncertainty import Interval, domain_ratio_interval, ratio_interval
 from workbench.recording import Recording
 from workbench.recording_schema import prefix
 
@@ -108,7 +108,7 @@ def run(recording: Recording, other: Recording, settings: Settings = Settings())
     if alike is not None:
         table = alike.agreement
         agreement = table[(table["domain"] == saturation.ALL) | (table["domain"].nunique() == 1)]
-    loss = _loss(both, settings.level) if all("logprob" in each.fields for each in (recording, other)) else None
+    loss = loss_by_domain(both, settings.level)
     notes = [
         alike.note if alike is not None else f"{both.words} Experts of single tokens are not known: no agreement.",
         "" if loss is not None else "Log-probabilities were not recorded in both: no loss.",
@@ -261,30 +261,6 @@ def _entropy(recording: Recording, stack: RouterStack) -> np.ndarray:
             share_T = normalized_entropy(part[name].astype(np.float64), n_experts=stack.n_experts)
             sum_DL[:, i] += np.bincount(row_T, weights=share_T, minlength=n_documents)
     return sum_DL
-
-
-def _loss(both: Pair, level: float) -> pd.DataFrame:
-    """Mean loss of a token by domain, the documents paired."""
-    mine, theirs = (each.documents().set_index("document") for each in (both.one, both.other))
-    clusters = Clusters.of(mine["domain"].to_numpy(), cluster_D=mine["cluster"].to_numpy())
-    tokens_D = np.maximum(mine["tokens"].to_numpy(dtype=np.float64) - 1, 0)  # the first has no loss
-    loss_D2 = np.nan_to_num(np.stack([mine["loss"], theirs.loc[mine.index, "loss"]], axis=1)).astype(np.float64)
-    sums_D3 = np.concatenate([loss_D2, np.diff(loss_D2, axis=1)], axis=1) * tokens_D[:, None]
-    parts = domain_ratio_interval(sums_D3, tokens_D[:, None], clusters=clusters, level=level)
-    rows: list[tuple[str, Interval, int | None]] = [
-        (str(domain), parts, m) for m, domain in enumerate(clusters.domains)
-    ]
-    if len(clusters.domains) > 1:
-        rows.append((saturation.ALL, ratio_interval(sums_D3, tokens_D[:, None], clusters=clusters, level=level), None))
-    records = []
-    for domain, found, m in rows:
-        value_3, low_3, high_3 = (end if m is None else end[m] for end in (found.value, found.low, found.high))
-        of_D = np.ones(len(tokens_D), dtype=bool) if m is None else clusters.domain_D == m
-        ends = {"low": float(low_3[2]), "high": float(high_3[2]), "tokens": int(tokens_D[of_D].sum())}
-        records.append(
-            {"domain": domain, **dict(zip(("a", "b", "difference"), map(float, value_3), strict=True)), **ends}
-        )
-    return pd.DataFrame(records)
 
 
 def tables(result: Result) -> dict[str, pd.DataFrame]:

@@ -93,7 +93,9 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     for stack in router_stacks(recording):
         counts_DLE = stack.stacked(recording, "counts")
         tokens_DL1 = counts_DLE.sum(-1, keepdims=True) / stack.top_k
-        rate = uncertainty.domain_ratio_interval(counts_DLE, tokens_DL1, clusters=clusters, level=settings.level)
+        rate = uncertainty.domain_ratio_interval(
+            counts_DLE, tokens_DL1, clusters=clusters, level=settings.level, share=True
+        )
         corpus_LE = counts_DLE.sum(0) / tokens_DL1.sum(0)
         for m, domain in enumerate(clusters.domains):
             table = long_form(

@@ -156,7 +156,7 @@ def _domains(
     counts_DE: np.ndarray, expert: int, *, top_k: int, clusters: Clusters, level: float
 ) -> tuple[pd.DataFrame, str]:
     chosen_D, tokens_D = counts_DE[:, expert].astype(np.float64), counts_DE.sum(axis=1) / top_k
-    rate = domain_ratio_interval(chosen_D, tokens_D, clusters=clusters, level=level)
+    rate = domain_ratio_interval(chosen_D, tokens_D, clusters=clusters, level=level, share=True)
     corpus_rate = chosen_D.sum() / tokens_D.sum()
     frame = pd.DataFrame(
         {
@@ -189,7 +189,7 @@ def _foremost(
         cell_T = row_T[shown_T] * len(top_N) + place_T[shown_T]
         count_DN += np.bincount(cell_T, minlength=count_DN.size).reshape(count_DN.shape)
         chosen_DN += np.bincount(cell_T[chosen_T[shown_T]], minlength=chosen_DN.size).reshape(chosen_DN.shape)
-    share = ratio_interval(chosen_DN, count_DN, clusters=clusters, level=settings.level)
+    share = ratio_interval(chosen_DN, count_DN, clusters=clusters, level=settings.level, share=True)
     clusters_N = (clusters.sum(count_DN) > 0).sum(axis=0)
     # Few texts, or a token without exception, show hardly a variance, and the interval would shrink to a point.
     unknown_N = (clusters_N < MIN_CLUSTERS) | (share.value >= 1)

@@ -67,7 +67,9 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     experts, layers, note = [], [], ""
     for stack in router_stacks(recording):
         counts_DLE = stack.stacked(recording, "counts")
-        share = ratio_interval(counts_DLE, counts_DLE.sum(-1, keepdims=True), clusters=clusters, level=settings.level)
+        share = ratio_interval(
+            counts_DLE, counts_DLE.sum(-1, keepdims=True), clusters=clusters, level=settings.level, share=True
+        )
         test = max_t_test(counts_DLE, clusters=clusters, n_draws=settings.n_draws, seed=settings.seed)
         over_LE = share.value * stack.n_experts
         weight = {}

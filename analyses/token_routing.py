@@ -95,7 +95,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         tokens["loss"] = -read["logprob"]
         tokens["predicted"] = text_of.loc[read["predicted"]].to_numpy()
     at = prefix(recording.router(layer), recording.topology)
-    tokens["top1"] = _top1(read, at)
+    tokens["top1"] = _top1(read, at, recording)
     tokens["chosen"] = _chosen(read, at)
     tokens = tokens.assign(**_entropy(read, at, recording.router(layer).n_experts))
     if f"{at}.margin" in read:
@@ -106,7 +106,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
                 "layer": router.layer,
                 "position": tokens["position"],
                 "text": tokens["text"],
-                "top1": _top1(read, at),
+                "top1": _top1(read, at, recording),
                 **_entropy(read, at, router.n_experts),
             }
         )
@@ -117,7 +117,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         layers=pd.concat(layers, ignore_index=True),
         document=f"{document['id']} ({document['domain']})",
         layer=layer,
-        first_by="largest routing weight" if recording.has("weights") else "first place among the ranked ids",
+        first_by="first place among the ranked ids" if recording.ids_ranked else "largest routing weight",
         first=settings.first,
         last=min(settings.last, n_tokens),
     )
@@ -134,8 +134,9 @@ def _document(documents: pd.DataFrame, wanted: str, recording: Recording) -> pd.
     return found.iloc[0]
 
 
-def _top1(read: dict[str, np.ndarray], at: str) -> np.ndarray:
-    return first_choice(read[f"{at}.ids"], read.get(f"{at}.weights")).astype(np.int64)
+def _top1(read: dict[str, np.ndarray], at: str, recording: Recording) -> np.ndarray:
+    weights_TK = None if recording.ids_ranked else read.get(f"{at}.weights")
+    return first_choice(read[f"{at}.ids"], weights_TK).astype(np.int64)
 
 
 def _chosen(read: dict[str, np.ndarray], at: str) -> list[str]:

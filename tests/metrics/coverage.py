@@ -9,6 +9,7 @@ prints the tables of docs/coverage.md. Data sets are clustered: documents have l
 import argparse
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from tests.metrics import permutations, simulation
 from tests.metrics.simulation import LENGTHS, PAIRS, M, document_weights, pair_probability
 from workbench.metrics.bags import bag_interval, deal
 from workbench.metrics.clusters import Clusters
+from workbench.metrics.uncertainty import domain_ratio_interval
 
 # what documents prefer, and how many are in a domain
 AWAY, BALANCE, FEW = ("skewed", 24), ("mild", 24), ("skewed", 8)
@@ -47,6 +49,10 @@ class Promise:
     most: float
 
 
+# Rate of a common, a middling and two rare experts, how alike documents are (Beta's a + b), and what is promised; the
+# last is used by few documents at all, in bursts: Beta(.2, 9.8).
+RATES = ((0.5, 10, 0.92), (0.125, 10, 0.92), (0.02, 40, 0.92), (0.02, 10, 0.89))
+SDS = (0.0, 0.5, 1.0)  # of the documents' log lengths
 RATIO, CORRECTED, JACKKNIFE = "smooth ratio: linearized, t", "bias-corrected bootstrap, t", "stratified jackknife"
 BAND, BAGS, PLAIN = "max-t band", "bags of documents", "plain percentile (not used)"
 PAIR = "P(expert 1 given 0)"
@@ -143,6 +149,18 @@ def pair_of_experts(per_domain: int, n_sets: int) -> tuple[float, float]:
 
 
 @cache
+def rate(value: float, alike: int, per_domain: int, sd: float, n_sets: int) -> tuple[float, float]:
+    """Coverage and mean width of a domain's rate, where documents have log-normal lengths and tastes of their own."""
+    rng = np.random.default_rng(per_domain)
+    tokens_DS = np.maximum(np.round(100 * np.exp(rng.normal(0, sd, (per_domain, n_sets)))), 1).astype(np.int64)
+    chosen_DS = rng.binomial(tokens_DS, rng.beta(alike * value, alike * (1 - value), tokens_DS.shape))
+    clusters = Clusters.of(np.zeros(per_domain, dtype=np.int64))
+    found = domain_ratio_interval(chosen_DS, tokens_DS, clusters=clusters, share=True)
+    held = (found.low <= value) & (value <= found.high)
+    return float(held.mean()), float((found.high - found.low).mean())
+
+
+@cache
 def p_values(scheme: str, n_sets: int) -> np.ndarray:
     """Of data sets in which the null of the scheme is true."""
     return permutations.SCHEMES[scheme](n_sets, 1)
@@ -168,6 +186,14 @@ def main() -> None:
                 f"{promise.least:.0%}–{promise.most:.0%} | {share:.1%} |".replace("%", " %"),
                 flush=True,
             )
+    print("\n| rate | documents alike | documents | sd of log lengths | promised | holds the truth in | mean width |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for (value, alike, least), per_domain, sd in product(RATES, (8, 24), SDS):
+        share, width = rate(value, alike, per_domain, sd, n_sets)
+        promised = f"{least:.0%}–100 %".replace("%–", " %–")
+        print(
+            f"| {value} | {alike} | {per_domain} | {sd} | {promised} | {100 * share:.1f} % | {width:.3f} |", flush=True
+        )
     print("\n| permuted | p ≤ .05 | p ≤ .25 | p ≤ .5 | mean p | farthest from uniform |")
     print("| --- | --- | --- | --- | --- | --- |")
     for scheme in permutations.SCHEMES:

@@ -26,6 +26,15 @@ def test_intervals_hold_the_truth_as_often_as_they_say(scenario, promise, n_sets
     assert share <= promise.most + coverage.slack(promise.most, n_sets)
 
 
+@pytest.mark.parametrize("n_sets", SETS)
+@pytest.mark.parametrize("sd", coverage.SDS)
+@pytest.mark.parametrize("per_domain", [8, 24])
+@pytest.mark.parametrize(("value", "alike", "least"), coverage.RATES)
+def test_rates_of_a_domain_hold_the_truth_whatever_the_lengths(value, alike, least, per_domain, sd, n_sets):
+    share, _ = coverage.rate(value, alike, per_domain, sd, n_sets)
+    assert share >= least - coverage.slack(least, n_sets)
+
+
 def test_every_kind_of_interval_is_held_to_a_promise():
     kinds = {promise.kind for promises in coverage.PROMISES.values() for promise in promises}
     assert kinds == {

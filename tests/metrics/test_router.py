@@ -84,8 +84,9 @@ def test_refusals():
             call(HALF, np.array([[4]]))
         with pytest.raises(ValueError, match=r"names an expert twice in 1 tokens"):
             call(HALF, np.array([[1, 1]]))
-    with pytest.raises(ValueError, match=r"n_experts is 1, wanted 2 or more"):
-        m.normalized_entropy(np.zeros(1), n_experts=1)
+    assert np.isnan(m.normalized_entropy(np.zeros(2), n_experts=1)).all()
+    with pytest.raises(ValueError, match=r"n_experts is 0, wanted 1 or more"):
+        m.normalized_entropy(np.zeros(1), n_experts=0)
 
 
 def test_another_scoring_is_refused():

@@ -18,16 +18,22 @@ def counts(seed: int = 0, shape: tuple[int, ...] = (20, 3, 6)) -> np.ndarray:
 # ---- ratios ----
 
 
-def slow_ratio(a_D, b_D, stratum_D, level=0.95):
-    """Rows are clusters; those with b = 0 are of other domains."""
-    theta = sum(a_D) / sum(b_D)
-    variance, clusters, strata = 0.0, 0, set(stratum_D)
-    for stratum in strata:
-        u = [(a - theta * b) / sum(b_D) for a, b, s in zip(a_D, b_D, stratum_D, strict=True) if s == stratum]
+def slow_ratio(a_D, b_D, domain_D, level=0.95):
+    """Ratio and interval by the definition, documents independent: the variance's quadratic form as a matrix."""
+    total = float(sum(b_D))
+    theta = float(sum(a_D)) / total
+    variance, traces, squares = 0.0, 0.0, 0.0
+    for label in dict.fromkeys(np.asarray(domain_D).tolist()):
+        rows = [d for d in range(len(a_D)) if domain_D[d] == label]
+        u = [(a_D[d] - theta * b_D[d]) / total for d in rows]
+        v = [b_D[d] / sum(b_D[e] for e in rows) for d in rows]
         mean = sum(u) / len(u)
-        variance += len(u) / (len(u) - 1) * sum((x - mean) ** 2 for x in u)
-        clusters += len(u)
-    reach = stats.t.ppf((1 + level) / 2, clusters - len(strata)) * variance**0.5
+        variance += sum((x - mean) ** 2 / (1 - y) for x, y in zip(u, v, strict=True))
+        residual = np.eye(len(rows)) - np.outer(np.ones(len(rows)), v)
+        form = np.diag([b_D[d] / total / np.sqrt(1 - y) for d, y in zip(rows, v, strict=True)]) @ residual
+        traces += np.trace(form @ form.T)
+        squares += ((form @ form.T) ** 2).sum()
+    reach = stats.t.ppf((1 + level) / 2, traces**2 / squares) * np.sqrt(variance)
     return theta, theta - reach, theta + reach
 
 
@@ -70,12 +76,36 @@ def test_ratio_by_domain_where_clusters_span_domains():
     clusters = Clusters.of(domain_D, cluster_D=cluster_D)
     counts_DE = counts(4, (18, 3))
     interval = m.domain_ratio_interval(counts_DE, counts_DE.sum(-1, keepdims=True), clusters=clusters)
-    a_U, b_U = np.append(counts_DE[9:17, 0], 0), np.append(counts_DE[9:17].sum(-1), 0)
-    theta, low, high = slow_ratio(a_U, b_U, np.zeros(9))
-    deviation = (high - low) / 2 / stats.t.ppf(0.975, 8)
-    reach = stats.t.ppf(0.975, 7) * deviation  # eight clusters have the domain: seven degrees of freedom
     found = interval.value[1, 0], interval.low[1, 0], interval.high[1, 0]
-    assert found == pytest.approx((theta, theta - reach, theta + reach))
+    assert found == pytest.approx(slow_ratio(counts_DE[9:17, 0], counts_DE[9:17].sum(-1), np.zeros(8)))
+
+
+def test_documents_of_one_length_have_their_plain_degrees_of_freedom():
+    """CR2 is then n/(n − 1), and the degrees are U − M: nothing is wider than it was."""
+    value_D = np.random.default_rng(0).normal(size=20)
+    found = m.ratio_interval(value_D, np.ones(20), clusters=TWO_DOMAINS)
+    deviation = np.sqrt(sum(value_D[half].var(ddof=1) / 40 for half in (slice(0, 10), slice(10, 20))))
+    assert found.high - found.value == pytest.approx(stats.t.ppf(0.975, 18) * deviation)
+
+
+def test_ends_of_a_share_stay_within_and_say_something_of_none():
+    one = Clusters.of(np.zeros(10, dtype=int))
+    none, every = (m.ratio_interval(np.full(10, n), np.full(10, 9), clusters=one, share=True) for n in (0, 9))
+    assert none.low == 0 and none.high == pytest.approx(1 - 0.025**0.1)  # (1 − p)^10 = .025
+    assert every.high == 1 and every.low == pytest.approx(0.025**0.1)
+    counts_DE, rare = counts(0, (10, 5)), np.zeros((10, 1), dtype=int)
+    rare[3] = 7
+    numerator_DE = np.concatenate([counts_DE, rare], axis=1)
+    found = m.ratio_interval(numerator_DE, numerator_DE.sum(-1, keepdims=True), clusters=one, share=True)
+    assert (found.low > 0).all() and (found.low < found.value).all() and (found.value < found.high).all()
+    assert (found.high < 1).all() and found.method == "linearized ratio, log-odds, t"
+
+
+def test_a_document_that_holds_all_has_no_interval():
+    alone_D = np.where(np.arange(10) == 4, 7, 0)
+    for share in (False, True):
+        found = m.ratio_interval(alone_D // 2, alone_D, clusters=Clusters.of(np.zeros(10, dtype=int)), share=share)
+        assert found.value == pytest.approx(3 / 7) and np.isnan(found.low) and np.isnan(found.high)
 
 
 def test_ratio_of_scalars_and_of_blocks(monkeypatch):
