@@ -138,7 +138,7 @@ def test_inspect_says_when_there_is_no_moe_layer(monkeypatch, capsys):
         (["analyze", "nowhere"], "workbench: name an analysis, or give --all; there are "),
         (["analyze", "nowhere", "x"], "unknown analysis 'x'; `workbench analyze RECORDING` without a name lists them."),
         (["analyze", "nowhere", "expert-laod"], "unknown analysis 'expert-laod'; did you mean expert_load"),
-        (["analyze", "nowhere", "expert_load", "specialisation"], "did you mean specialization?"),
+        (["analyze", "nowhere", "expert_load", "specialisation"], "did you mean specialization"),
         (["analyze", "nowhere", "expert_load", "--jobs", 0], "workbench: --jobs is 0; 1 to 256 was expected."),
         (["analyze", "x" * 300, "expert_load"], "(300 characters) cannot be read: File name too long"),
         (["analyze", "nowhere", "expert_load", "--set", "seed=" + "9" * 400], "expert_load: seed is 9"),

@@ -30,6 +30,7 @@ from workbench.models.loading import Model, weights_digest
 from workbench.recording import Recording
 from workbench.recording_schema import FIELDS, part_name
 from workbench.recording_writer import RecordingWriter
+from workbench.writable import refuse_unwritable
 
 DEFAULT_FIELDS = ("routing", "logprob")
 
@@ -119,7 +120,7 @@ def record(
             "weights": weights_digest(parent.module),
         }
     manifest = manifest_of(model, corpus, plan, fields=fields, settings=settings)
-    _refuse_before_proof(out)
+    refuse_unwritable(out, RecordingError)
     manifest["check"] = check_capture(model).to_json() if check else "skipped (--no-check)"
     if "attention" in fields:
         manifest["attention"] = attention_facts(model)
@@ -180,14 +181,6 @@ def _room(model: Model, generation: Generation | None) -> int | None:
             f"{generation.new_tokens} new tokens do not fit into the context of {model.name}, {context}; ask for fewer."
         )
     return context - generation.new_tokens
-
-
-def _refuse_before_proof(out: Path) -> None:
-    parent = out.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir():
-        raise RecordingError(f"{out} cannot be made: {parent} is a file. Name another --out.")
 
 
 def _encode(corpus: Corpus, model: Model) -> list[list[int]]:
