@@ -1,6 +1,7 @@
 """The commands, as a user types them: what they print, what they write, and how they say no."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -135,8 +136,29 @@ def test_inspect_says_when_there_is_no_moe_layer(monkeypatch, capsys):
         (["verify", "nowhere"], "workbench: nowhere is not a folder"),
         (["analyze", "nowhere", "expert_load"], "workbench: nowhere is not a folder"),
         (["analyze", "nowhere"], "workbench: name an analysis, or give --all; there are "),
-        (["analyze", "nowhere", "x"], "workbench: unknown analysis 'x'"),
-        (["analyze", "nowhere", "expert_load", "--jobs", 0], "workbench: --jobs is 0; 1 or more was wanted."),
+        (["analyze", "nowhere", "x"], "unknown analysis 'x'; `workbench analyze RECORDING` without a name lists them."),
+        (["analyze", "nowhere", "expert-laod"], "unknown analysis 'expert-laod'; did you mean expert_load"),
+        (["analyze", "nowhere", "expert_load", "specialisation"], "did you mean specialization"),
+        (["analyze", "nowhere", "expert_load", "--jobs", 0], "workbench: --jobs is 0; 1 to 256 was expected."),
+        (["analyze", "x" * 300, "expert_load"], "(300 characters) cannot be read: File name too long"),
+        (["analyze", "nowhere", "expert_load", "--set", "seed=" + "9" * 400], "expert_load: seed is 9"),
+        (["analyze", "nowhere", "expert_load", "--set", "level=nan"], "level is nan; 0.01 to 0.9999 was expected"),
+        (["analyze", "nowhere", "expert_load", "--set", "level=on"], "level is 'on'; a value of type float (a number)"),
+        (["analyze", "nowhere", "domain_load", "--set", "layer=99999999999999"], "layer is 99999999999999; 0 to 65535"),
+        (
+            ["analyze", "nowhere", "expert_load", "--out", "y" * 300],
+            "cannot be made (File name too long); name another",
+        ),
+        (["record", "tiny-moe", "--corpus", "demo", "--out", "/proc/r"], "/proc/r cannot be "),
+        (["record", "tiny-moe", "--corpus", "demo", "--out", "z" * 300], "cannot be made (File name too long)"),
+        (["record", "tiny-moe", "--corpus", "demo", "--out", "/dev/null/r"], "cannot be made: /dev/null is a file"),
+        (["import", "olmoe", "x", "--out", "/dev/null/r"], "cannot be made: /dev/null is a file"),
+        (["profile", "tiny-moe", "--out", "/dev/null/r"], "cannot be made: /dev/null is a file"),
+        (["analyze", "nowhere", "expert_load", "--out", "/dev/null/r"], "cannot be made: /dev/null is a file"),
+        (["verify", "[bold]no[/red]"], "workbench: [bold]no[/red] is not a folder"),
+        (["verify", ":smile: [x]"], "workbench: :smile: [x] is not a folder"),
+        (["verify", "half \udcff"], "is not a folder; a recording is one"),
+        (["verify", ""], "holds no manifest.json"),
         (["analyze", "nowhere", "expert_load", "--width", "wide"], "workbench: --width is 'wide'; column or text"),
         (["analyze", "nowhere", "--all", "--set", "a=1"], "workbench: --set belongs to one analysis, and"),
     ],
@@ -148,6 +170,56 @@ def test_a_wrong_input_is_one_sentence_and_writes_nothing(arguments, message, tm
     assert message in said
     assert "Traceback" not in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_several_analyses_leave_out_those_that_do_not_apply(recording, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    status, said, _ = run(monkeypatch, capsys, "analyze", recording.path, "throughput", "expert_load", "--out", out)
+    assert status == 0 and "left out: throughput: it is asked of a measurement" in said
+    assert (out / "expert_load" / "provenance.json").is_file()
+    assert "throughput: it is asked" in (out / "index.html").read_text(encoding="utf-8")
+    status, said, wrong = run(monkeypatch, capsys, "analyze", recording.path, "throughput", "served", "--out", out)
+    assert status == 1 and "none of 2 analyses could be asked; the last said: served:" in wrong
+    assert "left out: throughput" in said
+
+
+def test_one_damaged_recording_stands_in_the_list(recording, tmp_path, monkeypatch, capsys):
+    shutil.copytree(recording.path, tmp_path / "whole")
+    for name, content in (("damaged", "[" * 100_000), ("measured", '{"kind": "measurement"}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(content)
+    status, said, _ = run(monkeypatch, capsys, "recordings", tmp_path)
+    assert status == 0 and "damaged: " in said and "closed" in said and "measured" not in said
+
+
+def test_brackets_of_help_are_brackets(monkeypatch, capsys):
+    status, said, _ = run(monkeypatch, capsys, "app", "--help")
+    assert status == 0 and "[auth]" in said
+
+
+def test_every_command_has_help_with_all_of_its_words(monkeypatch, capsys):
+    import typer
+
+    run(monkeypatch, capsys, "--help")
+    for name, command in typer.main.get_command(cli.app).commands.items():
+        _, said, _ = run(monkeypatch, capsys, name, "--help")
+        letters = "".join(character for character in said if character.isalnum() or character in "[]")
+        for parameter in command.params:
+            words = [word for word in (getattr(parameter, "help", "") or "").split() if "[" in word]
+            assert all("".join(c for c in word if c.isalnum() or c in "[]") in letters for word in words), (name, words)
+
+
+def test_every_number_of_every_analysis_has_a_range():
+    import typing
+
+    from analyses import _batch
+
+    for name in _batch.names(""):
+        for key, kind in typing.get_type_hints(_batch.get(name).Settings).items():
+            if {int, float} & {kind, *typing.get_args(kind)}:
+                low, high = _batch.BOUNDS[key]
+                default = getattr(_batch.get(name).Settings(), key)
+                assert default is None or low <= default <= high, (name, key)
 
 
 def test_markup_in_names_stays_text_in_the_report(tmp_path):

@@ -75,9 +75,9 @@ def write_measurement(path: Path, tables: Mapping[str, pd.DataFrame], manifest: 
         raise MeasurementError(f"{sorted(unknown)[0]!r} is no table of a measurement; there are {', '.join(TABLES)}.")
     contents = {}
     for name, table in tables.items():
-        content = io.BytesIO()
-        pq.write_table(pa.Table.from_pandas(table, preserve_index=False), content)
-        contents[name] = content.getvalue()
+        written = io.BytesIO()
+        pq.write_table(pa.Table.from_pandas(table, preserve_index=False), written)
+        contents[name] = written.getvalue()
     files = {
         name: {"rows": len(tables[name]), "sha256": hashlib.sha256(content).hexdigest()}
         for name, content in contents.items()

@@ -122,8 +122,9 @@ class Named(Shape):
             return
         if len(value) < self.least:
             yield f"{where} is empty; at least {self.least} was expected"
-        for name, each in value.items() if self.of else ():
-            yield from self.of.faults(each, f"{where}.{name[:80]}")
+        if self.of is not None:
+            for name, each in value.items():
+                yield from self.of.faults(each, f"{where}.{name[:80]}")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ only writing shows (a full disk, a limit on files) is said then, by `cannot_writ
 import errno
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from workbench.errors import WorkbenchError
@@ -31,7 +32,8 @@ def refuse_unwritable(path: Path, kind: type[WorkbenchError], *, option: str = "
     """
     try:
         there = Path(os.path.abspath(path))
-        there.exists()  # a name that cannot be is refused here
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.stat(there)  # a name that cannot be is refused here
         while not there.exists() and not there.is_symlink():
             there = there.parent
         if not there.is_dir():

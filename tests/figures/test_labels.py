@@ -74,8 +74,10 @@ def with_labels(figure, text: str):
     return dataclasses.replace(figure, **changed)
 
 
-@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-@pytest.mark.parametrize("name", ["lines-4", "waterfall"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [*(("lines-4", each) for each in TEXTS.values()), ("waterfall", TEXTS["long"]), ("waterfall", TEXTS["lines"])],
+)
 def test_any_text_can_be_a_label(name, text):
     figure = with_labels(examples()[name], text)
     drawn = paper(figure, width="column")

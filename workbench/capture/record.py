@@ -35,6 +35,7 @@ from workbench.models.loading import Model, weights_digest
 from workbench.recording import Recording
 from workbench.recording_schema import FIELDS, part_name
 from workbench.recording_writer import RecordingWriter
+from workbench.writable import refuse_unwritable
 
 DEFAULT_FIELDS = ("routing", "logprob")
 SKIPPED = "skipped (--no-check)"
@@ -124,7 +125,7 @@ def record(
     manifest = manifest_of(
         model, corpus, plan, fields=fields, settings=settings, borders=borders, n_marked=encoded.n_marked
     )
-    _refuse_before_proof(out)
+    refuse_unwritable(out, RecordingError)
     proved = rows_to_prove(plan, borders) if check else []
     together = [[encoded.ids[row.document][: row.n_tokens].tolist() for row in rows] for rows in proved]
     manifest["check"] = SKIPPED
@@ -234,14 +235,6 @@ def _refuse_crossing(model: Model, plan: Plan, borders: Borders, generation: Gen
                 "are written behind them: the keys kept of the given text would be wrong from there on. Ask for fewer "
                 "new tokens, or leave those documents out."
             )
-
-
-def _refuse_before_proof(out: Path) -> None:
-    parent = out.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir():
-        raise RecordingError(f"{out} cannot be made: {parent} is a file. Name another --out.")
 
 
 class _Run:
