@@ -32,9 +32,11 @@ def run(trial: Trial) -> None:
     rng = trial.rng
     folder = trial.inputs / "m"
     shutil.copytree(trial.base / rng.choice(("timed", "served")), folder)
+    trial.untouched = rng.random() < 0.05
     change = rng.choice((manifest, manifest, manifest, table, table, bytes_of, missing))
-    trial.note(change.__name__)
-    change(trial, folder)
+    trial.note("untouched" if trial.untouched else change.__name__)
+    if not trial.untouched:
+        change(trial, folder)
     from analyses import _batch
 
     names = _batch.names("measurement")
