@@ -92,7 +92,7 @@ def again(trial: Trial, folder: Path) -> None:
 
     out = trial.out / "again"
     shutil.copytree(folder, out)
-    trial.drafts = {found for found in out.rglob("*.tmp")}
+    trial.drafts = set(out.rglob("*.tmp"))
     how: dict[str, Any] = {"check": False, "batch_tokens": 96, "shard_tokens": 60}
     trial.attempt(
         "record again", record, bases.model(), tiny.corpus(n_documents=10, shortest=4, longest=24), out, **how
