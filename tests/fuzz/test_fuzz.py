@@ -9,7 +9,7 @@ from tests.fuzz.kinds.planted import PLANTED
 from tests.fuzz.trial import Trial
 from tests.fuzz.worker import Place
 
-SHARE = 150
+SHARE = 200
 """Inputs in CI. `python -m tests.fuzz --inputs 10000` is the whole."""
 
 

@@ -18,6 +18,7 @@ from workbench.errors import WorkbenchError
 
 ROOT = Path(__file__).resolve().parents[2]
 LONGEST_MESSAGE = 2_000
+_READS = ("inspect", "memory", "load", "tokenizer", "read", "import", "open", "verify")
 _OURS = ("workbench", "analyses", "pages", "data")
 
 
@@ -26,7 +27,7 @@ class Failure:
     """What must not be.
 
     Attributes:
-        what: traceback, message, hang, memory, died, write, network, process, leftover or status.
+        what: traceback, message, refused, hang, memory, died, write, network, process, leftover or status.
         where: What failures of one root have in common: the error's type and the innermost frames, ours and a
             library's.
         step: What was asked.
@@ -68,6 +69,8 @@ class Trial:
         self.folder, self.inputs, self.out = folder, folder / "in", folder / "out"
         self.outcome = Outcome(kind, index)
         self.also_allowed: list[Path] = []  # places where writing is asked for, and must be refused by the system
+        self.drafts: set[Path] = set()  # that lay there before anything was asked
+        self.untouched = False  # nothing was damaged: what reads must not refuse
         self._before = watching.listing(base), watching.listing(Path.home())
         self._watched = base
         for place in (self.inputs, self.out, self._scratch, self._cwd):
@@ -110,6 +113,8 @@ class Trial:
     def refused(self, step: str, message: str) -> None:
         """Takes down a sentence, which must be one."""
         self.outcome.sentences.append((step, message))
+        if self.untouched and step in _READS:
+            self.fail(Failure("refused", f"what is whole: {skeleton(message)}", step, message[:3_000]))
         if fault := fault_of(message):
             self.fail(Failure("message", f"{fault}: {skeleton(message)}", step, message[:3_000]))
 
@@ -160,6 +165,8 @@ class Trial:
     def finish(self) -> Outcome:
         """Looks for what was left behind and for what changed elsewhere."""
         for file in sorted((*self.out.rglob("*"), *self._cwd.rglob("*"))):
+            if file in self.drafts:
+                continue
             if file.name.endswith(".tmp") or file.name.startswith(".tmp") or file.suffix == ".deleted":
                 self.fail(Failure("leftover", f"a draft {_letters(file.name)}", detail=str(file)))
         for file in self._scratch.iterdir():

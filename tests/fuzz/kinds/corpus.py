@@ -33,7 +33,9 @@ def prepare(base: Path) -> None:
 def run(trial: Trial) -> None:
     """Writes a damaged corpus, reads it, and records some."""
     rng = trial.rng
-    make = rng.choice((jsonl, jsonl, jsonl, parquet, parquet, text, place, many, bounds))
+    trial.untouched = rng.random() < 0.03
+    makers = (jsonl, jsonl, jsonl, parquet, parquet, text, place, many, bounds)
+    make = whole if trial.untouched else rng.choice(makers)
     trial.note(make.__name__)
     path = make(rng, trial.inputs)
     out = trial.out / "recording"
@@ -78,6 +80,11 @@ def _upload(data: Path, file: Path) -> None:
             host.keep_upload(file.name, file.read_bytes(), owner="visitor")
         finally:
             host.stop()
+
+
+def whole(rng: Random, folder: Path) -> str:
+    """A corpus with nothing wrong."""
+    return str(bases.write_rows(folder / "corpus.jsonl", bases.corpus_rows(with_ids=rng.random() < 0.5)))
 
 
 def jsonl(rng: Random, folder: Path) -> str:

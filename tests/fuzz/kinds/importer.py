@@ -38,12 +38,15 @@ def run(trial: Trial) -> None:
     mine = trial.inputs / file.name
     shutil.copy(file, mine)
     trial.note(name)
-    if rng.random() < 0.8:
-        MUTATORS[name](rng, mine)
-    if rng.random() < 0.4:
-        options = _options(trial, options)
-    kind = rng.choice((kind,) * 12 + (*READERS, *TEXTS[:5]))
-    path = _placed(rng, mine, trial.inputs)
+    trial.untouched = rng.random() < 0.05
+    path = mine
+    if not trial.untouched:
+        if rng.random() < 0.8:
+            MUTATORS[name](rng, mine)
+        if rng.random() < 0.4:
+            options = _options(trial, options)
+        kind = rng.choice((kind,) * 12 + (*READERS, *TEXTS[:5]))
+        path = _placed(rng, mine, trial.inputs)
     out = trial.out / "recording"
     trial.note(f"{kind} {path} {options}"[:500])
     if rng.random() < 0.15:

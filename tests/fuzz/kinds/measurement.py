@@ -5,13 +5,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pyarrow.parquet as pq
 
 from tests.fuzz.mutate import as_json, damaged, held_object, mutated
 from tests.fuzz.tables import mutated_table, written
 from tests.fuzz.trial import Trial
-from workbench.measurement import Measurement, write_measurement
+from workbench.measurement import Measurement
 from workbench.recording import file_digest, json_digest
 
 _NOT_IN_DIGEST = ("created", "digest")
@@ -26,17 +25,18 @@ def prepare(base: Path) -> None:
     rows = [sample(model, number, [0.1 * number + 0.1, 0.3, 0.4]) for model in "ab" for number in range(7)]
     made(base / "timed", rows)
     served(base / "served", [row for number in range(7) for row in pair(number)])
-    write_measurement(base / "bare", {"energy": pd.DataFrame({"a": [1]})}, {"models": {}})
 
 
 def run(trial: Trial) -> None:
     """Damages a measurement and asks what can be asked of one."""
     rng = trial.rng
     folder = trial.inputs / "m"
-    shutil.copytree(trial.base / rng.choice(("timed", "served", "timed", "served", "bare")), folder)
+    shutil.copytree(trial.base / rng.choice(("timed", "served")), folder)
+    trial.untouched = rng.random() < 0.05
     change = rng.choice((manifest, manifest, manifest, table, table, bytes_of, missing))
-    trial.note(change.__name__)
-    change(trial, folder)
+    trial.note("untouched" if trial.untouched else change.__name__)
+    if not trial.untouched:
+        change(trial, folder)
     from analyses import _batch
 
     names = _batch.names("measurement")

@@ -30,9 +30,11 @@ def run(trial: Trial) -> None:
     folder = trial.inputs / "data" / "recordings" / "r"
     name = rng.choice(NAMES)
     shutil.copytree(trial.base / name, folder)
+    trial.untouched = rng.random() < 0.03
     change = rng.choice(CHANGES)
-    trial.note(f"{name}: {change.__name__}")
-    change(trial, folder)
+    trial.note(f"{name}: {'untouched' if trial.untouched else change.__name__}")
+    if not trial.untouched:
+        change(trial, folder)
     ask(trial, folder)
 
 
@@ -90,6 +92,7 @@ def again(trial: Trial, folder: Path) -> None:
 
     out = trial.out / "again"
     shutil.copytree(folder, out)
+    trial.drafts = set(out.rglob("*.tmp"))
     how: dict[str, Any] = {"check": False, "batch_tokens": 96, "shard_tokens": 60}
     trial.attempt(
         "record again", record, bases.model(), tiny.corpus(n_documents=10, shortest=4, longest=24), out, **how

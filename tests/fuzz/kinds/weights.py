@@ -30,11 +30,13 @@ def run(trial: Trial) -> None:
     shutil.copytree(trial.base / rng.choice(FAMILIES), folder)
     file = folder / "model.safetensors"
     header, data = split(file.read_bytes())
-    change = rng.choice(CHANGES)
-    trial.note(change.__name__)
-    file.write_bytes(change(rng, header, data))
-    if rng.random() < 0.15:
-        sharded(rng, folder, header)
+    trial.untouched = rng.random() < 0.03
+    if not trial.untouched:
+        change = rng.choice(CHANGES)
+        trial.note(change.__name__)
+        file.write_bytes(change(rng, header, data))
+        if rng.random() < 0.15:
+            sharded(rng, folder, header)
     ask(trial, folder)
 
 
