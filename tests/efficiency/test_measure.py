@@ -131,6 +131,25 @@ def test_what_cannot_be_measured_is_refused_and_nothing_is_written(kind, asked, 
     assert not (tmp_path / "m").exists()
 
 
+def test_a_run_that_the_models_code_does_not_survive_is_a_sentence(monkeypatch, tmp_path):
+    """Two tokens without a cache run; with a cache the class fails, as some do whose window is shorter than a piece."""
+    model = tiny.moe()
+    plain = model.module.forward
+
+    def fails(*arguments, past_key_values=None, **options):
+        if past_key_values is not None:
+            raise IndexError("index 4 is out of bounds")
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(model.module, "forward", fails)
+    message = (
+        r"tiny-random-moe \(qwen2_moe\) does not read and write .* \(IndexError: index 4 is out of bounds\)\. Give"
+    )
+    with pytest.raises(MeasurementError, match=message):
+        profile(model, tmp_path / "m", asked=small(prompts="random"))
+    assert not (tmp_path / "m").exists()
+
+
 def test_empty_lists_and_no_rounds_are_refused():
     with pytest.raises(MeasurementError, match="batches is empty"):
         Asked(batches=())

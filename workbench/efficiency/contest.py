@@ -4,7 +4,7 @@ Contestants of one round run one after the other, and every other round in the o
 the machine meets all of them alike. Axes: B rows, S positions.
 """
 
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,8 @@ from workbench.efficiency.decode import Point, Run
 from workbench.efficiency.launch import Eager
 from workbench.efficiency.prompts import prompts
 from workbench.efficiency.routing import Plan, Routing
+from workbench.errors import MeasurementError
+from workbench.models.foreign import foreign_errors
 from workbench.models.loading import Model
 
 Parts = dict[tuple[int, str], float]
@@ -97,6 +99,7 @@ class Seat:
         with (
             kernels.using(who.model.module, who.experts),
             routing.forced(who.model.module, who.model.topology, self.planned) as tell,
+            self._failing(),
         ):
             return decode.run(
                 who.model.module, self.ids_BS, output_tokens=1, before_step=tell,
@@ -116,11 +119,22 @@ class Seat:
         return counts
 
     def _go(self, before_step: Any, clock: Clock | None = None, launcher: Eager | None = None) -> Run:
-        return decode.run(
-            self.contestant.model.module, self.ids_BS, output_tokens=self.point.output_tokens,
-            before_step=before_step, clock=clock, prefill_chunk=self.point.prefill_chunk,
-            launcher=launcher or self.launcher,
-        )  # fmt: skip
+        with self._failing():
+            return decode.run(
+                self.contestant.model.module, self.ids_BS, output_tokens=self.point.output_tokens,
+                before_step=before_step, clock=clock, prefill_chunk=self.point.prefill_chunk,
+                launcher=launcher or self.launcher,
+            )  # fmt: skip
+
+    def _failing(self) -> AbstractContextManager[None]:
+        """A run's block, whose errors are the model's: around the whole run, for a step has no time to lose."""
+        model = self.contestant.model
+        return foreign_errors(
+            f"{model.name} ({model.topology.family}) does not read and write {self.point.batch} × "
+            f"{self.point.prompt_tokens} + {self.point.output_tokens} tokens with a cache",
+            "Give another --attention, --experts-implementation or --decode, or mend its config.json.",
+            kind=MeasurementError,
+        )
 
 
 @dataclass(frozen=True)
