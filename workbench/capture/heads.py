@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from workbench.capture.attention import Row, weights
+from workbench.capture.failures import forward_errors
 from workbench.capture.watching import Call, watching
 from workbench.errors import CaptureError
 from workbench.metrics.heads import head_divergence, repeated_scores
@@ -88,7 +89,7 @@ def attention_map(model: Model, token_ids: Sequence[int], *, layer: int, head: i
             row = Row(call, 0, 0, call.query.shape[2])
             found.append(weights(row, heads=slice(head, head + 1))[0].cpu().numpy())
 
-    with torch.no_grad(), watching(model.module, watch):
+    with forward_errors(model.name, "the text of the map"), torch.no_grad(), watching(model.module, watch):
         model.module(input_ids=torch.tensor([list(token_ids)], device=model.device), use_cache=False)
     if not found:
         there = ", ".join(f"{number} ({heads} heads)" for number, heads in sorted(heads_of.items()))
