@@ -218,6 +218,25 @@ def test_numbers_as_tensors_are_read(tmp_path):
     assert got.tokens()["token"].tolist() == sources.TOKENS
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_counts_beyond_what_is_stored_are_named(tmp_path, dtype):
+    count = torch.full((1, 3, E), 2**31 - 1, dtype=dtype) * (2 if dtype == torch.int64 else 1)
+    torch.save({"logical_count": count}, tmp_path / "d.pt")
+    message = (
+        "assignments of an expert; 2,147,483,647 at most" if dtype == torch.int64 else "assignments, from|tokens; "
+    )
+    refused(tmp_path, "sglang", tmp_path / "d.pt", message, n_experts=None, top_k=1)
+
+
+def test_labels_that_are_no_file_or_too_large_are_refused(tmp_path):
+    file = sources.numpy_file(tmp_path / "t.npz")
+    with (tmp_path / "l.jsonl").open("wb") as labels:
+        labels.truncate(2**40)
+    refused(tmp_path, "numpy", file, "claims lines of 5,497,558,138,880 bytes", documents=tmp_path / "l.jsonl")
+    refused(tmp_path, "numpy", file, "--documents /dev/zero is no file", documents="/dev/zero")
+    refused(tmp_path, "numpy", file, "--documents .* is no file", documents=tmp_path)
+
+
 def test_tensors_that_repeat_one_number_are_refused(tmp_path):
     torch.save({"logical_count": torch.ones(1, dtype=torch.int32).expand(2**10, 2**10, 2**13)}, tmp_path / "d.pt")
     assert (tmp_path / "d.pt").stat().st_size < 5_000
@@ -302,7 +321,7 @@ def test_names_that_no_file_system_takes_are_a_sentence(tmp_path):
     refused(tmp_path, "numpy", "a\0b", "cannot be read|no such file")
     with pytest.raises(WorkbenchError, match=r"cannot be made .File name too long.; name another --out"):
         import_trace("numpy", file, tmp_path / ("n" * 300), n_experts=E)
-    with pytest.raises(TraceError, match=r"--documents n+…n+ cannot be read .File name too long."):
+    with pytest.raises(TraceError, match=r"--documents n+… cannot be read .File name too long."):
         import_trace("numpy", file, tmp_path / "r", n_experts=E, documents="n" * 300)
 
 

@@ -320,6 +320,11 @@ def _checked_counts(document: TracedDocument, counts_LE: np.ndarray, layout: Lay
             "experts] was wanted."
         )
     taken_LE = counts_LE[list(layout.columns)].astype(np.int64)
+    if taken_LE.max() > np.iinfo(np.int32).max:
+        raise TraceError(
+            f"{document.where}: {taken_LE.max():,} assignments of an expert; {np.iinfo(np.int32).max:,} at most were "
+            "wanted. Dump it in shorter times."
+        )
     total_L, n_tokens = taken_LE.sum(axis=1), int(taken_LE[0].sum()) // layout.top_k
     for total, count_E, layer in zip(total_L, taken_LE, layout.layers, strict=True):
         if count_E.min() < 0 or count_E.max() > n_tokens or total != n_tokens * layout.top_k:
@@ -328,6 +333,8 @@ def _checked_counts(document: TracedDocument, counts_LE: np.ndarray, layout: Lay
                 f"expert; {layout.top_k} for each of {n_tokens} tokens were wanted, as in layer {layout.layers[0]}. "
                 "Check --top-k; counts of mode stat_approx can be too rough to be imported."
             )
+    if n_tokens > np.iinfo(np.int32).max:
+        raise TraceError(f"{document.where}: {n_tokens:,} tokens; {np.iinfo(np.int32).max:,} at most were wanted.")
     return Checked(
         n_tokens=n_tokens,
         ids_TK=(),

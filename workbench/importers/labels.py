@@ -18,8 +18,8 @@ from typing import Any
 
 from workbench.corpus import name_fault
 from workbench.errors import TraceError
-from workbench.importers.limits import MOST_ROWS
-from workbench.importers.trace import foreign
+from workbench.importers.limits import MOST_ROWS, refuse_claim
+from workbench.importers.trace import foreign, shown
 
 _TEXTS = ("id", "domain", "source", "cluster")
 _NUMBERS = ("prompt_tokens", "start")
@@ -70,6 +70,9 @@ def read_labels(file: Path) -> list[Label]:
         TraceError: it cannot be read, a line is no such object, or an id stands twice; names the line.
     """
     with foreign(Path(f"--documents {file}"), "a JSONL file in UTF-8 was wanted"):
+        if file.exists() and not file.is_file():
+            raise TraceError(f"--documents {shown(file, most=300)} is no file; a JSONL file in UTF-8 was wanted.")
+        refuse_claim(file, 5 * file.stat().st_size, what="lines", advice="Leave out what is not needed of it.")
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     labels: list[Label] = []
     seen: dict[str, int] = {}
