@@ -47,6 +47,7 @@ _NO_INTERVAL = {
     r"effective_tokens": "grows with the documents",
 }
 _EXTREMES = {"max violation": "an extreme", "min violation": "an extreme", "dead experts": "a count over a threshold"}
+_EXTREMES |= {f"{measure} of first choices": reason for measure, reason in _EXTREMES.items()}
 # Whose numbers depend on how documents fall into folds or batches: such a draw is no bias, and would be magnified.
 _UNCORRECTED = {"balance_scope", "capacity", "context", "specialization"}
 _UNNAMED = {"value", "mean", "gain"}  # quantities that say nothing without the analysis' name

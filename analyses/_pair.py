@@ -57,7 +57,8 @@ def pair(one: Recording, other: Recording, *, analysis: str, experts: str = "aut
         other: The second.
         analysis: Who asks, for the sentences.
         experts: `same` takes ids as the same experts in both, `matched` matches them; `auto` does the first for
-            recordings of one model (other revision, dtype, quantization or batches).
+            recordings of one model (other revision, dtype, quantization or batches), and for traces of one format and
+            shape that both do not name their model, as the files of checkpoints do not.
 
     Raises:
         AnalysisError: another phase, tokenizer, number of experts; no layer or document in common; or `experts` is
@@ -71,13 +72,19 @@ def pair(one: Recording, other: Recording, *, analysis: str, experts: str = "aut
         require(each, ("routing",), analysis, columns=())
     both.same_layers()
     both.same_documents()
-    related = same_model(one, other)
+    unnamed = _unnamed_alike(one, other)
+    related = same_model(one, other) or unnamed
     same = experts == "same" or (experts == "auto" and related)
     if not same:
         why = "as asked" if related else "the models are different"
         both.said.append(
             f"Experts were matched ({why}): one to one by common tokens, in each half of the documents by a matching "
             "that was fitted on the other half."
+        )
+    elif unnamed and experts == "auto":
+        both.said.append(
+            "Neither trace names its model: they are taken as checkpoints of one, so experts of equal ids as the same "
+            "(experts=matched matches them)."
         )
     elif not related:
         both.said.append("Experts of equal ids were taken as the same, as asked, though the models are different.")
@@ -98,6 +105,14 @@ def same_model(one: Recording, other: Recording) -> bool:
     stated = [tuple(model.get(key) for key in ("revision", "dtype", "quantization", "weights")) for model in models]
     weights = [model.get("weights_digest") for model in models]
     return stated[0] != stated[1] or weights[0] == weights[1]
+
+
+def _unnamed_alike(one: Recording, other: Recording) -> bool:
+    """Whether both are imported from one format, of routers of the same shapes, and neither says of which model."""
+    formats = {each.manifest.get("source", {}).get("format") for each in (one, other)}
+    shapes = [[(r.layer, r.n_experts, r.top_k) for r in each.topology.routers] for each in (one, other)]
+    unnamed = all(each.manifest["model"]["name"].startswith("unknown model") for each in (one, other))
+    return len(formats) == 1 and None not in formats and shapes[0] == shapes[1] and unnamed
 
 
 def _names(one: Recording, other: Recording) -> tuple[str, str]:
@@ -169,10 +184,12 @@ class _Both:
         one, other = (_documents(each) for each in (self.one, self.other))
         corpora = [each.manifest["corpus"].get("digest") for each in (self.one, self.other)]
         key = "document" if corpora[0] == corpora[1] else "id"
-        for each, frame in ((self.one, one), (self.other, other)):
-            if frame[key].duplicated().any():
-                self.refuse(f"{each.path} holds documents of the same {key}. Give documents ids of their own.")
-        joined = one.merge(other, on=key, suffixes=("", "_b"), how="inner")
+        by_tokens = self._by_tokens(one, other) if key == "id" else None
+        if by_tokens is None:
+            for each, frame in ((self.one, one), (self.other, other)):
+                if frame[key].duplicated().any():
+                    self.refuse(f"{each.path} holds documents of the same {key}. Give documents ids of their own.")
+        joined = by_tokens if by_tokens is not None else one.merge(other, on=key, suffixes=("", "_b"), how="inner")
         if key == "document":
             joined["document_b"] = joined["document"]
         same = joined[self._same_tokens(joined)]
@@ -181,19 +198,40 @@ class _Both:
                 f"of {len(one):,} and {len(other):,} documents, {len(joined):,} have the same {_KEY_WORDS[key]}, and "
                 "none of them the same tokens. Record the same corpus with the same tokenizer and limits."
             )
+        if by_tokens is not None:
+            self.said.append("Documents were joined by their tokens, since their ids differ.")
         if len(same) < max(len(one), len(other)):
             self.said.append(
                 f"Documents in common: {len(same):,}; one has {len(one):,}, the other {len(other):,}"
                 + (f", and {len(joined) - len(same):,} differ in their tokens." if len(joined) > len(same) else ".")
             )
         for column in ("domain", "cluster"):
-            if (same[column] != same[f"{column}_b"]).any():
+            labels = same[column], same[f"{column}_b"]
+            if not (_alike(*labels) if by_tokens is not None else (labels[0] == labels[1]).all()):
                 self.refuse(f"their documents have other {column}s. Record both with the same labels.")
         mine, theirs = (same[name].to_numpy().astype(np.int64) for name in ("document", "document_b"))
         if len(same) < len(one):
             self.one = of_documents(self.one, mine)
         if len(same) < len(other) or (mine != theirs).any():
             self.other = of_documents(self.other, theirs, as_numbers=mine)
+
+    def _by_tokens(self, one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame | None:
+        """Documents with the same token ids side by side, where these are more than those with the same id and tokens.
+
+        Documents of the same tokens in one recording are paired in their order. None where ids serve as well, or token
+        ids are not known.
+        """
+        if not (self.one.has("token") and self.other.has("token")):
+            return None
+        sides = []
+        for each, frame in ((self.one, one), (self.other, other)):
+            digests = _digests(each, token=True)
+            side = frame.assign(digest=digests.loc[frame["document"]].to_numpy()).sort_values("document")
+            sides.append(side.assign(nth=side.groupby(["digest", "tokens"]).cumcount()))
+        joined = sides[0].merge(sides[1].assign(tokens_b=sides[1]["tokens"]), on=["digest", "tokens", "nth"],
+                                suffixes=("", "_b"), how="inner")  # fmt: skip
+        by_id = sides[0].merge(sides[1], on=["id", "digest", "tokens"], how="inner")
+        return joined if len(joined) > len(by_id) else None
 
     def _same_tokens(self, joined: pd.DataFrame) -> np.ndarray:
         """Which documents have the same tokens: the same ids where they are known, else positions."""
@@ -216,6 +254,11 @@ class _Both:
                 "one tokenizer."
             )
         return same
+
+
+def _alike(one: pd.Series, other: pd.Series) -> bool:
+    """Whether two columns put the same rows together, whatever they call them."""
+    return bool((pd.factorize(one)[0] == pd.factorize(other)[0]).all())
 
 
 _KEY_WORDS = {"document": "number in the corpus", "id": "id"}

@@ -98,6 +98,17 @@ def token_parts(
         )
 
 
+def first_choice_counts(recording: Recording, stack: RouterStack) -> np.ndarray:
+    """Tokens of each document whose first choice each expert is: [D, L, E]."""
+    counts_DLE = np.zeros((recording.n_documents, len(stack.routers), stack.n_experts), dtype=np.int64)
+    for part in token_parts(recording, stack, top1=True):
+        for i, top1_T in enumerate(part.top1_LT or []):
+            cell_T = part.row_T * stack.n_experts + top1_T
+            counted = np.bincount(cell_T, minlength=recording.n_documents * stack.n_experts)
+            counts_DLE[:, i] += counted.reshape(-1, stack.n_experts)
+    return counts_DLE
+
+
 def document_rows(recording: Recording) -> np.ndarray:
     """The row in the documents table of each document number; −1 where there is none."""
     document_D = recording.column("document", table="documents")

@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 
 from analyses._batch import main
+from analyses._chunks import knows_first_choice
 from analyses._inputs import design, long_form, require, router_stacks, sample_words
+from analyses._tokens import first_choice_counts
 from workbench.figures.spec import Distribution, Figure, HeatMap
-from workbench.metrics.load import load
+from workbench.metrics.load import dead_experts, load
 from workbench.metrics.nulls import max_t_test
 from workbench.metrics.uncertainty import ratio_interval
 from workbench.recording import Recording
@@ -41,9 +43,11 @@ class Result:
 
     Attributes:
         experts: One row per layer and expert: `assignments`, `load`, `load_over_balance` with `low` and `high`,
-            `weight_over_balance` (its share of the routing weight times E; where weights were recorded), `p` of the
-            deviation from balance (family-wise over the layer's experts).
-        layers: One row per layer: quantiles of load over balance, experts off balance at p ≤ .05, unused experts.
+            `weight_over_balance` (its share of the routing weight times E; where weights were recorded),
+            `first_over_balance` (its share of the tokens' first choices, top-1, times E; where those are known), `p` of
+            the deviation from balance (family-wise over the layer's experts).
+        layers: One row per layer: quantiles of load over balance, experts off balance at p ≤ .05, unused experts, and
+            where first choices are known the load of their `highest_first` over balance and `unused_first`.
         sample: The sample in words.
         note: Why intervals are missing, if they are.
         level: Coverage of the intervals.
@@ -76,6 +80,11 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         if recording.has("weight_sum"):
             weight_LE = stack.stacked(recording, "weight_sum").astype(np.float64).sum(0)
             weight["weight_over_balance"] = load(weight_LE) * stack.n_experts
+        first = {}
+        if "ids" not in recording.lacks and knows_first_choice(recording):
+            first_LE = first_choice_counts(recording, stack).sum(0)
+            weight["first_over_balance"] = load(first_LE) * stack.n_experts
+            first = {"highest_first": weight["first_over_balance"].max(1), "unused_first": dead_experts(first_LE)}
         table = long_form(
             stack.labels(),
             "expert",
@@ -102,6 +111,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
                 above=((test.p <= 0.05) & (over_LE > 1)).sum(1),
                 below=((test.p <= 0.05) & (over_LE < 1)).sum(1),
                 unused=(counts_DLE.sum(0) == 0).sum(1),
+                **first,
             )
         )
         note = share.note

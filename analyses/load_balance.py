@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 
 from analyses._batch import main
+from analyses._chunks import knows_first_choice
 from analyses._inputs import RouterStack, design, require, router_stacks, sample_words, with_interval
+from analyses._tokens import first_choice_counts
 from workbench.figures.spec import Figure, Lines
 from workbench.metrics import extremes, floors, load, nulls, uncertainty
 from workbench.metrics.clusters import Clusters
@@ -22,6 +24,8 @@ from workbench.recording import Recording
 
 NEEDS = ("routing",)
 HEADLINE = "imbalance"
+OF_FIRST = "of first choices"
+FIRST = (HEADLINE, "max violation", "dead experts")
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,10 @@ class Result:
     Attributes:
         layers: One row per layer and measure, over the corpus: `value` of the sample, `estimate` (bias-corrected
             where the method corrects), `low`, `high`, `floor` (expected of uniform random routing with as many tokens),
-            `excess` (value less floor), `method`, `note`. The balance loss only where scores were recorded.
+            `excess` (value less floor), `method`, `note`. The balance loss only where scores were recorded. Measures
+            "of first choices" count the first choice of each token alone, as training logs do (top-1); NaN, with the
+            reason in `note`, where first choices are not known. Max violation is MaxVio, the busiest expert's load over
+            the mean load, minus 1.
         tests: One row per layer: the unbiased imbalance, the 95 % quantile under balance, `p`, tokens, and effective
             tokens (how many independent tokens would tell as much).
         documents: One row per layer: mean squared coefficient of variation of a document's load, against documents of
@@ -80,6 +87,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         scored = recording.has("score_sum")
         score_LE = stack.stacked(recording, "score_sum").astype(np.float64).sum(0) if scored else None
         layers.append(_measures(stack, counts_DLE, score_LE, clusters=clusters, settings=settings))
+        layers.append(_of_first_choices(recording, stack, clusters, settings))
         tests.append(
             stack.labels().assign(
                 imbalance=test.statistic,
@@ -143,6 +151,37 @@ def _measures(
     if score_LE is not None:
         loss_L = load.balance_loss(counts_DLE.sum(0), score_LE / tokens_L[:, None])
         measured["balance loss"] = (_without_interval(loss_L, clusters, level), np.full(len(tokens_L), np.nan))
+    return _long(stack, measured)
+
+
+def _of_first_choices(recording: Recording, stack: RouterStack, clusters: Clusters, settings: Settings) -> pd.DataFrame:
+    """The same measures of one choice per token, long: the field reports both."""
+    if "ids" in recording.lacks or not knows_first_choice(recording):
+        why = "experts of single tokens" if "ids" in recording.lacks else "which of a token's experts came first"
+        unknown_L = np.full(len(stack.routers), np.nan)
+        missing = Interval(
+            value=unknown_L, low=unknown_L, high=unknown_L, plug_in=unknown_L, method="none", level=settings.level,
+            n_clusters=clusters.n_clusters, note=f"not known: {why}",
+        )  # fmt: skip
+        return _long(stack, {f"{name} {OF_FIRST}": (missing, unknown_L) for name in FIRST})
+    counts_DLE = first_choice_counts(recording, stack)
+    tokens_L = counts_DLE.sum((0, 2))
+    shape = {"n_experts": stack.n_experts, "top_k": 1}
+    resamples = uncertainty.cluster_bootstrap(
+        counts_DLE, clusters=clusters, n_resamples=settings.n_resamples, seed=settings.seed
+    ).corpus
+    band = extremes.max_t_band(resamples, level=settings.level, seed=settings.seed)
+    balanced = uncertainty.jackknife_interval(counts_DLE, clusters=clusters, level=settings.level)
+    found = (
+        (balanced, np.zeros(len(tokens_L))),
+        (extremes.max_violation_interval(band), floors.expected_max_violation(tokens_L, **shape)),
+        (extremes.dead_experts_interval(band), floors.expected_dead_experts(tokens_L, **shape)),
+    )
+    return _long(stack, {f"{name} {OF_FIRST}": each for name, each in zip(FIRST, found, strict=True)})
+
+
+def _long(stack: RouterStack, measured: dict[str, tuple[Interval, np.ndarray]]) -> pd.DataFrame:
+    """One row per layer and measure."""
     frames = []
     for name, (interval, floor_L) in measured.items():
         frame = with_interval(stack.labels(), interval).rename(columns={"value": "estimate"})

@@ -377,7 +377,7 @@ def test_what_is_kept_does_not_change_what_is_found(recording, monkeypatch, modu
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_the_first_choice_is_the_heaviest_and_of_equal_ones_the_first_of_the_router_or_the_lowest(dtype):
-    """Of the first 200 tokens the weights fall along the ids, so equal ones were told apart before they were rounded."""
+    """Of the first 200 tokens the weights fall along the ids, so the router told equal ones apart."""
     rng = np.random.default_rng(0)
     ids_TK = np.argsort(rng.random((400, 9)), axis=1)[:, :4].astype(np.uint8)
     weights_TK = rng.integers(-1 if dtype == np.float32 else 0, 4, (400, 4)).astype(dtype) / dtype(4)

@@ -1,6 +1,7 @@
 """Two recordings: what is compared, what is said, what is refused."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ import torch
 from analyses import _pair, differences, saturation
 from analyses._inputs import router_stacks
 from tests import tiny
+from tests.importers import sources
 from workbench.capture.record import record
 from workbench.errors import AnalysisError
+from workbench.importers.build import import_trace
 from workbench.metrics.sets import as_bits, overlap
 from workbench.models.loading import Model, from_module
 from workbench.recording import Recording
@@ -231,3 +234,61 @@ def test_renaming_changes_no_agreement_of_a_recording_with_itself(recording):
     view = renamed(recording, np.zeros(50, dtype=int), label)
     bits = [as_bits(each.ids(0), n_experts=8) for each in (view, view)]
     assert (overlap(*bits) == 3).all()
+
+
+# ---- traces of checkpoints, whose documents go by the names of their files ----
+
+
+def checkpoint(folder: Path, name: str, lines: list[tuple[list[int], np.ndarray]], **options) -> Recording:
+    """An import of OLMoE's format, one document a line."""
+    file = folder / f"{name}.jsonl"
+    file.write_text("\n".join(sources.olmoe_line(ids_TLK, tokens) for tokens, ids_TLK in lines) + "\n")
+    return import_trace("olmoe", file, folder / name, n_experts=8, **options)
+
+
+def lines_of(seed: int, n: int = 10) -> list[tuple[list[int], np.ndarray]]:
+    """Documents whose tokens are the same for every seed, and whose experts are not."""
+    rng = np.random.default_rng(seed)
+    return [([100 + d, *range(6)], np.argsort(rng.random((7, 2, 8)), axis=-1)[..., :2]) for d in range(n)]
+
+
+def test_checkpoints_are_joined_by_their_tokens_and_their_experts_are_the_same(tmp_path):
+    early, late = lines_of(0), lines_of(1)
+    one, other = (
+        checkpoint(tmp_path, "step-1", early),
+        checkpoint(tmp_path, "step-2", late[::-1] + lines_of(2, 12)[10:]),
+    )
+    result = saturation.run(one, other)
+    expected = np.mean(
+        [len(set(a) & set(b)) / 2 for (_, x), (_, y) in zip(early, late, strict=True)
+         for a, b in zip(x[:, 0].tolist(), y[:, 0].tolist(), strict=True)]
+    )  # fmt: skip
+    assert result.agreement["value"].iloc[0] == pytest.approx(expected)
+    assert (result.agreement["experts"] == "same").all()
+    assert "Documents were joined by their tokens" in result.note and "Documents in common: 10" in result.note
+    assert "taken as checkpoints of one" in result.note
+    matched_too = saturation.run(one, other, saturation.Settings(experts="matched"))
+    assert (matched_too.agreement["experts"] == "matched").all()
+
+
+def test_documents_of_the_same_tokens_are_paired_in_their_order(tmp_path):
+    lines = lines_of(0, 3)
+    twice = [lines[0], (lines[0][0], lines[1][1]), lines[2]]
+    one, other = checkpoint(tmp_path, "a", twice), checkpoint(tmp_path, "b", twice)
+    assert (saturation.run(one, other).agreement["value"] == 1).all()
+
+
+def test_traces_that_name_different_models_are_matched(tmp_path):
+    one, other = (
+        Recording(each.path, {**each.manifest, "model": {**each.manifest["model"], "name": name}})
+        for name in ("a", "b")
+        for each in (checkpoint(tmp_path, name, lines_of(0)),)
+    )
+    assert (saturation.run(one, other).agreement["experts"] == "matched").all()
+
+
+def test_traces_of_other_tokens_are_refused(tmp_path):
+    one = checkpoint(tmp_path, "a", lines_of(0))
+    other = checkpoint(tmp_path, "b", [([7, *tokens[1:]], ids_TLK) for tokens, ids_TLK in lines_of(0)])
+    with pytest.raises(AnalysisError, match="have the same id, and none of them the same tokens"):
+        saturation.run(one, other)

@@ -16,7 +16,9 @@ from analyses import (
     token_routing,
 )
 from tests import tiny
+from tests.importers import sources
 from workbench.errors import AnalysisError
+from workbench.importers.build import import_trace
 from workbench.metrics import load
 from workbench.metrics.clusters import Clusters
 from workbench.recording import Recording
@@ -220,3 +222,37 @@ def test_the_map_of_another_layer_is_that_of_a_run_for_it(recording):
         assert seen.shown == [2]
         assert set(domain_load.figures(seen)["domain_map"].table["layer"]) == {2}
         pd.testing.assert_frame_equal(seen.experts, everything.experts)
+
+
+def test_first_choices_have_their_own_load_and_violation(recording):
+    """By hand from ids and weights: the busiest first choice over the mean, minus 1, and experts that never are one."""
+    layer, n_experts = recording.moe_layers[0], 8
+    chosen = zip(recording.ids(layer), recording.weights(layer), strict=True)
+    first_T = [int(ids[weights.argmax()]) for ids, weights in chosen]
+    counts_E = np.bincount(first_T, minlength=n_experts)
+    rows = load_balance.run(recording).layers
+    found = rows[rows["layer"] == layer].set_index("measure")
+    at = f"max violation {load_balance.OF_FIRST}"
+    assert found.loc[at, "value"] == pytest.approx(counts_E.max() / counts_E.mean() - 1)
+    assert found.loc[at, "low"] <= found.loc[at, "value"] <= found.loc[at, "high"]
+    assert found.loc[f"dead experts {load_balance.OF_FIRST}", "value"] == (counts_E == 0).sum()
+    result = expert_load.run(recording)
+    of_layer = result.experts[result.experts["layer"] == layer].sort_values("expert")
+    np.testing.assert_allclose(of_layer["first_over_balance"], counts_E / counts_E.mean())
+    at = result.layers[result.layers["layer"] == layer].iloc[0]
+    assert at["highest_first"] == pytest.approx(counts_E.max() / counts_E.mean())
+    assert at["unused_first"] == (counts_E == 0).sum()
+
+
+def test_without_ranks_first_choices_are_absent_with_the_reason(tmp_path):
+    file = sources.numpy_file(tmp_path / "trace.npz")
+    unranked, ranked = (
+        import_trace("numpy", file, tmp_path / str(known), n_experts=4, ids_ranked=known) for known in (False, True)
+    )
+    rows = load_balance.run(unranked).layers
+    rows = rows[rows["measure"].str.endswith(load_balance.OF_FIRST)]
+    assert rows["value"].isna().all() and (rows["note"] == "not known: which of a token's experts came first").all()
+    assert "first_over_balance" not in expert_load.run(unranked).experts
+    known = load_balance.run(ranked).layers.set_index(["layer", "measure"])["value"]
+    first_T = sources.IDS_TLK[:, 0, 0]
+    assert known[1, f"max violation {load_balance.OF_FIRST}"] == np.bincount(first_T).max() / (len(first_T) / 4) - 1
