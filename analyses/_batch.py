@@ -89,7 +89,14 @@ def _alike(name: str) -> str:
 
 def open_input(path: Path) -> Recording | Measurement:
     """The recording or measurement in a folder."""
-    return Measurement.open(path) if is_measurement(path) else Recording.open(path)
+    return Measurement.open(path) if is_measurement(path) else open_recording(path)
+
+
+def open_recording(path: Path) -> Recording:
+    """The recording in a folder, every digest of it compared: a byte that was turned over must not end in a table."""
+    recording = Recording.open(path)
+    recording.verify()
+    return recording
 
 
 def kind(given: Recording | Measurement) -> str:
@@ -390,7 +397,7 @@ def _analyze(name: str, arguments: argparse.Namespace) -> None:
         arguments.out,
         settings=settings,
         width=arguments.width,
-        against=Recording.open(arguments.against) if arguments.against else None,
+        against=open_recording(arguments.against) if arguments.against else None,
         experts=arguments.experts,
         only=arguments.only,
         label=arguments.label,

@@ -183,6 +183,18 @@ def test_several_analyses_leave_out_those_that_do_not_apply(recording, tmp_path,
     assert "left out: throughput" in said
 
 
+def test_a_byte_that_was_turned_over_ends_in_a_sentence_and_in_no_table(recording, tmp_path, monkeypatch, capsys):
+    copy = shutil.copytree(recording.path, tmp_path / "r")
+    part = copy / "tokens" / "part-00001.parquet"
+    content = bytearray(part.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    part.write_bytes(bytes(content))
+    for words in ([copy, "expert_load"], [recording.path, "expert_load", "--against", copy]):
+        status, _, said = run(monkeypatch, capsys, "analyze", *words, "--out", tmp_path / "out")
+        assert status == 1 and "tokens/part-00001.parquet is not what was written (its SHA-256 differs)" in said
+        assert not (tmp_path / "out").exists()
+
+
 def test_one_damaged_recording_stands_in_the_list(recording, tmp_path, monkeypatch, capsys):
     shutil.copytree(recording.path, tmp_path / "whole")
     for name, content in (("damaged", "[" * 100_000), ("measured", '{"kind": "measurement"}')):
