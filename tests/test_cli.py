@@ -224,12 +224,12 @@ def test_every_command_has_help_with_all_of_its_words(monkeypatch, capsys):
 def test_every_number_of_every_analysis_has_a_range():
     import typing
 
-    from analyses import _batch
+    from analyses import _batch, _settings
 
     for name in _batch.names(""):
         for key, kind in typing.get_type_hints(_batch.get(name).Settings).items():
             if {int, float} & {kind, *typing.get_args(kind)}:
-                low, high = _batch.BOUNDS[key]
+                low, high = _settings.BOUNDS[key]
                 default = getattr(_batch.get(name).Settings(), key)
                 assert default is None or low <= default <= high, (name, key)
 
