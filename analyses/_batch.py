@@ -12,7 +12,6 @@ import re
 import shlex
 import sys
 import types
-import typing
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import import_module
@@ -22,6 +21,7 @@ from typing import Any
 import analyses
 from analyses import _compare
 from analyses._pair import EXPERTS
+from analyses._settings import parse_settings
 from workbench import ending
 from workbench.bundle import finish
 from workbench.errors import AnalysisError
@@ -32,27 +32,6 @@ from workbench.recording import Recording
 from workbench.writable import refuse_unwritable
 
 CONTROLS = ("ceiling", "untrained")  # settings that name the folder of another recording
-
-
-_ANY = (-(2.0**31), 2.0**31)
-_SHARE, _COUNT, _DRAWS, _SIZE = (0.0, 1.0), (0, 1_000_000), (1, 100_000), (0, 1_000_000)
-_TOKENS, _PLACE, _LARGEST = (1, 1_000_000_000), (0, 65_535), (1, 100_000_000)
-BOUNDS: Mapping[str, tuple[float, float]] = {
-    "level": (0.01, 0.9999), "seed": (0, 2**32 - 1), "null_quantile": _SHARE,
-    **dict.fromkeys(("sink", "local", "copying", "collapsed", "memory_share", "failed"), _SHARE),
-    **dict.fromkeys(("small", "large"), (0.0, 1_000_000.0)),
-    **dict.fromkeys(("n_draws", "n_permutations", "n_seeds"), _DRAWS),
-    "n_resamples": (2, 100_000),
-    **dict.fromkeys(("n_pairs", "n_tokens", "n_contexts", "window"), (1, 1_000_000)),
-    "min_count": _COUNT,
-    **dict.fromkeys(("sample_tokens", "batch_tokens", "group_tokens"), _TOKENS),
-    **dict.fromkeys(("layer", "head", "expert"), _PLACE),
-    **dict.fromkeys(("first", "last"), (0, 1_000_000_000)),
-    **dict.fromkeys(("batch", "prompt_tokens", "output_tokens"), _SIZE),
-    **dict.fromkeys(("largest", "most", "largest_batch", "largest_context", "context"), _LARGEST),
-}  # fmt: skip
-"""The least and the most of every numeric setting, by its name, which means the same in every analysis."""
-_TYPES = {int: "int (a whole number)", float: "float (a number)"}
 
 
 def names(of: str = "recording") -> list[str]:
@@ -89,52 +68,19 @@ def _alike(name: str) -> str:
 
 def open_input(path: Path) -> Recording | Measurement:
     """The recording or measurement in a folder."""
-    return Measurement.open(path) if is_measurement(path) else Recording.open(path)
+    return Measurement.open(path) if is_measurement(path) else open_recording(path)
+
+
+def open_recording(path: Path) -> Recording:
+    """The recording in a folder, every digest of it compared: a byte that was turned over must not end in a table."""
+    recording = Recording.open(path)
+    recording.verify()
+    return recording
 
 
 def kind(given: Recording | Measurement) -> str:
     """Of an input, as analyses state theirs in `INPUT`."""
     return "measurement" if isinstance(given, Measurement) else "recording"
-
-
-def parse_settings(module: types.ModuleType, pairs: Sequence[str]) -> Any:
-    """An analysis' settings from `key=value` texts.
-
-    Raises:
-        AnalysisError: a text without `=`, an unknown key (lists the known ones), or a value of another type.
-    """
-    name = module.__name__.rpartition(".")[2]
-    types_of = typing.get_type_hints(module.Settings)
-    values: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals:
-            raise AnalysisError(f"{name}: --set {pair[:80]!r} has no '='; key=value was wanted.")
-        if key not in types_of:
-            raise AnalysisError(f"{name}: unknown setting {key[:80]!r}; there are {', '.join(types_of)}.")
-        kinds = [kind for kind in typing.get_args(types_of[key]) or (types_of[key],) if kind is not types.NoneType]
-        values[key] = _value(f"{name}: {key}", text, kinds[0], BOUNDS.get(key, _ANY))
-    return module.Settings(**values)
-
-
-def _value(what: str, text: str, kind: type, bounds: tuple[float, float]) -> Any:
-    """A setting's value from its text.
-
-    Raises:
-        AnalysisError: it is of another type, or out of its range.
-    """
-    if kind is str:
-        return text
-    shown = text if len(text) <= 60 else f"{text[:57]}…"
-    try:
-        value = kind(text)
-    except (ValueError, OverflowError) as error:
-        words = _TYPES.get(kind, kind.__name__)
-        raise AnalysisError(f"{what} is {shown!r}; a value of type {words} was wanted.") from error
-    low, high = bounds
-    if not low <= value <= high:  # NaN neither
-        raise AnalysisError(f"{what} is {shown}; {low:g} to {high:g} was expected.")
-    return value
 
 
 def takes_two(module: types.ModuleType) -> bool:
@@ -390,7 +336,7 @@ def _analyze(name: str, arguments: argparse.Namespace) -> None:
         arguments.out,
         settings=settings,
         width=arguments.width,
-        against=Recording.open(arguments.against) if arguments.against else None,
+        against=open_recording(arguments.against) if arguments.against else None,
         experts=arguments.experts,
         only=arguments.only,
         label=arguments.label,

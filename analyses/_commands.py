@@ -105,7 +105,7 @@ def analyze(
             for name in chosen
         },
         width=cast("Width", width),
-        against=Recording.open(against) if against is not None else None,
+        against=_batch.open_recording(against) if against is not None else None,
         experts=experts,
         only=only or (),
         label=_batch.named(label) if label else "",

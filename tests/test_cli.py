@@ -183,6 +183,18 @@ def test_several_analyses_leave_out_those_that_do_not_apply(recording, tmp_path,
     assert "left out: throughput" in said
 
 
+def test_a_byte_that_was_turned_over_ends_in_a_sentence_and_in_no_table(recording, tmp_path, monkeypatch, capsys):
+    copy = shutil.copytree(recording.path, tmp_path / "r")
+    part = copy / "tokens" / "part-00001.parquet"
+    content = bytearray(part.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    part.write_bytes(bytes(content))
+    for words in ([copy, "expert_load"], [recording.path, "expert_load", "--against", copy]):
+        status, _, said = run(monkeypatch, capsys, "analyze", *words, "--out", tmp_path / "out")
+        assert status == 1 and "tokens/part-00001.parquet is not what was written (its SHA-256 differs)" in said
+        assert not (tmp_path / "out").exists()
+
+
 def test_one_damaged_recording_stands_in_the_list(recording, tmp_path, monkeypatch, capsys):
     shutil.copytree(recording.path, tmp_path / "whole")
     for name, content in (("damaged", "[" * 100_000), ("measured", '{"kind": "measurement"}')):
@@ -212,12 +224,12 @@ def test_every_command_has_help_with_all_of_its_words(monkeypatch, capsys):
 def test_every_number_of_every_analysis_has_a_range():
     import typing
 
-    from analyses import _batch
+    from analyses import _batch, _settings
 
     for name in _batch.names(""):
         for key, kind in typing.get_type_hints(_batch.get(name).Settings).items():
             if {int, float} & {kind, *typing.get_args(kind)}:
-                low, high = _batch.BOUNDS[key]
+                low, high = _settings.BOUNDS[key]
                 default = getattr(_batch.get(name).Settings(), key)
                 assert default is None or low <= default <= high, (name, key)
 

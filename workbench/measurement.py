@@ -82,7 +82,8 @@ def write_measurement(path: Path, tables: Mapping[str, pd.DataFrame], manifest: 
         name: {"rows": len(tables[name]), "sha256": hashlib.sha256(content).hexdigest()}
         for name, content in contents.items()
     }
-    whole = object_of(json.dumps({"kind": KIND, "schema": SCHEMA, **manifest, "tables": files}))
+    facts = {key: value for key, value in manifest.items() if key not in _NOT_IN_DIGEST}
+    whole = object_of(json.dumps({"kind": KIND, "schema": SCHEMA, **facts, "tables": files}))
     whole |= {"created": datetime.now(UTC).isoformat(timespec="seconds"), "digest": json_digest(whole)}
     if fault := fault_of(whole):
         raise MeasurementError(f"nothing was written: the manifest would not be one of a measurement ({fault}).")
