@@ -39,7 +39,8 @@ _OF_TOPOLOGY: dict[str, Shape] = {
     "routers": Rows(_ROUTER, most=MOST_ROUTERS),
     "attention_layers": Maybe(Rows(Whole(0, MOST_LAYERS - 1), most=MOST_LAYERS)),
     **dict.fromkeys(
-        ("width", "n_heads", "n_kv_groups", "head_width", "parameters_total", "parameters_active"), Whole()
+        ("width", "n_heads", "n_kv_groups", "head_width", "parameters_total", "parameters_active", "parameters_unused"),
+        Whole(),
     ),
     "vocabulary": Whole(0, 2**31),
     "context": Maybe(Whole()),

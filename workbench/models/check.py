@@ -128,6 +128,7 @@ def _sample(model: Model) -> list[list[int]]:
     """Token ids of two rows of unlike length that the model computes alike."""
     generator = torch.Generator().manual_seed(0)
     text_ids = model.tokenizer(TEXT)["input_ids"] if model.tokenizer is not None else []
+    text_ids = [token for token in text_ids if token < model.topology.vocabulary]  # a tokenizer may know more
     rows = []
     for length in _lengths(length_borders(model.module), model.topology.context):
         filler = torch.randint(0, model.topology.vocabulary, (length,), generator=generator).tolist()
