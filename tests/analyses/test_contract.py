@@ -227,7 +227,7 @@ def test_what_is_written_is_what_the_tables_say(name, results, recording, other,
     [
         (["level"], "expert_load: --set 'level' has no '='; key=value was wanted"),
         (["size=3"], "expert_load: unknown setting 'size'; there are level, n_draws, seed"),
-        (["n_draws=many"], "expert_load: n_draws is 'many'; a value of type int was wanted"),
+        (["n_draws=many"], "expert_load: n_draws is 'many'; a value of type int (a whole number) was wanted"),
     ],
 )
 def test_wrong_settings_are_refused(pairs, message):
@@ -240,9 +240,11 @@ def test_settings_are_read_by_their_types():
     assert (settings.layer, settings.document) == (2, "d3")
 
 
-def test_an_unknown_analysis_lists_the_known_ones():
-    with pytest.raises(AnalysisError, match="unknown analysis 'vibes'; there are .*expert_load, .*load_balance"):
+def test_an_unknown_analysis_is_met_with_the_likely_name():
+    with pytest.raises(AnalysisError, match="unknown analysis 'vibes'; `workbench analyze RECORDING` without a name"):
         _batch.get("vibes")
+    with pytest.raises(AnalysisError, match="unknown analysis 'Expert-Lod'; did you mean expert_load"):
+        _batch.get("Expert-Lod")
 
 
 @pytest.mark.parametrize(
