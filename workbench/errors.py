@@ -1,8 +1,18 @@
 """The errors a user can meet. Each message names what, what it got, what it wanted, and the next step."""
 
+_LONGEST = 2000
+
 
 class WorkbenchError(Exception):
-    """Base of every error that is the input's or the machine's fault and not a bug."""
+    """Base of every error that is the input's or the machine's fault and not a bug.
+
+    What a message quotes is a stranger's (names of tensors, ids, paths): it is cut to 2,000 characters, and halves of a
+    surrogate pair, which no terminal and no file takes, become question marks.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        shown = message if len(message) <= _LONGEST else f"{message[:_LONGEST]} …"
+        super().__init__(shown.encode("utf-8", "replace").decode("utf-8"))
 
 
 class ModelError(WorkbenchError):

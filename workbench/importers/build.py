@@ -20,7 +20,7 @@ from workbench.importers.labels import join_labels
 from workbench.importers.layout import Layout, layout_of
 from workbench.importers.limits import MOST_ROWS
 from workbench.importers.pieces import Piece, Source, Survey
-from workbench.importers.trace import Trace, first_line
+from workbench.importers.trace import Trace
 from workbench.recording import Recording, file_digest, json_digest
 from workbench.recording_schema import PHASES, SCHEMA, prefix
 from workbench.recording_writer import RecordingWriter
@@ -106,12 +106,7 @@ def import_trace(
         "documents_digest": file_digest(Path(documents)) if documents else None,
         "documents_joined_by": labels.joined_by if labels else None,
     }
-    try:
-        writer = RecordingWriter(
-            out, manifest, topology=layout.topology, fields=("routing",), n_shards=len(survey.shards)
-        )
-    except OSError as error:  # a file in the way, a name too long, a file system that cannot be written
-        raise TraceError(f"{str(out)[:300]} cannot be made ({first_line(error)}); name another --out.") from error
+    writer = RecordingWriter(out, manifest, topology=layout.topology, fields=("routing",), n_shards=len(survey.shards))
     with writer:
         if not writer.closed:
             _write(source, survey, writer)

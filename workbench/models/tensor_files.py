@@ -201,7 +201,7 @@ def _same_values(one: Stored, other: Stored, name: str) -> bool:
 
 def counted(names: list[str], what: str) -> str:
     """Names for reading: how many, and the first three."""
-    first = ", ".join(sorted(names, key=_natural)[:3])
+    first = ", ".join(name if len(name) <= 200 else f"{name[:200]}…" for name in sorted(names, key=_natural)[:3])
     return f"{len(names):,} {what}{'s' if len(names) != 1 else ''} ({first}{' …' if len(names) > 3 else ''})"
 
 
