@@ -201,8 +201,8 @@ def ratio_interval(
 
     Range and unit: the ratio's. Measured coverage of 95 %: 92–99 % with `share`, for documents of one length and for
     log-normal lengths of sd 1, 8 or 24 in a domain (90–91 % for an expert that few documents use, in bursts); without
-    it the same for ratios near the middle, down to 77 % for such experts (docs/coverage.md). NaN where Σ b is 0 or an a is NaN; low and high are NaN with
-    fewer than 8 clusters, and where one cluster holds all of a domain's b.
+    it the same for ratios near the middle, down to 77 % for such experts (docs/coverage.md). NaN where Σ b is 0 or an a
+    is NaN; low and high are NaN with fewer than 8 clusters, and where one cluster holds all of a domain's b.
 
     Args:
         numerator_Dx: a.
