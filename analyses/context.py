@@ -104,7 +104,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         control = _found(other, settings).gains[[*keys, "gain"]].rename(columns={"gain": name})
         gains = gains.merge(control, how="left", on=keys)
     return Result(
-        gains=in_bits(gains, "gain", "low", "high", "added", "ceiling", "hashed", *controls),
+        gains=in_bits(gains, "gain", "low", "high", "added", "ceiling", *NAMES),
         sample=sample_words(recording),
         sampled=found.sampled,
         level=settings.level,

@@ -37,7 +37,7 @@ NEEDS = ("routing",)
 MOST_PANELS = 4  # layers in the map: as many as a column of a paper holds
 _BITS = 1 / np.log(2)
 _IN_BITS = (
-    "value", "estimate", "low", "high", "permuted", "permuted_high", "hashed", "ceiling", *NAMES
+    "value", "estimate", "low", "high", "permuted", "permuted_high", "ceiling", *NAMES
 )  # fmt: skip
 
 

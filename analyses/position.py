@@ -120,7 +120,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         drift.append(about | _drift(counted) | beside)
         positions += [about | row for row in _positions(counted, router, clusters, settings.level)]
     return Result(
-        drift=in_bits(pd.DataFrame(drift), "value", "permuted", "permuted_high", "excess", "hashed", *controls),
+        drift=in_bits(pd.DataFrame(drift), "value", "permuted", "permuted_high", "excess", *NAMES),
         positions=in_bits(pd.DataFrame(positions), "divergence", "permuted", "excess"),
         sample=sample_words(recording),
         level=settings.level,

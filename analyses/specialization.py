@@ -113,7 +113,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         given += [about | row for row in _given_token(here, beside)]
     return Result(
         vocabulary=pd.DataFrame(sharpness),
-        predictability=in_bits(pd.DataFrame(predictable), "value", "low", "high", "hashed", *controls, "ceiling"),
+        predictability=in_bits(pd.DataFrame(predictable), "value", "low", "high", "ceiling", *NAMES),
         given_token=pd.DataFrame(given),
         sample=sample_words(recording),
         level=settings.level,
