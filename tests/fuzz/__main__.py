@@ -23,6 +23,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="workers")
     parser.add_argument("--kind", default="", help=f"of {', '.join(SHARES)}; several with commas")
     parser.add_argument("--first", type=int, default=0, help="number of the first input of each kind")
+    parser.add_argument("--part", default="", help="A:B, only those from A to B of the inputs that were dealt")
     parser.add_argument("--deadline", type=float, default=60.0, help="seconds of one input")
     parser.add_argument("--keep", type=Path, help="folder in which the inputs stay, to be looked at")
     parser.add_argument("--verbose", action="store_true", help="also print what was done to inputs, and each sentence")
@@ -31,6 +32,9 @@ def main(words: Sequence[str] | None = None) -> int:
     if unknown := [name for name in names if name not in SHARES]:
         parser.error(f"there is no kind {unknown[0]!r}; there are {', '.join(SHARES)}")
     inputs = dealt(names, asked.inputs, first=asked.first)
+    if asked.part:
+        start, _, stop = asked.part.partition(":")
+        inputs = inputs[int(start) : int(stop)]
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         place = Place(asked.keep or Path(folder), asked.seed, asked.deadline, keep=asked.keep is not None)
         place.root.mkdir(parents=True, exist_ok=True)

@@ -55,6 +55,7 @@ def environment(place: Place) -> dict[str, str]:
         "HOME": str(place.root / "home"), "HF_HOME": str(place.root / "cache" / "hf"),
         "MPLCONFIGDIR": str(place.root / "cache" / "mpl"), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "120",
+        "WORKBENCH_TRACEBACK": "1",  # where a command failed, not only that it did
         "ARROW_DEFAULT_MEMORY_POOL": "system",  # others reserve a GiB at once, and the limit would count it
     }  # fmt: skip
 
