@@ -148,19 +148,20 @@ def with_interval(frame: pd.DataFrame, interval: Interval, *, scale: float = 1.0
 
 
 RATES_HELD = (
-    "in simulations, intervals of nominal 95 % held a true rate in 92–99 % of data sets (8 and 24 documents, "
+    "In simulations, intervals of nominal 95 % held a true rate in 92–99 % of data sets (8 and 24 documents, "
     "log-normal lengths of sd 0 to 1), in 89–91 % at worst for an expert that few documents use, in bursts "
-    "(docs/coverage.md)"
+    "(docs/coverage.md)."
 )
 
 
-def rates_note(table: pd.DataFrame, note: str) -> str:
-    """A note on a table's intervals of rates, and where it has any, how often such intervals hold the truth.
+def rates_note(table: pd.DataFrame, *notes: str) -> str:
+    """Notes on a table of rates, and where it has intervals, how often such intervals hold the truth.
 
     The figures are those of docs/coverage.md, for `ratio_interval(…, share=True)` and the one by domain.
     """
+    said = "; ".join(note for note in notes if note)
     held = RATES_HELD if table["low"].notna().any() else ""
-    return "; ".join(part for part in (note, held) if part)
+    return f"{said}. {held}" if said and held else said or held
 
 
 def in_bits(table: pd.DataFrame, *columns: str) -> pd.DataFrame:

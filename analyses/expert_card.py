@@ -129,9 +129,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         expert=expert,
         sample=sample_words(recording),
         level=settings.level,
-        note="; ".join(
-            part for part in (rates_note(domains, note), "" if recording.has("position") else NO_CONTEXTS) if part
-        ),
+        note=rates_note(domains, note, "" if recording.has("position") else NO_CONTEXTS),
     )
 
 

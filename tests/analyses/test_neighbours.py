@@ -125,7 +125,7 @@ def test_where_positions_are_not_known_no_number_of_neighbours_is_given(name, re
     module = _batch.get(name)
     asked = placeless(recording)
     if name in (*OF_NEIGHBOURS, "position", "token_routing", "router_confidence"):
-        with pytest.raises(AnalysisError, match=f"{name}: .* where its tokens stand in their texts, so neighbours"):
+        with pytest.raises(AnalysisError, match=f"{name}: .* no word on which tokens stand next to one another"):
             module.run(asked)
         return
     if "attention-tokens" in module.NEEDS:
