@@ -110,7 +110,7 @@ def unknown_mark(folder: Path) -> None:
 BROKEN = {
     "far id": (
         far_id,
-        r"cannot be read by .*\(its vocabulary has the id 2147483648; ids below 4,194,304 were expected",
+        r"tokenizer.json cannot be read by .*\(its vocabulary has the id 2147483648; ids below 4,194,304 were expected",
     ),
     "unknown mark": (unknown_mark, r"tokenizer.json cannot be read by tokenizers .*\(no entry found for key"),
     "length": (
@@ -194,6 +194,6 @@ def test_a_tokenizer_that_knows_few_words_records_them(folder, tmp_path):
     """The proof's own text has others."""
     of_few_words(folder)
     recording = record(load(str(folder)), corpus("the rain the"), tmp_path / "r")
-    assert set(recording.vocabulary["text"]) == {"the", "rain"}
+    assert {"the", "rain"} <= set(recording.vocabulary["text"])
     with pytest.raises(MeasurementError, match=r"the tokenizer of '.*' fails on a piece .*--moe-tokenizer"):
         counter(str(folder))("snow")
