@@ -32,7 +32,7 @@ def partners(
         return pd.DataFrame(columns=list(COLUMNS))
     cell_NK = row_N[:, None] * n_experts + ids_NK
     together_DE = np.bincount(cell_NK.ravel(), minlength=n_documents * n_experts).reshape(n_documents, n_experts)
-    rate = ratio_interval(together_DE, counts_DE[:, [expert]], clusters=clusters, level=level)
+    rate = ratio_interval(together_DE, counts_DE[:, [expert]], clusters=clusters, level=level, share=True)
     counts_E, together_E = counts_DE.sum(axis=0), together_DE.sum(axis=0)
     expected_E = structure.matched_pairs(counts_E, top_k=top_k)[expert]
     known_E = np.where(expected_E > 0, expected_E, np.nan)
@@ -44,8 +44,8 @@ def partners(
             "other": np.arange(n_experts),
             "together": together_E,
             "probability": rate.value,
-            "low": np.maximum(rate.low, 0),
-            "high": np.minimum(rate.high, 1),
+            "low": rate.low,
+            "high": rate.high,
             "matched_probability": expected_E / counts_E[expert],
             "lift_over_matched": together_E / known_E,
         }

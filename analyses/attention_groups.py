@@ -12,7 +12,7 @@ import pandas as pd
 
 from analyses import _attention
 from analyses._batch import main
-from analyses._inputs import require, sample_words
+from analyses._inputs import in_bits, require, sample_words
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Figure, HeatMap, Lines
 from workbench.metrics.heads import group_similarity
@@ -107,8 +107,8 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     if shown is None:
         shown = int(table["layer"].iloc[int(table["difference"].fillna(-np.inf).to_numpy().argmax())])
     return Result(
-        layers=table,
-        pairs=pd.concat(pairs, ignore_index=True),
+        layers=in_bits(table, "inside", "between", "difference", "low", "high"),
+        pairs=in_bits(pd.concat(pairs, ignore_index=True), "divergence", "low", "high"),
         layer=shown,
         smallest_p=_smallest_p(facts_of[shown]["heads"], facts_of[shown]["groups"]),
         sample=sample_words(recording),

@@ -138,19 +138,19 @@ def _shares(
         assigned_x = counts_xE.sum(axis=1).astype(np.float64)
         for factor in FACTORS:
             dropped_x = capacity.dropped_by_group(counts_xE, top_k=top_k, capacity_factor=factor)
-            interval: Interval = ratio_interval(dropped_x, assigned_x, clusters=units, level=level)
+            interval: Interval = ratio_interval(dropped_x, assigned_x, clusters=units, level=level, share=True)
             uniform, mixed = _expected(rates_2E, assigned_x / top_k, top_k=top_k, factor=factor)
             yield {
                 "groups": groups,
                 "factor": factor,
                 "dropped": float(interval.value),
-                "low": max(float(interval.low), 0) if np.isfinite(interval.low) else np.nan,
+                "low": float(interval.low),
                 "high": float(interval.high),
                 "uniform": uniform,
                 "mixed": mixed,
                 "n_groups": len(counts_xE),
                 "mean_tokens": assigned_x.mean() / top_k,
-                "method": interval.method if groups == DOCUMENT else "ratio over batches, t",
+                "method": interval.method.replace("ratio", "ratio" if groups == DOCUMENT else "ratio over batches"),
             }
 
 
@@ -268,7 +268,7 @@ def figures(result: Result) -> dict[str, Figure]:
             caption="Share of the assignments over an expert's capacity, factor · K · n / E rounded up, in groups of n "
             f"tokens: single documents, and mixed documents in {result.batches} ({result.sample}). Dashed: uniform "
             "random routing of groups as long, which drops by chance alone. Hypothetical: the model itself drops "
-            f"nothing. {level}: ratio over clusters of documents, or over batches, t. {result.note}".strip(),
+            f"nothing. {level}: ratio over clusters of documents, or over batches, log-odds, t. {result.note}".strip(),
             alt=f"At factor {most['factor']:g} at most {most['dropped']:.1%} is dropped, at layer {most['layer']} by "
             f"{most['groups']}; uniform random routing would drop {most['uniform']:.1%}.".replace("%", " %"),
         ),

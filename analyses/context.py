@@ -22,7 +22,7 @@ from analyses._chunks import (
     routing_columns,
 )
 from analyses._controls import NAMES, Controls, hashed_sets
-from analyses._inputs import design, require, sample_words
+from analyses._inputs import design, in_bits, require, sample_words
 from analyses._tokens import document_rows, sampled
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Figure, Lines
@@ -104,7 +104,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         control = _found(other, settings).gains[[*keys, "gain"]].rename(columns={"gain": name})
         gains = gains.merge(control, how="left", on=keys)
     return Result(
-        gains=gains,
+        gains=in_bits(gains, "gain", "low", "high", "added", "ceiling", *NAMES),
         sample=sample_words(recording),
         sampled=found.sampled,
         level=settings.level,

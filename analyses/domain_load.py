@@ -15,7 +15,17 @@ import pandas as pd
 
 from analyses._batch import main
 from analyses._controls import NAMES, NO_HASH, Controls
-from analyses._inputs import RouterStack, as_lines, design, long_form, require, router_stacks, sample_words
+from analyses._inputs import (
+    RouterStack,
+    as_lines,
+    design,
+    in_bits,
+    long_form,
+    rates_note,
+    require,
+    router_stacks,
+    sample_words,
+)
 from analyses._tokens import document_rows, evenly, layers_said
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Figure, HeatMap, Lines
@@ -26,6 +36,9 @@ from workbench.recording import Recording
 NEEDS = ("routing",)
 MOST_PANELS = 4  # layers in the map: as many as a column of a paper holds
 _BITS = 1 / np.log(2)
+_IN_BITS = (
+    "value", "estimate", "low", "high", "permuted", "permuted_high", "ceiling", *NAMES
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,6 +81,7 @@ class Result:
         shown: The layers of the map.
         sample: The sample in words.
         level: Coverage of the intervals.
+        rates_note: How often intervals of rates hold the truth, and why some are missing, if they are.
         note: Why intervals are missing, if they are, and what the controls are.
     """
 
@@ -76,6 +90,7 @@ class Result:
     shown: list[int]
     sample: str
     level: float
+    rates_note: str
     note: str
 
 
@@ -103,7 +118,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
                 "expert",
                 {
                     "rate": rate.value[m],
-                    "low": np.maximum(rate.low[m], 0),
+                    "low": rate.low[m],
                     "high": rate.high[m],
                     "corpus_rate": corpus_LE,
                     "lift": rate.value[m] / np.where(corpus_LE > 0, corpus_LE, np.nan),
@@ -116,10 +131,11 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     by_layer = pd.concat(experts, ignore_index=True).sort_values(["layer", "domain", "expert"], ignore_index=True)
     return Result(
         experts=by_layer,
-        information=pd.concat(information, ignore_index=True),
+        information=in_bits(pd.concat(information, ignore_index=True), *_IN_BITS),
         shown=shown,
         sample=sample_words(recording),
         level=settings.level,
+        rates_note=rates_note(by_layer, note),
         note=f"{note} {controls.words}".strip(),
     )
 
@@ -230,8 +246,9 @@ def figures(result: Result) -> dict[str, Figure]:
             log=True,
             hover=("rate", "low", "high", "corpus_rate"),
             caption=f"Share of a domain's tokens that choose each expert, over the corpus' share ({result.sample}). "
-            "Intervals in the table. A router that sees the token alone also shows such a pattern: compare with the "
-            f"information.{layers_said(shown, every)}",
+            f"{level} in the table: ratio over clusters of documents, log-odds, t. A router that sees the token alone "
+            f"also shows such a pattern: compare with the information.{layers_said(shown, every)} "
+            f"{result.rates_note}".strip(),
             alt=f"The largest lift is {most['lift']:.1f}: {most['domain']} at expert {most['expert']} of layer "
             f"{most['layer']}.",
         ),

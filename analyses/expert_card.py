@@ -16,7 +16,7 @@ import pandas as pd
 from analyses._batch import main
 from analyses._expert_facts import expert_facts
 from analyses._expert_tokens import ExpertTokens, by_token, read_tokens
-from analyses._inputs import design, require, sample_words
+from analyses._inputs import design, rates_note, require, sample_words
 from analyses._neighbours import single_texts
 from analyses._partners import partners
 from workbench.errors import AnalysisError
@@ -82,7 +82,7 @@ class Result:
         expert: Its id.
         sample: The sample in words.
         level: Coverage of the intervals.
-        note: Why intervals are missing, if they are.
+        note: How often intervals of rates hold the truth, and what is missing, and why.
     """
 
     domains: pd.DataFrame
@@ -129,7 +129,9 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         expert=expert,
         sample=sample_words(recording),
         level=settings.level,
-        note="; ".join(part for part in (note, "" if recording.has("position") else NO_CONTEXTS) if part),
+        note="; ".join(
+            part for part in (rates_note(domains, note), "" if recording.has("position") else NO_CONTEXTS) if part
+        ),
     )
 
 
@@ -162,8 +164,8 @@ def _domains(
         {
             "domain": clusters.domains,
             "rate": rate.value,
-            "low": np.maximum(rate.low, 0),
-            "high": np.minimum(rate.high, 1),
+            "low": rate.low,
+            "high": rate.high,
             "corpus_rate": corpus_rate,
             "lift": rate.value / (corpus_rate or np.nan),
             "balanced": top_k / counts_DE.shape[1],
@@ -200,8 +202,8 @@ def _foremost(
             "chosen": chosen_V[top_N],
             "count": count_V[top_N],
             "share": share.value,
-            "low": np.where(unknown_N, np.nan, np.maximum(share.low, 0)),
-            "high": np.where(unknown_N, np.nan, np.minimum(share.high, 1)),
+            "low": np.where(unknown_N, np.nan, share.low),
+            "high": np.where(unknown_N, np.nan, share.high),
             "corpus_rate": rate,
             "lift": share.value / (rate or np.nan),
             "clusters": clusters_N,
@@ -267,7 +269,7 @@ def figures(result: Result) -> dict[str, Figure]:
     """`by_domain`, and `by_token`, `partners` and `contexts` of an expert that was chosen at all."""
     level = f"{result.level:.0%} interval".replace("%", " %")
     name = f"expert {result.expert} of layer {result.layer}"
-    how = f"{level}: ratio over clusters of documents, t ({result.sample})."
+    how = f"{level}: ratio over clusters of documents, log-odds, t ({result.sample})."
     most = result.domains.nlargest(1, "rate").iloc[0]
     weighted = "weight" in result.contexts
     of_domain = result.domains.assign(tokens="of the domain")

@@ -11,7 +11,7 @@ import pandas as pd
 
 from analyses._batch import main
 from analyses._chunks import knows_first_choice
-from analyses._inputs import design, long_form, require, router_stacks, sample_words
+from analyses._inputs import design, long_form, rates_note, require, router_stacks, sample_words
 from analyses._tokens import first_choice_counts
 from workbench.figures.spec import Distribution, Figure, HeatMap
 from workbench.metrics.load import dead_experts, load
@@ -49,7 +49,7 @@ class Result:
         layers: One row per layer: quantiles of load over balance, experts off balance at p ≤ .05, unused experts, and
             where first choices are known the load of their `highest_first` over balance and `unused_first`.
         sample: The sample in words.
-        note: Why intervals are missing, if they are.
+        note: How often such intervals hold the truth, and why some are missing, if they are.
         level: Coverage of the intervals.
     """
 
@@ -92,7 +92,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
                 "assignments": counts_DLE.sum(0),
                 "load": share.value,
                 "load_over_balance": over_LE,
-                "low": np.maximum(share.low, 0) * stack.n_experts,
+                "low": share.low * stack.n_experts,
                 "high": share.high * stack.n_experts,
                 **weight,
                 "p": test.p,
@@ -115,11 +115,12 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
             )
         )
         note = share.note
+    by_expert = pd.concat(experts, ignore_index=True)
     return Result(
-        experts=pd.concat(experts, ignore_index=True),
+        experts=by_expert,
         layers=pd.concat(layers, ignore_index=True),
         sample=sample_words(recording),
-        note=note,
+        note=rates_note(by_expert, note),
         level=settings.level,
     )
 

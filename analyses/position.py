@@ -16,7 +16,7 @@ import pandas as pd
 from analyses._batch import main
 from analyses._chunks import Chunk, PerChunk, Shuffles
 from analyses._controls import NAMES, NO_HASH, Controls, routed_by_token
-from analyses._inputs import as_lines, design, require, sample_words
+from analyses._inputs import as_lines, design, in_bits, require, sample_words
 from analyses._parts import in_text_order
 from analyses._tokens import check_draws, document_rows, p_value
 from workbench.errors import AnalysisError
@@ -120,8 +120,8 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         drift.append(about | _drift(counted) | beside)
         positions += [about | row for row in _positions(counted, router, clusters, settings.level)]
     return Result(
-        drift=pd.DataFrame(drift),
-        positions=pd.DataFrame(positions),
+        drift=in_bits(pd.DataFrame(drift), "value", "permuted", "permuted_high", "excess", *NAMES),
+        positions=in_bits(pd.DataFrame(positions), "divergence", "permuted", "excess"),
         sample=sample_words(recording),
         level=settings.level,
         n_draws=settings.n_draws,
@@ -249,6 +249,7 @@ def _positions(counted: _Counted, router: Router, clusters: Clusters, level: flo
             counted.tokens_DP,
             clusters=clusters,
             level=level,
+            share=True,
         )
     last = [*(start - 1 for start in STARTS[1:]), None]
     names = [

@@ -111,25 +111,27 @@ def _of_stack(
 ) -> tuple[pd.DataFrame, str]:
     sums = _count(recording, stack, clusters, settings, ranked=ranked)
     pairs_D11 = sums.pairs_D[:, None, None].astype(np.float64)
-    whole = ratio_interval(sums.value_DL3, pairs_D11, clusters=clusters, level=settings.level)
-    parts = domain_ratio_interval(sums.value_DL3, pairs_D11, clusters=clusters, level=settings.level)
+    # the overlap is shown as a share of K, so that layers of other shapes can be compared
+    scale_3 = np.array([1, 1, 1 / stack.top_k])
+    share_DL3 = sums.value_DL3 * scale_3
+    whole = ratio_interval(share_DL3, pairs_D11, clusters=clusters, level=settings.level, share=True)
+    parts = domain_ratio_interval(share_DL3, pairs_D11, clusters=clusters, level=settings.level, share=True)
     pairs_M = np.bincount(clusters.domain_D, weights=sums.pairs_D, minlength=len(clusters.domains))
     counts_DLE = stack.stacked(recording, "counts")
     counts_MLE = np.stack([counts_DLE[clusters.domain_D == m].sum(axis=0) for m in range(len(clusters.domains))])
     random = uniform_repetition(n_experts=stack.n_experts, top_k=stack.top_k)
-    # the overlap is shown as a share of K, so that layers of other shapes can be compared
-    scale_3 = np.array([1, 1, 1 / stack.top_k])
     tables = []
     with_all = len(clusters.domains) > 1
     for m, domain in enumerate([*clusters.domains, *([ALL] if with_all else [])]):
         every = m == len(clusters.domains)
-        interval_L3 = (whole.value, whole.low, whole.high) if every else (parts.value[m], parts.low[m], parts.high[m])
+        value_L3, low_L3, high_L3 = (
+            (whole.value, whole.low, whole.high) if every else (parts.value[m], parts.low[m], parts.high[m])
+        )
         chosen_LE, top1_LE = (of.sum(axis=0) if every else of[m] for of in (counts_MLE, sums.top1_MLE))
         matched = load_matched_repetition(top1_LE, chosen_LE, top_k=stack.top_k)
         pairs = float(pairs_M.sum() if every else pairs_M[m])
         shuffled_BL3 = sums.shuffled_BML3.sum(axis=1) if every else sums.shuffled_BML3[:, m]
         drawn_BL3 = shuffled_BL3 / (pairs or np.nan) * scale_3
-        value_L3, low_L3, high_L3 = (np.asarray(end) * scale_3 for end in interval_L3)
         p_L3 = p_value(value_L3, drawn_BL3)
         matched_L3 = np.stack([matched.first, sums.any_ML[m], matched.overlap], axis=-1) * scale_3
         for i, measure in enumerate(MEASURES.values()):
@@ -139,7 +141,7 @@ def _of_stack(
                         domain=str(domain),
                         measure=measure,
                         value=value_L3[:, i],
-                        low=np.maximum(low_L3[:, i], 0),
+                        low=low_L3[:, i],
                         high=high_L3[:, i],
                         uniform=float((random.first, random.any, random.overlap)[i] * scale_3[i]),
                         load_matched=matched_L3[:, i],
@@ -245,7 +247,7 @@ def figures(result: Result) -> dict[str, Figure]:
     shared = rates[rates["measure"] == MEASURES["overlap"]]
     top = whole[whole["measure"] == MEASURES["overlap"]].nlargest(1, "value").iloc[0]
     at = shared[(shared["layer"] == top["layer"]) & ((shared["domain"] != ALL) | (len(shared["domain"].unique()) == 1))]
-    how = f"{level}: ratio over clusters of documents, t ({result.sample})."
+    how = f"{level}: ratio over clusters of documents, log-odds, t ({result.sample})."
     drawn: dict[str, Figure] = {
         "by_layer": Lines(
             long,

@@ -84,15 +84,16 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     clusters = design(recording)
     layers, domains, positions, z_loss, note = [], [], [], [], ""
     for router, counted in _counted(recording):
-        for statistic, (name, scale, undecided) in _statistics(router).items():
+        for statistic, (name, scale, undecided, share) in _statistics(router).items():
             about = {"layer": router.layer, "statistic": statistic}
             sums = counted.sums_DP[name] * scale, counted.tokens_DP
-            whole = ratio_interval(sums[0].sum(1), sums[1].sum(1), clusters=clusters, level=settings.level)
+            of_all = sums[0].sum(1), sums[1].sum(1)
+            whole = ratio_interval(*of_all, clusters=clusters, level=settings.level, share=share)
             ends = {"mean": float(whole.value), "low": float(whole.low), "high": float(whole.high)}
             quantiles = {quantile: value * scale for quantile, value in counted.values[name].quantiles().items()}
             layers.append({**about, **ends, **quantiles, "undecided": undecided})
-            domains.append(_by_domain(about, sums, clusters, settings.level))
-            positions.append(_by_position(about, sums, clusters, settings.level))
+            domains.append(_by_domain(about, of_all, clusters, settings.level, share=share))
+            positions.append(_by_position(about, sums, clusters, settings.level, share=share))
             note = whole.note
         if counted.squares_D is not None:
             z_loss.append(_z_loss(router, counted, clusters, settings.level))
@@ -108,12 +109,16 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     )
 
 
-def _statistics(router: Router) -> dict[str, tuple[str, float, float]]:
-    """Of each statistic its column, the factor to its unit, and its value where all scores are equal."""
+def _statistics(router: Router) -> dict[str, tuple[str, float, float, bool]]:
+    """Of each statistic its column, the factor to its unit, its value where all scores are equal, and if it is a share.
+
+    Entropy and mass lie between 0 and 1, and so do the ends of their means; the mass of all experts is 1 by definition,
+    and a margin may be negative.
+    """
     return {
-        **({ENTROPY: ("entropy", 1 / np.log(router.n_experts), 1.0)} if router.n_experts > 1 else {}),
-        **({MARGIN: ("margin", 1.0, 0.0)} if router.has_margin else {}),
-        MASS: ("topk_mass", 1.0, router.top_k / router.n_experts),
+        **({ENTROPY: ("entropy", 1 / np.log(router.n_experts), 1.0, True)} if router.n_experts > 1 else {}),
+        **({MARGIN: ("margin", 1.0, 0.0, False)} if router.has_margin else {}),
+        MASS: ("topk_mass", 1.0, router.top_k / router.n_experts, router.top_k < router.n_experts),
     }
 
 
@@ -204,16 +209,20 @@ def _z_loss(router: Router, counted: _Counted, clusters: Clusters, level: float)
     }
 
 
-def _by_domain(about: dict, sums: tuple[np.ndarray, np.ndarray], clusters: Clusters, level: float) -> pd.DataFrame:
-    interval = domain_ratio_interval(sums[0].sum(1), sums[1].sum(1), clusters=clusters, level=level)
+def _by_domain(
+    about: dict, sums: tuple[np.ndarray, np.ndarray], clusters: Clusters, level: float, *, share: bool
+) -> pd.DataFrame:
+    interval = domain_ratio_interval(*sums, clusters=clusters, level=level, share=share)
     frame = pd.DataFrame(
         {"domain": clusters.domains, "mean": interval.value, "low": interval.low, "high": interval.high}
     )
     return frame.sort_values("domain").assign(**about)[["layer", "statistic", "domain", "mean", "low", "high"]]
 
 
-def _by_position(about: dict, sums: tuple[np.ndarray, np.ndarray], clusters: Clusters, level: float) -> pd.DataFrame:
-    interval = ratio_interval(*sums, clusters=clusters, level=level)
+def _by_position(
+    about: dict, sums: tuple[np.ndarray, np.ndarray], clusters: Clusters, level: float, *, share: bool
+) -> pd.DataFrame:
+    interval = ratio_interval(*sums, clusters=clusters, level=level, share=share)
     last = [*(start - 1 for start in POSITIONS[1:]), None]
     names = [
         f"{first}" if first == end else f"{first}–{end}" if end is not None else f"≥ {first}"
@@ -242,7 +251,8 @@ def figures(result: Result) -> dict[str, Figure]:
     """`entropy` over tokens by layer, `confidence_by_domain`, `entropy_by_position`."""
     entropy = result.layers[result.layers["statistic"] == ENTROPY]
     level = f"{result.level:.0%} interval".replace("%", " %")
-    how = f"{level}: ratio over clusters of documents, t ({result.sample}). {result.note}".strip()
+    how = f"{level}: ratio over clusters of documents, log-odds (not the margin), t ({result.sample}). {result.note}"
+    how = how.strip()
     by_position = result.positions[result.positions["statistic"] == ENTROPY]
     lowest = entropy.nsmallest(1, "mean").iloc[0]
     words = {

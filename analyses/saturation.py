@@ -193,12 +193,12 @@ def _rows(
     (one, other), (stack, theirs) = recordings, both_stacks
     tokens_D1 = sums.tokens_D[:, None]
     whole, parts = (
-        ratio_interval(sums.same_DL, tokens_D1, clusters=clusters, level=level),
-        domain_ratio_interval(sums.same_DL, tokens_D1, clusters=clusters, level=level),
+        ratio_interval(sums.same_DL, tokens_D1, clusters=clusters, level=level, share=True),
+        domain_ratio_interval(sums.same_DL, tokens_D1, clusters=clusters, level=level, share=True),
     )
     first, firsts = (
-        ratio_interval(sums.first_DL, tokens_D1, clusters=clusters, level=level),
-        domain_ratio_interval(sums.first_DL, tokens_D1, clusters=clusters, level=level),
+        ratio_interval(sums.first_DL, tokens_D1, clusters=clusters, level=level, share=True),
+        domain_ratio_interval(sums.first_DL, tokens_D1, clusters=clusters, level=level, share=True),
     )
     counts_DLE = stack.stacked(one, "counts")
     other_DLE = theirs.stacked(other, "counts")[document_rows(other)[one.column("document", table="documents")]]
@@ -228,7 +228,7 @@ def _rows(
 def _ends(name: str, interval: Interval, m: int | None) -> dict[str, np.ndarray]:
     value, low, high = (end if m is None else end[m] for end in (interval.value, interval.low, interval.high))
     at = "" if name == "value" else f"{name}_"
-    return {name: value, f"{at}low": np.maximum(low, 0), f"{at}high": np.minimum(high, 1)}
+    return {name: value, f"{at}low": low, f"{at}high": high}
 
 
 def tables(result: Result) -> dict[str, pd.DataFrame]:
@@ -244,7 +244,7 @@ def figures(result: Result) -> dict[str, Figure]:
     whole = table[table["domain"] == ALL] if several else table
     least = whole.nsmallest(1, "value").iloc[0]
     at = table[(table["layer"] == least["layer"]) & ((table["domain"] != ALL) | (not several))]
-    how = f"{level}: ratio over clusters of documents, t. {result.note}".strip()
+    how = f"{level}: ratio over clusters of documents, log-odds, t. {result.note}".strip()
     what = f"Share of a token's experts that {one} and {other} both chose ({result.sample})"
     ceiling = "" if "ceiling" in table else " The ceiling was not measured: the same model recorded again is below 1."
     return {

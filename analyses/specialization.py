@@ -16,7 +16,7 @@ import pandas as pd
 from analyses._batch import main
 from analyses._chunks import knows_first_choice
 from analyses._controls import NAMES, Controls
-from analyses._inputs import as_lines, require, sample_words
+from analyses._inputs import as_lines, in_bits, require, sample_words
 from analyses._token_tables import ALL, FIRST, INPUT, N_FOLDS, Measured, Plan, of_hash, of_router
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Figure, Lines
@@ -113,7 +113,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
         given += [about | row for row in _given_token(here, beside)]
     return Result(
         vocabulary=pd.DataFrame(sharpness),
-        predictability=pd.DataFrame(predictable),
+        predictability=in_bits(pd.DataFrame(predictable), "value", "low", "high", "ceiling", *NAMES),
         given_token=pd.DataFrame(given),
         sample=sample_words(recording),
         level=settings.level,

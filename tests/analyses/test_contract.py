@@ -87,6 +87,34 @@ def test_tables_are_filled_and_figures_are_drawn_from_them(name, results):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_table_in_bits_says_so_where_it_is_read_alone(name, results):
+    """Metrics return nats, and a CSV has no caption: a column `unit` names the columns in bits, or a row's measure."""
+    module, result = _batch.get(name), results[name]
+    tables, figures = module.tables(result), module.figures(result)
+    stated = re.split(r"\n\s+(\w+): ", inspect.getdoc(module.Result))
+    about = dict(zip(stated[1::2], stated[2::2], strict=True))
+    in_bits = set()
+    for table_name, table in tables.items():
+        said = table["unit"].astype(str).str.startswith("bits: ") if "unit" in table else pd.Series(data=[False])
+        assert said.all() == bool(re.search(r"\bbits\b", about.get(table_name, ""))), table_name
+        if said.all():
+            in_bits.add(table_name)
+            columns = table["unit"].iloc[0].removeprefix("bits: ").split(", ")
+            assert list(table)[-1] == "unit" and set(columns) <= set(table.select_dtypes("number"))
+        elif "measure" in table and table["measure"].str.contains("(bits)", regex=False).any():
+            in_bits.add(table_name)
+    labels = [
+        str(getattr(f, each.name))
+        for f in figures.values()
+        for each in dataclasses.fields(f)
+        if each.name.endswith("label")
+    ]
+    assert in_bits or not any("(bits" in label for label in labels)
+    converted = re.search(r"\b_BITS\b|np\.log\(2\)", inspect.getsource(module))
+    assert bool(in_bits) == bool(converted), "nats become bits, and no table says so"
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_second_run_gives_the_same_tables(name, results, recording, other):
     module = _batch.get(name)
     again = module.tables(run(name, recording, other))

@@ -28,7 +28,10 @@ class Ratio:
         return np.asarray(stats.t.ppf((1 + level) / 2, self.degrees) * self.deviation)
 
     def share_ends(self, level: float) -> tuple[np.ndarray, np.ndarray]:
-        """Ends of a share: t on the scale of log-odds; where it is 0 or 1, those of so many effective clusters."""
+        """Ends of a share: t on the scale of log-odds; where it is 0 or 1, those of so many effective clusters.
+
+        A value that rounding has put beyond 0 or 1 stays inside them.
+        """
         share = np.clip(self.value, 0, 1)
         with np.errstate(divide="ignore", invalid="ignore"):
             centre = np.log(share) - np.log1p(-share)
@@ -37,7 +40,7 @@ class Ratio:
         farthest = 1 - ((1 - level) / 2) ** (1 / self.effective)  # (1 − p)^n: no cluster shows what p of them do
         low = np.where(share == 0, 0, np.where(share == 1, 1 - farthest, low))
         high = np.where(share == 0, farthest, np.where(share == 1, 1, high))
-        return np.asarray(low), np.asarray(high)
+        return np.asarray(np.minimum(low, self.value)), np.asarray(np.maximum(high, self.value))
 
 
 def ratio(a_Cx: np.ndarray, b_Cy: np.ndarray, clusters: Clusters, cluster_C: np.ndarray | None) -> Ratio:
