@@ -94,7 +94,29 @@ def of_tomorrow(folder: Path) -> None:
     edit(folder / "tokenizer.json", model=content["model"] | {"merges": [{"left": "a", "right": "b"}]})
 
 
+def far_id(folder: Path) -> None:
+    """The library would write down two thousand million ids that are missing, and end the process."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["vocab"]["!"] = 2**31
+    edit(folder / "tokenizer.json", model=content["model"])
+
+
+def unknown_mark(folder: Path) -> None:
+    mark = {"type": "TemplateProcessing", "pair": [{"Sequence": {"id": "A", "type_id": 0}}], "special_tokens": {}}
+    single = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    edit(folder / "tokenizer.json", post_processor=mark | {"single": single})
+
+
 BROKEN = {
+    "far id": (
+        far_id,
+        r"tokenizer.json cannot be read by .*\(its vocabulary has the id 2147483648; ids below 4,194,304 were expected",
+    ),
+    "unknown mark": (unknown_mark, r"tokenizer.json cannot be read by tokenizers .*\(no entry found for key"),
+    "length": (
+        lambda f: edit(f / "tokenizer_config.json", model_max_length="x"),
+        r"tokenizer.json cannot be read by .*TypeError",
+    ),
     "cut": (
         lambda f: (f / "tokenizer.json").write_text((f / "tokenizer.json").read_text()[:900]),
         r"tokenizer.json is cut or no JSON \(.*\)\. Give 'token_ids' instead of 'text', or copy the file again, whole",
@@ -159,3 +181,19 @@ def test_a_servers_tokenizer_that_cannot_be_read_asks_for_another(folder):
         MeasurementError, match=r"has no tokenizer that can be read here, .*data did not.*--moe-tokenizer"
     ):
         counter(str(folder))
+
+
+def of_few_words(folder: Path) -> None:
+    """A tokenizer that fails on every word but two."""
+    words = Tokenizer(models.WordLevel({"the": 0, "rain": 1}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
+
+
+def test_a_tokenizer_that_knows_few_words_records_them(folder, tmp_path):
+    """The proof's own text has others."""
+    of_few_words(folder)
+    recording = record(load(str(folder)), corpus("the rain the"), tmp_path / "r")
+    assert {"the", "rain"} <= set(recording.vocabulary["text"])
+    with pytest.raises(MeasurementError, match=r"the tokenizer of '.*' fails on a piece .*--moe-tokenizer"):
+        counter(str(folder))("snow")

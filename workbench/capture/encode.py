@@ -115,8 +115,13 @@ class _TextEncoder:
 
     def _added(self, document: Document) -> _Marks:
         """What the tokenizer puts around a text: what is around a letter beside what the letter alone becomes."""
-        marked = self._ids(document, "a")
-        plain = self._ids(document, "a", add_special_tokens=False)
+        text = "a"
+        try:
+            marked = self._ids(document, text)
+        except CorpusError:  # it knows some words, and no letters
+            text = document.text
+            marked = self._ids(document, text)
+        plain = self._ids(document, text, add_special_tokens=False)
         if not plain or len(marked) <= len(plain):
             return _Marks((), ())
         for start in range(len(marked) - len(plain) + 1):

@@ -37,7 +37,16 @@ def counter(name: str, option: str = "--moe") -> Count:
         ),
     ):
         tokenizer = auto_tokenizer(name, as_servers=True)
-    return lambda text: len(tokenizer(text, verbose=False)["input_ids"])
+
+    def count(text: str) -> int:
+        with foreign_errors(
+            f"the tokenizer of {name!r} fails on a piece of the corpus",
+            f"Name another: {option}-tokenizer NAME, or give another corpus.",
+            kind=MeasurementError,
+        ):
+            return len(tokenizer(text, verbose=False)["input_ids"])
+
+    return count
 
 
 @dataclass(eq=False)

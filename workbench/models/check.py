@@ -11,15 +11,18 @@ captured is proved while recording (`capture/written.py`).
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from workbench.capture.failures import forward_errors
+from workbench.errors import ModelError
 from workbench.models.borders import Borders, length_borders
 from workbench.models.check_company import CompanyProof, Compared, TokenRows, padded
 from workbench.models.check_router import RouterProofs, other_implementation
+from workbench.models.foreign import foreign_errors
 from workbench.models.loading import Model
 
 TEXT = (
@@ -127,14 +130,23 @@ def _facts(one: Compared) -> dict[str, int]:
 def _sample(model: Model) -> list[list[int]]:
     """Token ids of two rows of unlike length that the model computes alike."""
     generator = torch.Generator().manual_seed(0)
-    text_ids = model.tokenizer(TEXT)["input_ids"] if model.tokenizer is not None else []
-    text_ids = [token for token in text_ids if token < model.topology.vocabulary]  # a tokenizer may know more
+    text_ids = _text_ids(model)
     rows = []
     for length in _lengths(length_borders(model.module), model.topology.context):
         filler = torch.randint(0, model.topology.vocabulary, (length,), generator=generator).tolist()
         rows.append((text_ids + filler)[:length])
         text_ids = text_ids[::-1]  # the second row reads the text backwards: another text, as short
     return rows
+
+
+def _text_ids(model: Model) -> list[int]:
+    """A text in the model's ids; none where there is no tokenizer, or one that fails on this text and not on others."""
+    if model.tokenizer is None:
+        return []
+    with suppress(ModelError), foreign_errors("", ""):
+        ids: list[int] = model.tokenizer(TEXT, verbose=False)["input_ids"]  # type: ignore[assignment]
+        return [token for token in ids if token < model.topology.vocabulary]  # a tokenizer may know more
+    return []
 
 
 def _lengths(borders: Borders, context: int | None) -> tuple[int, int]:

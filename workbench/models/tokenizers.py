@@ -4,6 +4,7 @@ A model whose tokenizer cannot be read is a model all the same: token ids need n
 gives it a text.
 """
 
+import contextlib
 import json
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -12,6 +13,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import cached_file
 
 from workbench.errors import ModelError
 from workbench.models.foreign import foreign_errors, quiet, reason
@@ -21,6 +23,7 @@ _GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 # What tokenizers are read from, by transformers' classes.
 _FILES = ("tokenizer.json", "*.model", "*.tiktoken", "tekken.json", "vocab.*", "vocab-*", "merges*.txt")
 _JSON = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+_LARGEST_ID = 2**22  # published vocabularies have a million tokens at most
 _IDS = "Give 'token_ids' instead of 'text', or {}."
 
 
@@ -53,7 +56,7 @@ def read_tokenizer(source: Source) -> TokenizerReading:
 
 
 def auto_tokenizer(name: str, *, revision: str | None = None, as_servers: bool = False) -> PreTrainedTokenizerBase:
-    """A tokenizer by transformers; errors are the library's own.
+    """A tokenizer by transformers, which has read a text; errors are the library's own, and a `ValueError` of ours.
 
     Args:
         name: A folder or a hub id.
@@ -62,10 +65,24 @@ def auto_tokenizer(name: str, *, revision: str | None = None, as_servers: bool =
             own class, which splits text by its own rules even where tokenizer.json says otherwise; a checkpoint that
             states the generic class means its tokenizer.json.
     """
+    _refuse_ids(name, revision)
     given: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     stated = None if as_servers else get_tokenizer_config(name, revision=revision).get("tokenizer_class")
     kind = PreTrainedTokenizerFast if stated in _GENERIC_TOKENIZERS else AutoTokenizer
-    return kind.from_pretrained(name, **given)
+    tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(name, **given)
+    tokenizer("", verbose=False)  # some files are read, and fail at the first text, whichever it is
+    return tokenizer
+
+
+def _refuse_ids(name: str, revision: str | None) -> None:
+    """Refuses ids so large that the library, which keeps every id that is missing below, would end the process."""
+    largest = 0
+    with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError):
+        file = cached_file(name, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+        vocabulary = json.loads(Path(file or "").read_text(encoding="utf-8"))["model"]["vocab"]
+        largest = max(value for value in vocabulary.values() if isinstance(value, int))
+    if largest >= _LARGEST_ID:
+        raise ValueError(f"its vocabulary has the id {largest}; ids below {_LARGEST_ID:,} were expected")
 
 
 def _problem(source: Source, error: BaseException | None) -> str:
