@@ -250,6 +250,26 @@ def changed(copied, name, column, change):
     return Recording.open(copied)
 
 
+def test_an_expert_that_a_token_names_twice_is_refused_where_it_is_read(copied):
+    def again(ids_TK):
+        ids_TK[3] = ids_TK[3, 0]
+
+    opened = changed(copied, "tokens/part-00001.parquet", "layer02.ids", again)
+    with pytest.raises(RecordingError, match=r"part-00001.parquet names an expert twice in layer02.ids, row 3: \["):
+        opened.ids(2)
+
+
+def test_an_id_that_stands_in_the_vocabulary_twice_is_refused(copied):
+    table = pq.read_table(copied / "vocabulary.parquet")
+    pq.write_table(pa.concat_tables([table, table[:1]]), copied / "vocabulary.parquet")
+    manifest = json.loads((copied / "manifest.json").read_text())
+    file = copied / "vocabulary.parquet"
+    manifest["vocabulary"] |= {"bytes": file.stat().st_size, "sha256": file_digest(file)}
+    close_over(copied, manifest)
+    with pytest.raises(RecordingError, match=r"vocabulary.parquet holds the id \d+ twice"):
+        Recording.open(copied).vocabulary  # noqa: B018
+
+
 def test_experts_that_there_are_not_are_refused_where_they_are_read(copied):
     def far(ids_TK):
         ids_TK[3, 1] = 8

@@ -23,6 +23,7 @@ from workbench.absent import absent_sentence
 from workbench.errors import RecordingError
 from workbench.models.topology import Router, Topology
 from workbench.recording_checks import (
+    AGAIN,
     MOST_DOCUMENTS,
     check_documents,
     check_ids,
@@ -350,7 +351,12 @@ class Recording:
     @cached_property
     def vocabulary(self) -> pd.DataFrame:
         """The token ids that occur: `token`, `bytes`, and `text` that is always printable."""
-        return self._whole_file("vocabulary", VOCABULARY, VOCABULARY_SCHEMA).to_pandas()
+        read = self._whole_file("vocabulary", VOCABULARY, VOCABULARY_SCHEMA).to_pandas()
+        if (twice := read["token"].duplicated()).any():
+            raise RecordingError(
+                f"{self.path}: {VOCABULARY} holds the id {read['token'][twice].iloc[0]} twice. {AGAIN}"
+            )
+        return read
 
     @cached_property
     def expert_weights(self) -> pd.DataFrame:
