@@ -167,7 +167,7 @@ def _make_good(trial: Trial, folder: Path, file: Path, raw: bytes) -> None:
     manifest = held_object(folder / "manifest.json")
     try:
         rows = pq.ParquetFile(pa.BufferReader(raw)).metadata.num_rows
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, ValueError):
         rows = 1
     facts = {"rows": rows, "bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
     if file.parent == folder:
