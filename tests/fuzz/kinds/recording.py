@@ -91,7 +91,7 @@ def again(trial: Trial, folder: Path) -> None:
     from workbench.capture.record import record
 
     out = trial.out / "again"
-    shutil.copytree(folder, out)
+    shutil.copytree(folder, out, symlinks=True)  # one may lead to itself
     trial.drafts = set(out.rglob("*.tmp"))
     how: dict[str, Any] = {"check": False, "batch_tokens": 96, "shard_tokens": 60}
     trial.attempt(
