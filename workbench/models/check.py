@@ -144,7 +144,7 @@ def _text_ids(model: Model) -> list[int]:
     if model.tokenizer is None:
         return []
     with suppress(ModelError), foreign_errors("", ""):
-        ids: list[int] = model.tokenizer(TEXT, verbose=False)["input_ids"]  # type: ignore[assignment]
+        ids: list[int] = model.tokenizer(TEXT, verbose=False)["input_ids"]
         return [token for token in ids if token < model.topology.vocabulary]  # a tokenizer may know more
     return []
 
