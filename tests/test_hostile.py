@@ -198,3 +198,8 @@ def test_a_figure_whose_words_are_any_text_runs_nothing(tmp_path, text):
     for shown in shown_texts(json.loads(screen(figure).to_json())):
         ours = shown.replace("<br>", "").removesuffix("<extra></extra>")  # new lines, and the end of a hover's template
         assert CANARY not in ours or "<" not in ours
+
+
+def test_a_message_has_a_bound_and_no_place_in_memory():
+    assert len(str(WorkbenchError("x" * 5_000))) < 1_950
+    assert str(WorkbenchError("read <ast.Name object at 0x7fab233bdf30>.")) == "read <ast.Name object>."

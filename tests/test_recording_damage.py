@@ -267,7 +267,7 @@ def test_an_id_that_stands_in_the_vocabulary_twice_is_refused(copied):
     manifest["vocabulary"] |= {"bytes": file.stat().st_size, "sha256": file_digest(file)}
     close_over(copied, manifest)
     with pytest.raises(RecordingError, match=r"vocabulary.parquet holds the id \d+ twice"):
-        Recording.open(copied).vocabulary  # noqa: B018
+        Recording.open(copied).vocabulary
 
 
 def test_experts_that_there_are_not_are_refused_where_they_are_read(copied):

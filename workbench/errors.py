@@ -1,16 +1,21 @@
 """The errors a user can meet. Each message names what, what it got, what it wanted, and the next step."""
 
-_LONGEST = 2000
+import re
+
+_LONGEST = 1_900  # with what is put before it and behind, under 2,000
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 class WorkbenchError(Exception):
     """Base of every error that is the input's or the machine's fault and not a bug.
 
-    What a message quotes is a stranger's (names of tensors, ids, paths): it is cut to 2,000 characters, and halves of a
-    surrogate pair, which no terminal and no file takes, become question marks.
+    What a message quotes is a stranger's (names of tensors, ids, paths): it is cut to 1,900 characters, and halves of a
+    surrogate pair, which no terminal and no file takes, become question marks. Where an object of Python's lies in
+    memory, which some libraries say, is left out: it differs each time.
     """
 
     def __init__(self, message: str = "") -> None:
+        message = _ADDRESS.sub("", message)
         shown = message if len(message) <= _LONGEST else f"{message[:_LONGEST]} …"
         super().__init__(shown.encode("utf-8", "replace").decode("utf-8"))
 

@@ -146,6 +146,16 @@ def write_traces(folder: Path) -> dict[str, tuple[str, Path, dict[str, Any]]]:
             folder / "token.pt", sources.sglang_record(ids_TLK[:3], [7, 8, 9]),
             sources.sglang_record(ids_TLK[3:], [7, 6], extend_seq_lens=None, forward_mode=2, forward_pass_id=2),
         ), {}),
+        "rids": ("sglang", sources.sglang_file(
+            folder / "rids.pt",
+            sources.sglang_record(
+                ids_TLK[:3], [7, 8, 9], positions=[0, 1, 0], extend_seq_lens=[2, 1], rids=["req_1", "req_2"]
+            ),
+            sources.sglang_record(
+                ids_TLK[3:], [7, 6], positions=[2, 1], extend_seq_lens=None, forward_mode=2, forward_pass_id=2,
+                rids=["req_1", "req_2"],
+            ),
+        ), {}),
         "stat": ("sglang", sources.stat_file(
             folder / "stat.pt", np.stack([np.concatenate([np.zeros((1, 4)), sources.COUNTS_LE])] * 2)), {"top_k": 2}),
     }  # fmt: skip

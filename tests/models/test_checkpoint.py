@@ -246,6 +246,11 @@ FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safete
     [
         (lambda index, _: index["weight_map"].update({"lost": FIRST}), r"lists 1 tensor \(lost\) that no file holds"),
         (lambda index, _: index["weight_map"].update({"x": "../it"}), "names a file outside its folder"),
+        (
+            lambda index, _: index["weight_map"].update({"x": {"a": "/" * 9_000}}),
+            r"outside its folder \(.{190,220}\), wh",
+        ),
+        (lambda index, _: index["weight_map"].update({"x": "x" * 300}), r"of which 1 are not there \(x{200} …\)"),
         (lambda _, folder: (folder / SECOND).unlink(), "names 2 files, of which 1 are not there"),
         (lambda index, _: index.pop("weight_map"), "index.json is damaged"),
         (lambda _, folder: shutil.copy(folder / FIRST, folder / SECOND), r"lists .* that no file holds"),

@@ -46,3 +46,12 @@ def test_a_panic_of_rust_is_an_error_too():
         foreign_errors("m: it failed", "Mend it.", kind=CorpusError),
     ):
         raise panic("called `Option::unwrap()` on a `None` value")
+
+
+def test_no_kernel_of_an_old_family_is_compiled(monkeypatch):
+    from transformers.models.rwkv import modeling_rwkv
+
+    started = []
+    monkeypatch.setattr("subprocess.check_output", lambda *words, **_: started.append(words))
+    assert not modeling_rwkv.is_ninja_available()
+    assert started == []

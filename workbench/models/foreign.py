@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
+import transformers.utils
 from transformers.integrations import hub_kernels
 from transformers.utils import logging as transformers_logging
 
@@ -84,3 +85,5 @@ def _refuse_kernel(kernel_name: str, *_: Any, **__: Any) -> NoReturn:
 # A field of a config, an option or a quantizer can ask for a kernel; all of them come by here, whatever is installed.
 hub_kernels.get_kernel = _refuse_kernel
 hub_kernels._kernels_enabled = False
+# Some old families look for a compiler's helper, a process, and build a kernel of theirs where there is one.
+transformers.utils.is_ninja_available = lambda: False

@@ -5,6 +5,7 @@ Headers alone are read here, so that a checkpoint can be refused before a weight
 
 import json
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,12 +127,12 @@ def _indexed(index: Path) -> list[Path]:
         ) from error
     outside = [name for name in names if Path(name).name != name]
     if outside:
-        raise ModelError(f"{index} names a file outside its folder ({outside[0]!r}), which is never read.")
-    missing = [name for name in names if not (index.parent / name).is_file()]
+        raise ModelError(f"{index} names a file outside its folder ({outside[0][:200]!r}), which is never read.")
+    missing = [name for name in names if not os.path.isfile(index.parent / name)]
     if missing or not names:
         raise ModelError(
             f"{index} names {len(names)} files, of which {len(missing)} are not there"
-            f"{f' ({missing[0]} …)' if missing else ''}. Download the whole checkpoint."
+            f"{f' ({missing[0][:200]} …)' if missing else ''}. Download the whole checkpoint."
         )
     files = [index.parent / name for name in names]
     held: set[str] = set().union(*(stored_tensors(file) for file in files))

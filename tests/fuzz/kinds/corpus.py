@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -34,7 +35,7 @@ def run(trial: Trial) -> None:
     """Writes a damaged corpus, reads it, and records some."""
     rng = trial.rng
     trial.untouched = rng.random() < 0.03
-    makers = (jsonl, jsonl, jsonl, parquet, parquet, text, place, many, bounds)
+    makers = (jsonl, jsonl, jsonl, blanks, parquet, parquet, text, place, many, bounds)
     make = whole if trial.untouched else rng.choice(makers)
     trial.note(make.__name__)
     path = make(rng, trial.inputs)
@@ -51,7 +52,9 @@ def run(trial: Trial) -> None:
         if rng.random() < 0.5:
             _record(trial, folder, corpus, out)
     if rng.random() < 0.2 and Path(path).is_file():
-        trial.attempt("upload", _upload, trial.out / "data", Path(path))
+        with suppress(OSError):  # what a visitor's own machine cannot read is not sent
+            content = Path(path).read_bytes()
+            trial.attempt("upload", _upload, trial.out / "data", Path(path).name, content)
 
 
 def _record(trial: Trial, folder: str, corpus: Corpus, out: Path) -> None:
@@ -64,7 +67,7 @@ def _record(trial: Trial, folder: str, corpus: Corpus, out: Path) -> None:
         trial.attempt(f"analysis {name}", _batch.ask, recording, name)
 
 
-def _upload(data: Path, file: Path) -> None:
+def _upload(data: Path, name: str, content: bytes) -> None:
     """As a visitor's file, by the rules of an app that others use."""
     from unittest.mock import patch
 
@@ -77,7 +80,7 @@ def _upload(data: Path, file: Path) -> None:
     with patch.object(host_queue, "ModelProcess", ScriptedProcess):
         host = Host(data, rules=Rules(limits=Limits(jobs=100, jobs_per_minute=100)))
         try:
-            host.keep_upload(file.name, file.read_bytes(), owner="visitor")
+            host.keep_upload(name, content, owner="visitor")
         finally:
             host.stop()
 
@@ -85,6 +88,17 @@ def _upload(data: Path, file: Path) -> None:
 def whole(rng: Random, folder: Path) -> str:
     """A corpus with nothing wrong."""
     return str(bases.write_rows(folder / "corpus.jsonl", bases.corpus_rows(with_ids=rng.random() < 0.5)))
+
+
+def blanks(rng: Random, folder: Path) -> str:
+    """Lines whose ends are CR, LF or both, with blank ones between them, and blanks where names and texts are."""
+    rows = bases.corpus_rows()
+    for row in rows:
+        for key in rng.sample(list(row), 2):
+            row[key] = rng.choice((row[key] + "\r", "\r" + row[key], f" {row[key]}\t", "\r\n", " \u00a0\u3000", ""))
+    ends = rng.choice(("\r", "\r\n", "\n\r", "\n \n", "\r\r\n", "\n\t\n\n"))
+    raw = ends.join(json.dumps(row) for row in rows).encode()
+    return _written(rng, folder, rng.choice((".jsonl", ".jsonl", ".txt")), raw)
 
 
 def jsonl(rng: Random, folder: Path) -> str:
@@ -120,7 +134,10 @@ def parquet(rng: Random, folder: Path) -> str:
     if kind == "shape":
         shapes = [shape for shape in SHAPES if isinstance(shape, dict)]
         rows = [rng.choice(shapes)] * 3
-    table = pa.Table.from_pylist(rows)
+    try:
+        table = pa.Table.from_pylist(rows)
+    except pa.ArrowException:  # a shape that no Parquet file has
+        table = pa.Table.from_pylist(bases.corpus_rows())
     raw = written(mutated_table(rng, table) if kind == "table" else table, rng)
     return _written(rng, folder, ".parquet", damaged(rng, raw) if kind == "bytes" else raw)
 

@@ -20,7 +20,7 @@ from tests.fuzz.tables import mutated_table, written
 from tests.fuzz.trial import Trial
 from workbench.importers.build import READERS, import_trace
 
-NAMES = ("npz", "npy", "olmoe", "parquet", "token", "stat")
+NAMES = ("npz", "npy", "olmoe", "parquet", "token", "rids", "stat")
 
 
 def prepare(base: Path) -> None:
@@ -50,7 +50,9 @@ def run(trial: Trial) -> None:
     out = trial.out / "recording"
     trial.note(f"{kind} {path} {options}"[:500])
     if rng.random() < 0.15:
+        masks = ["--mask-zero-rows"] if options.pop("mask_zero_rows", False) else []
         words = [str(word) for key, value in options.items() for word in (f"--{_OPTIONS.get(key, key)}", _word(value))]
+        words += masks
         if not trial.command("import", kind, str(path), "--out", str(out), *words):
             trial.refuse_leftovers(out, whole=True)
         return
@@ -82,6 +84,7 @@ def _given(base: Path) -> dict[str, tuple[str, Path, dict[str, Any]]]:
         "olmoe": ("olmoe", base / "lines.jsonl", {"n_experts": sources.E}),
         "parquet": ("parquet", base / "rows.parquet", {"n_experts": sources.E}),
         "token": ("sglang", base / "token.pt", {}),
+        "rids": ("sglang", base / "rids.pt", {}),
         "stat": ("sglang", base / "stat.pt", {"top_k": 2}),
     }
 
@@ -98,17 +101,20 @@ def _options(trial: Trial, options: dict[str, Any]) -> dict[str, Any]:
             {"phase": rng.choice(("prefill", "decode", "both", ""))}, {"ranks": rng.choice(whole)},
             {"model": rng.choice(("tiny-moe", "mixtral-8x7b", "tiny-dense", "no/such", "no", ""))},
             {"tokenizer": rng.choice((str(trial.base / "tokenizer"), "tiny-moe", "no", str(trial.base)))},
-            {"documents": _labels(rng, trial.inputs)},
+            {"documents": _labels(rng, trial.inputs)}, {"mask_zero_rows": rng.random() < 0.8},
         ))  # fmt: skip
     return changed
 
 
 def _labels(rng: Random, folder: Path) -> Path:
     """What is known of the documents, damaged."""
+    names = rng.choice((("t-4", "t-9"), ("req_1", "req_2"), ("a", "b"), ("1", "2"), ("2", "10"), ("0", "1")))
     rows: list[Any] = [
-        {"id": "t-4", "domain": "code", "cluster": "x", "token_ids": [7, 8, 9], "prompt_tokens": 2},
-        {"id": "t-9", "domain": "math", "prompt_tokens": 1},
+        {"id": names[0], "domain": "code", "cluster": "x", "token_ids": [7, 8, 9], "prompt_tokens": 2},
+        {"id": names[1], "domain": "math", "prompt_tokens": 1},
     ][: rng.choice((1, 2, 2, 2))]
+    for row in rows:
+        row.update(rng.choice(({}, {}, {"start": rng.choice((0, 1, 5, 2**31 - 2))})))
     rows = [mutated(rng, row) if rng.random() < 0.5 else row for row in rows]
     file = folder / "labels.jsonl"
     file.write_bytes(b"\n".join(as_json(rng, row) for row in rows))
@@ -281,4 +287,4 @@ def _change(rng: Random, held: dict[str, Any], *, tensors: bool) -> None:
     ))()  # fmt: skip
 
 
-MUTATORS = {"npz": npz, "npy": npy, "olmoe": olmoe, "parquet": parquet, "token": dump, "stat": dump}
+MUTATORS = {"npz": npz, "npy": npy, "olmoe": olmoe, "parquet": parquet, "token": dump, "rids": dump, "stat": dump}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ def run(trial: Trial) -> None:
 
 def _sign(folder: Path, held: Any) -> None:
     if isinstance(held, dict):
-        held["digest"] = json_digest({key: value for key, value in held.items() if key not in _NOT_IN_DIGEST})
+        with suppress(UnicodeEncodeError):  # half a character has no digest
+            held["digest"] = json_digest({key: value for key, value in held.items() if key not in _NOT_IN_DIGEST})
 
 
 def manifest(trial: Trial, folder: Path) -> None:

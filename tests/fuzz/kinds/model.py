@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def run(trial: Trial) -> None:
     for _ in range(0 if trial.untouched else rng.choice((1, 1, 1, 2))):
         change = rng.choice(CHANGES)
         trial.note(change.__name__)
-        change(trial, folder)
+        with suppress(IsADirectoryError):  # as an earlier change left it
+            change(trial, folder)
     ask(trial, folder)
 
 

@@ -91,7 +91,7 @@ def again(trial: Trial, folder: Path) -> None:
     from workbench.capture.record import record
 
     out = trial.out / "again"
-    shutil.copytree(folder, out)
+    shutil.copytree(folder, out, symlinks=True)  # one may lead to itself
     trial.drafts = set(out.rglob("*.tmp"))
     how: dict[str, Any] = {"check": False, "batch_tokens": 96, "shard_tokens": 60}
     trial.attempt(
@@ -167,7 +167,7 @@ def _make_good(trial: Trial, folder: Path, file: Path, raw: bytes) -> None:
     manifest = held_object(folder / "manifest.json")
     try:
         rows = pq.ParquetFile(pa.BufferReader(raw)).metadata.num_rows
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, ValueError):
         rows = 1
     facts = {"rows": rows, "bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
     if file.parent == folder:

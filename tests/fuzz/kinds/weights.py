@@ -9,25 +9,30 @@ from typing import Any
 
 from tests.fuzz import bases
 from tests.fuzz.kinds.model import ask
-from tests.fuzz.mutate import NUMBERS, TEXTS, damaged, mutated
+from tests.fuzz.mutate import NUMBERS, TEXTS, as_json, damaged, mutated
 from tests.fuzz.trial import Trial
 
 FAMILIES = ("qwen2_moe", "mixtral", "deepseek_v3", "gpt_oss")
+FLOAT8 = "qwen3_moe-fp8"
 _TYPES = ("F32", "F16", "BF16", "F64", "I8", "U8", "I64", "BOOL", "F8_E4M3", "F8_E5M2", "F4", "I4", "C64", "", "f32")
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I8": 1, "U8": 1, "I64": 8, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 
 
 def prepare(base: Path) -> None:
     """A folder of some families."""
+    from tests.models.test_quantized import fp8
+
     for family in FAMILIES:
         bases.model_folder(base / family, family)
+    fp8(base / FLOAT8, FLOAT8.partition("-")[0])
+    bases.tokenizer_files(base / FLOAT8)
 
 
 def run(trial: Trial) -> None:
     """Damages the weights and asks what can be asked of a model."""
     rng = trial.rng
     folder = trial.inputs / "model"
-    shutil.copytree(trial.base / rng.choice(FAMILIES), folder)
+    shutil.copytree(trial.base / rng.choice((*FAMILIES, FLOAT8)), folder)
     file = folder / "model.safetensors"
     header, data = split(file.read_bytes())
     trial.untouched = rng.random() < 0.03
@@ -37,6 +42,8 @@ def run(trial: Trial) -> None:
         file.write_bytes(change(rng, header, data))
         if rng.random() < 0.15:
             sharded(rng, folder, header)
+        if rng.random() < 0.1:
+            adapter(rng, folder)
     ask(trial, folder)
 
 
@@ -152,15 +159,37 @@ def repacked(held: dict[str, tuple[str, list[int], bytes]]) -> bytes:
 
 
 def sharded(rng: Random, folder: Path, header: dict[str, Any]) -> None:
-    """An index beside it, right or wrong."""
-    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
-    named = {name: "model-00001-of-00001.safetensors" for name in header if name != "__metadata__"}
+    """An index beside it, right or wrong; at times with a second file of the last tensors once more."""
+    parts = rng.choice((1, 2))
+    files = [f"model-{part:05}-of-{parts:05}.safetensors" for part in range(1, parts + 1)]
+    (folder / "model.safetensors").rename(folder / files[0])
+    named = {name: files[0] for name in header if name != "__metadata__"}
+    if parts == 2:
+        raw = (folder / files[0]).read_bytes()
+        try:
+            held = tensors(*split(raw))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            held = {"a": ("F32", [1], bytes(4))}  # no header is left to cut in two
+        second = list(held)[len(held) // 2 :]
+        if rng.random() < 0.8:
+            (folder / files[0]).write_bytes(repacked({name: each for name, each in held.items() if name not in second}))
+        (folder / files[1]).write_bytes(repacked({name: held[name] for name in second}))
+        named |= dict.fromkeys(second, files[1])
     index: Any = {"metadata": {"total_size": 1}, "weight_map": named}
     if rng.random() < 0.7:
         index = mutated(rng, index)
         if rng.random() < 0.3 and isinstance(index, dict) and isinstance(index.get("weight_map"), dict):
             index["weight_map"]["a"] = rng.choice(("../../x.safetensors", "/etc/passwd", "model-2.safetensors", "", 3))
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def adapter(rng: Random, folder: Path) -> None:
+    """An adapter beside the weights, whole or not."""
+    held: Any = {"peft_type": "LORA", "base_model_name_or_path": "a/b", "target_modules": ["q_proj"], "r": 2}
+    (folder / "adapter_config.json").write_bytes(as_json(rng, mutated(rng, held) if rng.random() < 0.6 else held))
+    name = f"{rng.choice(('base_model.model.lm_head.lora_A.weight', 'lm_head.weight', ''))}"
+    raw = repacked({name: ("F32", [2, 4], bytes(32))})
+    (folder / "adapter_model.safetensors").write_bytes(damaged(rng, raw) if rng.random() < 0.5 else raw)
 
 
 CHANGES = (header_values, header_values, header_length, entry, entry, names, names, values, values, raw_bytes)
