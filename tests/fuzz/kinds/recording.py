@@ -53,8 +53,8 @@ def ask(trial: Trial, folder: Path) -> None:
     trial.attempt("list", lambda: list(recordings_below(folder.parent)))
     trial.attempt("unfinished", unfinished, folder.parents[1])
     recording = trial.attempt("open", Recording.open, folder)
-    if recording is not None:
-        trial.attempt("verify", recording.verify)
+    # The command and the pages verify a recording before they ask anything of it.
+    if recording is not None and trial.attempt("verify", recording.verify) is not None:
         for name in names:
             settings = _settings(rng, name)
             trial.attempt(f"analysis {name}", _batch.ask, recording, name, settings=settings)
