@@ -34,8 +34,11 @@ PLAIN = {
     "capacity.drop_fraction": ("capacity",), "agreement.pair_sums": ("same_token",),
 }  # fmt: skip
 """Of all tokens at once: the recording, or the analysis part by part, adds up the same. Tests hold them together."""
-TOOLS = ("sets", "clusters", "bags", "folds", "extremes", "floors", "nulls", "uncertainty", "rounds", "matching")
-"""Modules of intervals, nulls and sets, which metrics are made of or stand beside."""
+TOOLS = (
+    "sets", "clusters", "bags", "folds", "extremes", "floors", "nulls", "uncertainty", "rounds", "matching",
+    "neighbours",
+)  # fmt: skip
+"""Modules of intervals, nulls, sets and neighbours, which metrics are made of or stand beside."""
 
 
 @cache

@@ -64,5 +64,10 @@ def _value(what: str, text: str, kind: type, bounds: tuple[float, float]) -> Any
         raise AnalysisError(f"{what} is {shown!r}; a value of type {words} was wanted.") from error
     low, high = bounds
     if not low <= value <= high:  # NaN neither
-        raise AnalysisError(f"{what} is {shown}; {low:g} to {high:g} was expected.")
+        raise AnalysisError(f"{what} is {shown}; {_written(low)} to {_written(high)} was expected.")
     return value
+
+
+def _written(bound: float) -> str:
+    """A bound as people write it: 100,000,000 and 0.5."""
+    return f"{bound:,.0f}" if float(bound).is_integer() else f"{bound:g}"

@@ -343,18 +343,41 @@ def test_what_nothing_can_interrupt_is_said_at_once_and_cancelled_with_its_proce
     host.stop()
 
 
-def test_an_unexpected_exception_is_a_sentence_and_a_traceback_in_the_log(host, data):
-    (data / "recordings" / "odd" / "writer.lock").mkdir(parents=True)
-    job_id = host.record(model=str(data / "model"), corpus=str(data / "small.jsonl"), name="odd")
-    job = ended(host, job_id)
-    assert job.state == "failed"
-    assert job.message.startswith("an unexpected IsADirectoryError came up, and the model was released.")
-    assert job.message.endswith(f"the details are in the data folder's logs/host.log under {job_id}.")
-    assert "Traceback" not in job.message
-    log = (data / "logs" / "host.log").read_text()
-    assert "Traceback (most recent call last)" in log.partition(f"job {job_id}: an unexpected ")[2]
-    assert host.loaded is None
-    assert ended(host, host.inspect("tiny-moe")).state == "done"
+FAULT = """
+import os
+import psutil
+found = psutil.virtual_memory
+def virtual_memory():
+    if os.path.exists(os.environ["PLANTED_FAULT"]):
+        raise ZeroDivisionError("a fault of ours")
+    return found()
+psutil.virtual_memory = virtual_memory
+"""
+
+
+def test_an_unexpected_exception_is_a_sentence_and_a_traceback_in_the_log(data, tmp_path, monkeypatch):
+    """The fault is planted where the free memory is read, in the model's process alone, while a file is there."""
+    (tmp_path / "sitecustomize.py").write_text(FAULT)
+    fault = tmp_path / "fault"
+    fault.touch()
+    monkeypatch.setenv("PLANTED_FAULT", str(fault))
+    root = str(Path(__file__).parent.parent)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", root)]))
+    host = Host(data)
+    try:
+        job_id = host.record(model=str(data / "model"), corpus=str(data / "small.jsonl"), name="odd")
+        job = ended(host, job_id)
+        assert job.state == "failed"
+        assert job.message.startswith("an unexpected ZeroDivisionError came up, and the model was released.")
+        assert job.message.endswith(f"the details are in the data folder's logs/host.log under {job_id}.")
+        assert "Traceback" not in job.message
+        log = (data / "logs" / "host.log").read_text()
+        assert "Traceback (most recent call last)" in log.partition(f"job {job_id}: an unexpected ")[2]
+        assert host.loaded is None
+        fault.unlink()
+        assert ended(host, host.inspect("tiny-moe")).state == "done"
+    finally:
+        host.stop()
 
 
 def test_a_second_host_on_the_same_folder_waits_its_turn(host, data, long):

@@ -35,7 +35,7 @@ def finish(folder: Path) -> list[Path]:
 def _sections(folder: Path) -> Iterator[latex.Section]:
     for file in sorted(folder.glob(f"*/{_PROVENANCE}")):
         try:
-            stated = read_object(file)
+            stated = read_object(file, halves=True)
             names = [name for name in stated["files"] if name.endswith(".tex")]
             tables = {name: (file.parent / name).read_text(encoding="utf-8") for name in names}
             found = latex.Section(file.parent.name, stated, tables)

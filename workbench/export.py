@@ -178,7 +178,7 @@ def _refuse_foreign(folder: Path, analysis: str) -> None:
     if not held:
         return
     try:
-        stated = read_object(folder / "provenance.json")
+        stated = read_object(folder / "provenance.json", halves=True)
         earlier, files = stated["analysis"], set(stated["files"])
     except (OSError, ValueError, KeyError, TypeError):
         raise AnalysisError(f"{folder} holds {_some(held)} and no provenance of ours; {wanted}.") from None

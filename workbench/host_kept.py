@@ -118,9 +118,11 @@ def _request(file: Path) -> dict[str, Any]:
         arguments = asked["arguments"]
         known = {"title": asked["title"], "owner": asked["owner"], "arguments": arguments}
         sound = (
-            isinstance(asked["title"], str) and isinstance(asked["owner"], str) and arguments.keys() == set(_ARGUMENTS)
+            isinstance(asked["title"], str)
+            and isinstance(asked["owner"], str)
+            and {"model", "fields"} <= arguments.keys() <= set(_ARGUMENTS)  # the others have defaults
         )
-        sound = sound and all(_is_of(arguments[key], kind) for key, kind in _ARGUMENTS.items())
+        sound = sound and all(_is_of(value, _ARGUMENTS[key]) for key, value in arguments.items())
         return known if sound and all(isinstance(each, str) for each in arguments["fields"]) else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}

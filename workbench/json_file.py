@@ -13,12 +13,13 @@ MOST_BYTES = 64 << 20
 """Of a manifest; one of a thousand million tokens has 6 MB."""
 
 
-def read_object(file: Path, *, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+def read_object(file: Path, *, most_bytes: int = MOST_BYTES, halves: bool = False) -> dict[str, Any]:
     """The JSON object in a file.
 
     Args:
         file: Which; UTF-8.
         most_bytes: A larger file is not read.
+        halves: As of `object_of`.
 
     Raises:
         OSError: the file cannot be read.
@@ -29,11 +30,15 @@ def read_object(file: Path, *, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
         raise ValueError("it is no regular file")
     if facts.st_size > most_bytes:
         raise ValueError(f"it has {facts.st_size:,} bytes, and {most_bytes:,} are the most that is read")
-    return object_of(file.read_bytes().decode("utf-8"))
+    return object_of(file.read_bytes().decode("utf-8"), halves=halves)
 
 
-def object_of(text: str) -> dict[str, Any]:
+def object_of(text: str, *, halves: bool = False) -> dict[str, Any]:
     """The JSON object that a text is.
+
+    Args:
+        text: JSON.
+        halves: Whether texts in it may hold halves of a surrogate pair, as the names of files do that are no UTF-8.
 
     Raises:
         ValueError: it is none.
@@ -41,7 +46,7 @@ def object_of(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text, object_pairs_hook=_once)
         # Half a surrogate pair can be written as an escape, and neither hashed nor printed.
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
+        json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass" if halves else "strict")
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if not isinstance(value, dict):

@@ -123,7 +123,9 @@ _OF_CLOSED: dict[str, Shape] = {
     "vocabulary": _FILE,
     "parts": Rows(Keys({"index": Whole(), "tokens": _FILE, "documents": _FILE})),
 }
-OPEN = Keys(_ALWAYS, _SOMETIMES)
+# Which parts are to be read back, and what was found of those that were (`capture/written.py`).
+_WRITTEN_ROWS = Either(Keys({"sampled": Rows(Whole()), "of_parts": Named(Named())}), Text(least=1))
+OPEN = Keys(_ALWAYS, {**_SOMETIMES, "written_rows": _WRITTEN_ROWS})
 CLOSED = Keys({**_ALWAYS, **_OF_CLOSED}, _SOMETIMES)
 
 

@@ -158,7 +158,9 @@ def verify_file(path: Path, name: str, expected: dict[str, Any]) -> int:
     """
     file = path / name
     try:
-        if file.is_file() and file_digest(file) == expected["sha256"]:
+        if not file.is_file():
+            raise RecordingError(f"{path}: {name} cannot be read (there is no such file). {AGAIN}")
+        if file_digest(file) == expected["sha256"]:
             return file.stat().st_size
     except OSError as error:
         raise RecordingError(f"{path}: {name} cannot be read ({error.strerror or error}). {AGAIN}") from error

@@ -127,7 +127,7 @@ def test_the_card(answers):
     ("name", "settings", "message"),
     [
         ("roofline", ["device=tpu"], "roofline: unknown device 'tpu'; there are a100-40gb"),
-        ("roofline", ["context=0"], "roofline: context is 0; 1 or more was wanted"),
+        ("roofline", ["context=0"], "roofline: context is 0; 1 to 100,000,000 was expected"),
         ("crossover", ["dtype=fp4"], "crossover: dtype is 'fp4'; one of float32"),
         ("quality_cost", ["benchmarks=IQ"], "quality_cost: no scores of 'IQ'; there are MMLU"),
         ("card_claim", ["device=2xa100-40gb"], "card_claim: qwen2_moe: 115 GB of weights and one request do not fit"),

@@ -96,7 +96,8 @@ def test_what_was_not_measured_is_refused_and_what_would_measure_it_is_said(name
 
 def test_inputs_are_not_mixed_up(measurement, recording):  # noqa: F811
     with pytest.raises(
-        AnalysisError, match="expert_load: it is asked of a recording, and .* holds a measurement; .*thro"
+        AnalysisError,
+        match="expert_load: it is asked of a recording, and .* holds a measurement; `workbench .* --all` runs",
     ):
         _batch.ask(measurement, "expert_load")
     with pytest.raises(AnalysisError, match="throughput: it is asked of a measurement, and .* holds a recording"):
