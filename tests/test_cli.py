@@ -144,7 +144,10 @@ def test_inspect_says_when_there_is_no_moe_layer(monkeypatch, capsys):
         (["analyze", "nowhere", "expert_load", "--set", "seed=" + "9" * 400], "expert_load: seed is 9"),
         (["analyze", "nowhere", "expert_load", "--set", "level=nan"], "level is nan; 0.01 to 0.9999 was expected"),
         (["analyze", "nowhere", "expert_load", "--set", "level=on"], "level is 'on'; a value of type float (a number)"),
-        (["analyze", "nowhere", "domain_load", "--set", "layer=99999999999999"], "layer is 99999999999999; 0 to 65535"),
+        (
+            ["analyze", "nowhere", "domain_load", "--set", "layer=99999999999999"],
+            "layer is 99999999999999; 0 to 65,535",
+        ),
         (
             ["analyze", "nowhere", "expert_load", "--out", "y" * 300],
             "cannot be made (File name too long); name another",

@@ -116,6 +116,8 @@ _SOMETIMES: dict[str, Shape] = {
     "environment": Keys({}, {"command": Text()}),
     "versions": Named(),
     "expert_weights": _FILE,
+    # Which parts are to be read back, and what was found of those that were (`capture/written.py`).
+    "written_rows": Either(Keys({}, {"sampled": Rows(Whole()), "of_parts": Named(Named())}), Text(least=1)),
 }
 _OF_CLOSED: dict[str, Shape] = {
     "digest": _DIGEST,
@@ -123,9 +125,7 @@ _OF_CLOSED: dict[str, Shape] = {
     "vocabulary": _FILE,
     "parts": Rows(Keys({"index": Whole(), "tokens": _FILE, "documents": _FILE})),
 }
-# Which parts are to be read back, and what was found of those that were (`capture/written.py`).
-_WRITTEN_ROWS = Either(Keys({"sampled": Rows(Whole()), "of_parts": Named(Named())}), Text(least=1))
-OPEN = Keys(_ALWAYS, {**_SOMETIMES, "written_rows": _WRITTEN_ROWS})
+OPEN = Keys(_ALWAYS, _SOMETIMES)
 CLOSED = Keys({**_ALWAYS, **_OF_CLOSED}, _SOMETIMES)
 
 

@@ -149,7 +149,7 @@ class RecordingWriter:
         proved = self.manifest.get("written_rows")
         if not isinstance(proved, dict):
             return set()
-        return {index for index in proved["sampled"] if str(index) not in proved["of_parts"]}
+        return {index for index in proved.get("sampled", ()) if str(index) not in proved.get("of_parts", {})}
 
     def note(self, **facts: Any) -> None:
         """Adds facts to the open manifest, on disk at once (an out-of-memory halving, to be replayed)."""
@@ -198,7 +198,7 @@ class RecordingWriter:
                 file.unlink(missing_ok=True)
             raise
         proved = self.manifest["written_rows"]
-        self.note(written_rows={**proved, "of_parts": {**proved["of_parts"], str(index): facts}})
+        self.note(written_rows={**proved, "of_parts": {**proved.get("of_parts", {}), str(index): facts}})
 
     def _write_part(self, name: str, columns: Columns, schema: pa.Schema) -> dict[str, Any]:
         table = pa.Table.from_arrays(
