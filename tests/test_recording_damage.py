@@ -259,6 +259,15 @@ def test_an_expert_that_a_token_names_twice_is_refused_where_it_is_read(copied):
         opened.ids(2)
 
 
+def test_a_count_below_zero_is_refused_where_it_is_read(copied):
+    def below(counts_DE):
+        counts_DE[0, 1] = -5
+
+    opened = changed(copied, "documents/part-00000.parquet", "layer02.counts", below)
+    with pytest.raises(RecordingError, match=r"part-00000.parquet holds -5 in layer02.counts; counts from 0"):
+        opened.counts(2)
+
+
 def test_an_id_that_stands_in_the_vocabulary_twice_is_refused(copied):
     table = pq.read_table(copied / "vocabulary.parquet")
     pq.write_table(pa.concat_tables([table, table[:1]]), copied / "vocabulary.parquet")

@@ -25,6 +25,7 @@ from workbench.models.topology import Router, Topology
 from workbench.recording_checks import (
     AGAIN,
     MOST_DOCUMENTS,
+    check_counts,
     check_documents,
     check_ids,
     check_part,
@@ -277,6 +278,9 @@ class Recording:
             decoded = {column: _to_numpy(read[column]) for column in wanted}
             for column, n_experts in self._n_experts_of(wanted).items():
                 check_ids(self.path, name, column, decoded[column], n_experts)
+            for column in wanted:
+                if column.endswith(".counts"):
+                    check_counts(self.path, name, column, decoded[column])
             self._kept.keep(self.path / name, decoded)
             yield {column: decoded[column] if column in decoded else kept[column] for column in columns}
 

@@ -141,6 +141,16 @@ def check_ids(path: Path, name: str, column: str, ids_TK: np.ndarray, n_experts:
         )
 
 
+def check_counts(path: Path, name: str, column: str, counts: np.ndarray) -> None:
+    """Refuses negative counts.
+
+    Raises:
+        RecordingError: one is below 0.
+    """
+    if counts.size and (smallest := int(counts.min())) < 0:
+        raise RecordingError(f"{path}: {name} holds {smallest} in {column}; counts from 0 were expected. {AGAIN}")
+
+
 def _twice(ids_TK: np.ndarray) -> np.ndarray:
     """Which rows name an expert twice. By pairs of columns, which for a few is ten times as fast as to sort rows."""
     ids_KT = np.ascontiguousarray(ids_TK.T)

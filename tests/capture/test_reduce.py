@@ -100,6 +100,14 @@ def test_a_margin_to_masked_experts_alone_is_not_known():
     assert np.isnan(tokens["layer00.margin"]).all()
 
 
+def test_a_router_that_chooses_by_a_number_of_its_own_is_refused():
+    """As phimoe, which always chooses two; without the proofs nothing else says so."""
+    trace, batch, facts, _ = captured(n_experts=8, top_k=2, scoring="softmax")
+    of_one = replace(facts, routers=(replace(facts.routers[0], top_k=1),))
+    with pytest.raises(CaptureError, match=r"layer 0 .* chose 2 experts for each token, and 1 by the model's config"):
+        routing_columns(trace, batch, of_one, with_logits=False)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
 def test_scores_that_mean_nothing_are_refused(value):
     trace, batch, facts, _ = captured(n_experts=8, top_k=2, scoring="softmax")

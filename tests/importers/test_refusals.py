@@ -116,6 +116,23 @@ def test_tables_that_disagree_are_named(tmp_path, columns, message):
     refused(tmp_path, "parquet", tmp_path / "t.parquet", re.escape(message))
 
 
+def test_a_weight_belongs_to_each_chosen_expert(tmp_path):
+    table = pa.table({"layer1.ids": [[1, 2], [0, 3]], "layer1.weights": [[0.5], [0.5]]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    refused(
+        tmp_path, "parquet", tmp_path / "t.parquet", r"layer1.weights holds \(1,\) values in a row, and layer1.ids \(2"
+    )
+    columns = {f"layer{n}.ids": [[1, 2], [0, 3]] for n in (1, 2)}
+    columns |= {"layer1.weights": [[0.5, 0.5], [0.5, 0.5]], "layer2.weights": [[0.5], [0.5]]}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    refused(tmp_path, "parquet", tmp_path / "t.parquet", r"layer2.weights holds \(1,\) values in a row")
+
+
+def test_ranks_beyond_any_machine_are_refused(tmp_path):
+    file = sources.stat_file(tmp_path / "c.pt", np.ones((1, 3, E)))
+    refused(tmp_path, "sglang", file, "--ranks is 9{30}; .* 1 to 1,048,576 was wanted", ranks=int("9" * 30), top_k=2)
+
+
 def test_parquet_files_of_one_folder_have_the_same_columns(tmp_path):
     (tmp_path / "t").mkdir()
     pq.write_table(pa.table({"layer1.ids": [[1, 2]]}), tmp_path / "t" / "a.parquet")

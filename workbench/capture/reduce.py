@@ -75,7 +75,8 @@ def routing_columns(
     """The routing columns of a batch: of its tokens and of its documents.
 
     Raises:
-        CaptureError: router logits or weights of a token are not finite; names layer and row.
+        CaptureError: router logits or weights of a token are not finite, or a router chose other than K experts; names
+            layer and row.
     """
     mask_BS = batch.mask_BS
     index_T = mask_BS.reshape(-1).nonzero().squeeze(-1) if batch.padded else None
@@ -84,6 +85,11 @@ def routing_columns(
     documents: dict[str, np.ndarray] = {}
     for router, capture in zip(topology.routers, trace.routers, strict=True):
         at = prefix(router, topology)
+        if (found := capture.ids_TK.shape[-1]) != router.top_k:
+            raise CaptureError(
+                f"layer {router.layer} ({router.router_path}) chose {found} experts for each token, and {router.top_k} "
+                "by the model's config. The class has a number of its own; mend the config."
+            )
         of_tokens, of_documents = _reduce_router(
             router, capture, index_T, row_T, n_rows=len(mask_BS), with_logits=with_logits
         )

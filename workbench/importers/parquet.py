@@ -191,6 +191,12 @@ def _document(
     if len(set(shapes.values())) > 1:
         told = ", ".join(f"{shape[1]} in {name}" for name, shape in shapes.items())
         raise TraceError(f"{at[0].name}: the layers disagree in k: {told}.")
+    other = [name for name in weights if name in joined and joined[name].shape != joined[order[0]].shape]
+    if other:
+        raise TraceError(
+            f"{at[0].name}: {other[0]} holds {joined[other[0]].shape[1:]} values in a row, and {order[0]} "
+            f"{joined[order[0]].shape[1:]}; a weight of each chosen expert was wanted."
+        )
     if key[1] not in ("", "prefill", "decode"):
         raise TraceError(f"{at[0].name}, row {at[1]}: phase is {shown(key[1])!r}; 'prefill' or 'decode' was wanted.")
     return TracedDocument(

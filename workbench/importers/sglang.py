@@ -25,6 +25,8 @@ from workbench.importers.sglang_tokens import array_of, per_token
 from workbench.importers.trace import Trace, TracedDocument, first_line, foreign, shown, source_files
 
 _SMALL_BYTES = 2**26
+_MOST_RANKS = 2**20
+"""More processes than ever served one model."""
 
 
 def read(path: Path) -> Trace:
@@ -150,9 +152,9 @@ def shared_by(trace: Trace, ranks: int) -> Trace:
         TraceError: the trace has tokens, and no counts that ranks could share; while it is read, a count that is no
             multiple of the ranks.
     """
-    if ranks < 1 or not trace.counts_only:
+    if not 1 <= ranks <= _MOST_RANKS or not trace.counts_only:
         raise TraceError(
-            f"--ranks is {ranks}; it is for counts (SGLang's mode stat), and 1 or more was wanted."
+            f"--ranks is {ranks}; it is for counts (SGLang's mode stat), and 1 to {_MOST_RANKS:,} was wanted."
             + ("" if trace.counts_only else f" {trace.files[0]} has tokens, each of them once.")
         )
 
