@@ -8,7 +8,7 @@ import unicodedata
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from workbench.export import Provenance, write_table
@@ -131,6 +131,7 @@ texts = st.text(st.one_of(signs, st.characters(exclude_categories=["Cs"])), max_
 
 
 @settings(max_examples=150)
+@example([("", "")], "\uaaf5=")  # a mark that takes room, before what begins a formula
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=4), texts.filter(lambda text: text != "b"))
 def test_any_text_is_read_alike(cells, name):
     first, second = (pd.Series(list(column), dtype=object) for column in zip(*cells, strict=True))

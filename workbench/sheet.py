@@ -22,6 +22,7 @@ _KEPT = "\n\t"  # which all readers keep within quotes
 _BYTE_ORDER = "\ufeff"  # readers drop it at the start of a file
 _SEPARATORS = frozenset(',;\t|\n"')  # LibreOffice also splits at semicolons and tabs, unless it is told otherwise
 _FORMULA = ("=", "+", "-", "@")
+_UNSEEN = "CM"  # formats, what no letter is assigned to, and marks: none of them stands before a formula for a reader
 
 
 def csv_text(table: pd.DataFrame) -> str:
@@ -67,5 +68,5 @@ def _is_visible(letter: str) -> bool:
 
 def _begins_formula(text: str) -> bool:
     """Whether the first letter that is seen begins a formula; the wide forms do where a Japanese spreadsheet reads."""
-    first = next((c for c in text if not c.isspace() and unicodedata.category(c) not in ("Cf", "Mn", "Me")), "")
+    first = next((c for c in text if not c.isspace() and unicodedata.category(c)[0] not in _UNSEEN), "")
     return text.startswith("\t") or unicodedata.normalize("NFKC", first).startswith(_FORMULA)
