@@ -207,7 +207,9 @@ def named(label: str) -> str:
         AnalysisError: it cannot.
     """
     if not is_name(label):
-        raise AnalysisError(f"--label is {label!r}; letters, digits, '_', '-' and '.' were wanted, no blank or slash.")
+        raise AnalysisError(
+            f"--label is {label!r}; letters, digits, '_', '-' and '.' were expected, no blank or slash."
+        )
     return label
 
 

@@ -71,7 +71,7 @@ def analyze(
     for name in named:
         _batch.parse_settings(_batch.get(name), settings or [])  # refused before anything is run
     if width not in ("column", "text"):
-        raise AnalysisError(f"--width is {width!r}; column or text was wanted.")
+        raise AnalysisError(f"--width is {width!r}; column or text was expected.")
     if against is None and experts != "auto":
         raise AnalysisError("--experts is about two recordings; give the other one: --against RECORDING.")
     if against is not None and untrained is not None:

@@ -87,7 +87,7 @@ def check(analysis: str, *, on: str, dtype: str, **numbers: int) -> None:
         raise AnalysisError(f"{analysis}: {error}") from error
     for name, value in numbers.items():
         if value < 1:
-            raise AnalysisError(f"{analysis}: {name} is {value}; 1 or more was wanted.")
+            raise AnalysisError(f"{analysis}: {name} is {value}; 1 or more was expected.")
 
 
 def doublings(largest: int) -> list[int]:

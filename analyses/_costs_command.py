@@ -69,7 +69,7 @@ def _numbers(text: str, option: str) -> list[int]:
     """Numbers with commas, each 1 or more."""
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise AnalysisError(f"{option} is {text!r}; whole numbers from 1 with commas were wanted, e.g. 1,8,64.")
+        raise AnalysisError(f"{option} is {text!r}; whole numbers from 1 with commas were expected, e.g. 1,8,64.")
     return list(dict.fromkeys(int(word) for word in words))
 
 

@@ -21,7 +21,7 @@ RECORDED = {
     "attention": ("attention.query_statistics", "attention.by_bin", "heads.sink_windows", "heads.repeated_scores"),
     "attention-weights": ("attention.weighed_statistics", "heads.head_divergence"),
 }  # fmt: skip
-"""What is measured while the model runs, by the field that holds it: by capture's own code, held against these."""
+"""What is measured while the model runs, by the field that holds it: by capture's own code, compared with these."""
 _SCORES = ("router_confidence", "token_routing")
 PLAIN = {
     "router.token_entropy": _SCORES, "router.token_entropy_from_logits": _SCORES, "router.margin": _SCORES,

@@ -65,7 +65,7 @@ def pair(one: Recording, other: Recording, *, analysis: str, experts: str = "aut
             none of those.
     """
     if experts not in EXPERTS:
-        raise AnalysisError(f"{analysis}: experts is {experts!r}; {', '.join(EXPERTS)} were wanted.")
+        raise AnalysisError(f"{analysis}: experts is {experts!r}; {', '.join(EXPERTS)} were expected.")
     both = _Both(one, other, analysis)
     both.same_phase()
     for each in (both.one, both.other):

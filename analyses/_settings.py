@@ -40,7 +40,7 @@ def parse_settings(module: types.ModuleType, pairs: Sequence[str]) -> Any:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals:
-            raise AnalysisError(f"{name}: --set {pair[:80]!r} has no '='; key=value was wanted.")
+            raise AnalysisError(f"{name}: --set {pair[:80]!r} has no '='; key=value was expected.")
         if key not in types_of:
             raise AnalysisError(f"{name}: unknown setting {key[:80]!r}; there are {', '.join(types_of)}.")
         kinds = [kind for kind in typing.get_args(types_of[key]) or (types_of[key],) if kind is not types.NoneType]
@@ -61,7 +61,7 @@ def _value(what: str, text: str, kind: type, bounds: tuple[float, float]) -> Any
         value = kind(text)
     except (ValueError, OverflowError) as error:
         words = _TYPES.get(kind, kind.__name__)
-        raise AnalysisError(f"{what} is {shown!r}; a value of type {words} was wanted.") from error
+        raise AnalysisError(f"{what} is {shown!r}; a value of type {words} was expected.") from error
     low, high = bounds
     if not low <= value <= high:  # NaN neither
         raise AnalysisError(f"{what} is {shown}; {_written(low)} to {_written(high)} was expected.")

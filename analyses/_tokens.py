@@ -71,8 +71,8 @@ def token_parts(
     Args:
         recording: What is read.
         stack: Whose choices.
-        top1: Whether the first choice is wanted (`_parts.first_choice`).
-        token: Whether token ids are wanted.
+        top1: Whether the first choice is needed (`_parts.first_choice`).
+        token: Whether token ids are needed.
     """
     row_of = document_rows(recording)
     at = [prefix(router, recording.topology) for router in stack.routers]
@@ -179,7 +179,7 @@ def p_value(observed_x: np.ndarray, drawn_Bx: np.ndarray) -> np.ndarray:
 def check_draws(analysis: str, n_draws: int) -> None:
     """Refuses a number of draws under 1."""
     if n_draws < 1:
-        raise AnalysisError(f"{analysis}: n_draws is {n_draws}; 1 or more was wanted, {N_DRAWS} gives p down to .05.")
+        raise AnalysisError(f"{analysis}: n_draws is {n_draws}; 1 or more was expected, {N_DRAWS} gives p down to .05.")
 
 
 def layers_said(shown: list[int], every: int) -> str:

@@ -1,4 +1,4 @@
-"""What the analyses of a measurement take from costs: the work of each phase, and the peaks it is held against.
+"""What the analyses of a measurement take from costs: the work of each phase, and the peaks it is compared with.
 
 The models' make-up stands in the measurement's manifest, the experts that were met in its table `coverage`, and the
 ceilings that a large copy and a large product reached on the machine beside them.

@@ -69,7 +69,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     """
     require(recording, NEEDS, "activated", columns=("ids", "position"))
     if settings.largest < 1:
-        raise AnalysisError(f"activated: largest is {settings.largest}; 1 or more was wanted.")
+        raise AnalysisError(f"activated: largest is {settings.largest}; 1 or more was expected.")
     clusters = design(recording)
     doublings = settings.largest.bit_length() - 1
     stretched = stretches(recording, "activated")

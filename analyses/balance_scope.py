@@ -73,7 +73,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     """
     require(recording, NEEDS, "balance_scope", columns=("ids",))
     if settings.batch_tokens < 1:
-        raise AnalysisError(f"balance_scope: batch_tokens is {settings.batch_tokens}; 1 or more was wanted.")
+        raise AnalysisError(f"balance_scope: batch_tokens is {settings.batch_tokens}; 1 or more was expected.")
     clusters = design(recording)
     batches = Batches.of(recording, tokens=settings.batch_tokens, seed=settings.seed)
     rows = []

@@ -85,7 +85,9 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     require(recording, NEEDS, "capacity", columns=("ids",))
     for name in ("group_tokens", "sample_tokens"):
         if getattr(settings, name) < 1:
-            raise AnalysisError(f"capacity: {name} is {getattr(settings, name)}; 1 or more was wanted, 2048 is usual.")
+            raise AnalysisError(
+                f"capacity: {name} is {getattr(settings, name)}; 1 or more was expected, 2048 is usual."
+            )
     clusters = design(recording)
     batches = Batches.of(recording, tokens=settings.group_tokens, seed=settings.seed)
     shares, places = [], []

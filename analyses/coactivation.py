@@ -101,7 +101,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     check_draws("coactivation", settings.n_draws)
     for name in ("n_pairs", "sample_tokens"):
         if getattr(settings, name) < 1:
-            raise AnalysisError(f"coactivation: {name} is {getattr(settings, name)}; 1 or more was wanted.")
+            raise AnalysisError(f"coactivation: {name} is {getattr(settings, name)}; 1 or more was expected.")
     if settings.layer is not None and settings.layer not in recording.moe_layers:
         raise AnalysisError(
             f"coactivation: layer {settings.layer} has no router; set layer to one of {list(recording.moe_layers)}."

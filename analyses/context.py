@@ -94,7 +94,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     require(recording, NEEDS, "context", columns=("ids", "token"))
     if settings.sample_tokens < 1:
         raise AnalysisError(
-            f"context: sample_tokens is {settings.sample_tokens}; 1 or more was wanted, 32768 is usual."
+            f"context: sample_tokens is {settings.sample_tokens}; 1 or more was expected, 32768 is usual."
         )
     controls = Controls.of(recording, settings, "context")
     found = _found(recording, settings)

@@ -1,7 +1,7 @@
 """What does each expert add to a token, beside how often it is chosen?
 
 Not shown: what it is good for. The norm of what an expert adds says nothing of its direction: large outputs can cancel,
-and a small one can decide. Tokens differ in their scale, so an expert is held against the other experts that its own
+and a small one can decide. Tokens differ in their scale, so an expert is compared with the other experts that its own
 tokens chose; the routing weight is part of what it adds, so a small contribution can be a small weight. A router by
 token id alone adds nothing, so no hash stands beside it: `--against` a recording of the untrained model with the field
 `experts` shows what was there before.

@@ -73,7 +73,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     require(recording, NEEDS, "coverage", columns=("ids", "position"))
     for name in ("largest", "sample_tokens"):
         if getattr(settings, name) < 1:
-            raise AnalysisError(f"coverage: {name} is {getattr(settings, name)}; 1 or more was wanted.")
+            raise AnalysisError(f"coverage: {name} is {getattr(settings, name)}; 1 or more was expected.")
     documents = recording.documents()
     # One document of each cluster, in the order of the corpus, so that batches do not depend on the order on disk.
     ordered = documents.assign(row=np.arange(len(documents))).sort_values("document")

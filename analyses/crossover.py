@@ -1,4 +1,4 @@
-"""At which batch and context is the MoE faster than the dense model it is held against, by the roofline?
+"""At which batch and context is the MoE faster than the dense model it is compared with, by the roofline?
 
 Not shown: what a machine reaches; both times are floors, and kernels for experts are further from theirs than dense
 ones. Whether weights and caches fit into the memory is marked in the table and left blank in the figure. Experts are

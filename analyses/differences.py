@@ -97,7 +97,7 @@ def run(recording: Recording, other: Recording, settings: Settings = Settings())
     for each in (recording, other):
         require(each, NEEDS, "differences")
     if settings.n_draws < 1:
-        raise AnalysisError(f"differences: n_draws is {settings.n_draws}; 1 or more was wanted.")
+        raise AnalysisError(f"differences: n_draws is {settings.n_draws}; 1 or more was expected.")
     both = pair(recording, other, analysis="differences", experts=settings.experts)
     groups = _Groups.of(both.one)
     frames = [_measures(both, stack, theirs, groups, settings) for stack, theirs in stacks(both.one, both.other)]

@@ -137,7 +137,7 @@ def _place(recording: Recording, settings: Settings) -> tuple[int, int, np.ndarr
     """The layer, the expert, and the layer's counts_DE."""
     for name in ("n_tokens", "n_contexts", "window"):
         if getattr(settings, name) < 1:
-            raise AnalysisError(f"expert_card: {name} is {getattr(settings, name)}; 1 or more was wanted.")
+            raise AnalysisError(f"expert_card: {name} is {getattr(settings, name)}; 1 or more was expected.")
     layer = settings.layer if settings.layer is not None else recording.moe_layers[len(recording.moe_layers) // 2]
     if layer not in recording.moe_layers:
         raise AnalysisError(

@@ -52,7 +52,7 @@ class Result:
             these tokens shuffled over the passes would (NaN where there is one pass).
         mean: One row per routing, point and phase: the same, mean over layers.
         times: One row per other routing, point and phase: time over the first routing's within rounds. May be empty.
-        first: The routing the others are held against.
+        first: The routing the others are compared with.
         level: Coverage of the intervals, at least.
         words: Machine and implementations.
     """

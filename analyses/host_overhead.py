@@ -1,7 +1,7 @@
 """How much of a step does the device wait, or the loop take for itself?
 
 Not shown: work that the host does while the device is busy, which costs nothing. On a GPU the device's own time is the
-sum of its kernels in a profiled run, held against runs that were not profiled; on a CPU host and device are one, no
+sum of its kernels in a profiled run, compared with runs that were not profiled; on a CPU host and device are one, no
 device time exists, and what is told is the loop's own time outside the model's forward pass.
 """
 

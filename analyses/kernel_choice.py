@@ -50,7 +50,7 @@ class Result:
         kernels: One row per implementation, point and phase: time over the base's within rounds, `value` with `low` and
             `high`; `extra_bytes` that a whole run takes at its peak, `tokens_same` of its greedy tokens with the
             base's, `logit_difference` (largest absolute) beside `largest_logit`.
-        base: The implementation the others are held against.
+        base: The implementation the others are compared with.
         left_out: What does not run here, and why.
         level: Coverage of the intervals, at least.
         words: Machine and implementations.

@@ -102,7 +102,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     require(recording, NEEDS, "layer_flow", columns=("ids",))
     check_draws("layer_flow", settings.n_draws)
     if settings.sample_tokens < 1:
-        raise AnalysisError(f"layer_flow: sample_tokens is {settings.sample_tokens}; 1 or more was wanted.")
+        raise AnalysisError(f"layer_flow: sample_tokens is {settings.sample_tokens}; 1 or more was expected.")
     stacks = [stack for stack in router_stacks(recording) if len(stack.routers) > 1]
     if not stacks:
         raise AnalysisError(

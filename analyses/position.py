@@ -94,7 +94,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     require(recording, NEEDS, "position", columns=("ids", "position"))
     check_draws("position", settings.n_draws)
     if settings.n_seeds < 1:
-        raise AnalysisError(f"position: n_seeds is {settings.n_seeds}; 1 or more was wanted.")
+        raise AnalysisError(f"position: n_seeds is {settings.n_seeds}; 1 or more was expected.")
     controls = Controls.of(recording, settings, "position")
     clusters, row_of, shuffles = design(recording), document_rows(recording), Shuffles(settings.seed)
     known = recording.has("token")

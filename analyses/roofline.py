@@ -1,4 +1,4 @@
-"""What bounds a decode step, and a prefill, of this model and the one it is held against?
+"""What bounds a decode step, and a prefill, of this model and the one it is compared with?
 
 Not shown: what a machine reaches. The roof is the maker's, no kernel gets there, and launching, communicating and
 scheduling take no time here: the times are floors. Experts are met as under uniform random routing; a model whose

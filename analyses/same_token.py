@@ -86,7 +86,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
             f"same_token: {recording.path} has one document, and a pair is of two; record a corpus of several."
         )
     if settings.n_seeds < 1:
-        raise AnalysisError(f"same_token: n_seeds is {settings.n_seeds}; 1 or more was wanted.")
+        raise AnalysisError(f"same_token: n_seeds is {settings.n_seeds}; 1 or more was expected.")
     controls = Controls.of(recording, settings, "same_token")
     labels = PairLabels(recording, design(recording))
     if not len(labels.tokens[TOKEN]):

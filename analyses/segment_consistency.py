@@ -90,9 +90,9 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     require(recording, NEEDS, "segment_consistency", columns=("ids", "position"))
     check_draws("segment_consistency", settings.n_draws)
     if not 2 <= settings.window <= 255:
-        raise AnalysisError(f"segment_consistency: window is {settings.window}; 2 to 255 tokens were wanted.")
+        raise AnalysisError(f"segment_consistency: window is {settings.window}; 2 to 255 tokens were expected.")
     if settings.sample_tokens < 1:
-        raise AnalysisError(f"segment_consistency: sample_tokens is {settings.sample_tokens}; 1 or more was wanted.")
+        raise AnalysisError(f"segment_consistency: sample_tokens is {settings.sample_tokens}; 1 or more was expected.")
     known = stretches(recording, "segment_consistency", tokens=2)
     longest = int(known.longest_D.max())
     if longest < settings.window:

@@ -91,7 +91,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     require(recording, NEEDS, "specialization", columns=("ids", "token"))
     for name, least in (("min_count", 1), ("n_permutations", 0), ("n_seeds", 1)):
         if getattr(settings, name) < least:
-            raise AnalysisError(f"specialization: {name} is {getattr(settings, name)}; {least} or more was wanted.")
+            raise AnalysisError(f"specialization: {name} is {getattr(settings, name)}; {least} or more was expected.")
     controls = Controls.of(recording, settings, "specialization")
     plan = Plan.of(recording, min_count=settings.min_count, seed=settings.seed)
     plans = {name: Plan.of(each, min_count=settings.min_count, seed=settings.seed) for name, each in controls.items()}

@@ -86,7 +86,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
     if not 0 <= settings.first < min(settings.last, n_tokens):
         raise AnalysisError(
             f"token_routing: first is {settings.first} and last {settings.last}; the document has {n_tokens} tokens, "
-            "0 ≤ first < last was wanted, with first inside the document."
+            "0 ≤ first < last was expected, with first inside the document."
         )
     read = _read(recording, int(document["document"]), recording.router(layer))
     text_of = recording.vocabulary.set_index("token")["text"]

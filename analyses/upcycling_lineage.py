@@ -76,7 +76,7 @@ def run(recording: Recording, settings: Settings = Settings()) -> Result:
             "dense model that it was made from."
         )
     if not 0 < settings.null_quantile < 1:
-        raise AnalysisError(f"upcycling_lineage: null_quantile is {settings.null_quantile}; wanted between 0 and 1.")
+        raise AnalysisError(f"upcycling_lineage: null_quantile is {settings.null_quantile}; expected between 0 and 1.")
     facts = facts[facts["parent_neuron"].str.len() > 0]
     several = facts.groupby("layer")["site"].nunique().max() > 1
     layers, experts, parents = [], [], []

@@ -194,7 +194,7 @@ def test_the_name_of_the_proxy_is_let_in():
         "--server.corsAllowedOrigins=https://workbench.example.org",
     ]
     for name in ("https://x", "*", "*.x.org", "a b", "x/y", ""):
-        with pytest.raises(HostError, match="--host-name is .*; a name such as workbench.example.org was wanted"):
+        with pytest.raises(HostError, match="--host-name is .*; a name such as workbench.example.org was expected"):
             asked(proxy_header="X-User", host_name=name)
 
 

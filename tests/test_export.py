@@ -79,7 +79,7 @@ def test_a_second_run_replaces_the_first_with_the_same_bytes(tmp_path):
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, held, sentence):
     for name, text in held.items():
         (tmp_path / name).write_text(text)
-    wanted = "an empty or new folder, or one of an earlier run of 'expert_load', is wanted; choose another --out."
+    wanted = "an empty or new folder, or one of an earlier run of 'expert_load', is expected; choose another --out."
     with pytest.raises(AnalysisError, match=re.escape(f"{tmp_path} {sentence}; {wanted}")):
         write(tmp_path)
     assert {entry.name: entry.read_text() for entry in tmp_path.iterdir()} == held

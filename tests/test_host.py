@@ -161,10 +161,10 @@ def test_a_dense_parent_is_compared(host, data):
 @pytest.mark.parametrize(
     ("arguments", "error", "told"),
     [
-        ({"prompt": " \n"}, HostError, "prompt is empty; at least one word was wanted"),
-        ({"prompt": "a" * 20_001}, HostError, "prompt has 20,001 characters, at most 20,000 were wanted; upload"),
+        ({"prompt": " \n"}, HostError, "prompt is empty; at least one word was expected"),
+        ({"prompt": "a" * 20_001}, HostError, "prompt has 20,001 characters, at most 20,000 were expected; upload"),
         ({"prompt": "half \ud800"}, HostError, "prompt holds half a character .* delete what shows as a box"),
-        ({"prompt": "a", "name": "../up"}, HostError, "name is '../up'; up to 120 letters, digits, .* were wanted"),
+        ({"prompt": "a", "name": "../up"}, HostError, "name is '../up'; up to 120 letters, digits, .* were expected"),
         ({"prompt": "a", "name": ".."}, HostError, "name is '..'; .* no '.' first"),
         ({"prompt": "a", "name": "a\n"}, HostError, r"name is 'a\\n'; up to 120 letters"),
         ({"prompt": "a", "name": ""}, HostError, "name is ''; up to 120 letters"),
@@ -176,7 +176,7 @@ def test_a_dense_parent_is_compared(host, data):
             "parent: it is compared in the field weights, which is not",
         ),
         ({"prompt": "a", "parent": ""}, HostError, "model is ''; the name of a bundled model"),
-        ({"prompt": "a", "max_tokens": 0}, HostError, "max_tokens is 0; at least 1 was wanted"),
+        ({"prompt": "a", "max_tokens": 0}, HostError, "max_tokens is 0; at least 1 was expected"),
         ({"prompt": "a", "corpus": "demo"}, HostError, "both corpus and prompt were given; give one of them"),
         ({}, HostError, "neither corpus and prompt were given; give one of them"),
         ({"prompt": "a", "model": ""}, HostError, "model is ''; the name of a bundled model, a folder or a hub id"),
@@ -281,7 +281,7 @@ def test_a_killed_process_fails_its_job_and_the_next_one_runs(host, long):
     assert job.state == "failed"
     assert job.message.startswith(
         "the model's process was ended by signal 9 (Killed), and the model was released. What is on disk is whole: ask "
-        "the same again, and it goes on where it stopped. If memory was short, free some or take a smaller model;"
+        "the same again, and it resumes where it stopped. If memory was short, free some or take a smaller model;"
     )
     assert job_id in (host.data / "logs" / "host.log").read_text()
     assert made(host, next_id).digest == long.digest

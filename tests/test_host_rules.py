@@ -74,7 +74,7 @@ def test_names_that_are_no_places_stay_as_they_are(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["org/na me", "org/-name", "-org/name", "o<b>/n", "org/", "org/name@a b", "оrg/name"])
 def test_what_is_no_hub_id_is_refused(tmp_path, name):
-    with pytest.raises(HostError, match="is no hub id; OWNER/NAME was wanted, or OWNER/NAME@REVISION"):
+    with pytest.raises(HostError, match="is no hub id; OWNER/NAME was expected, or OWNER/NAME@REVISION"):
         Rules().checked_model(name, tmp_path)
 
 
@@ -111,7 +111,7 @@ def test_rules_are_handed_on_whole():
 
 
 def test_a_limit_below_one_is_refused():
-    with pytest.raises(HostError, match="jobs_per_minute is 0; at least 1 was wanted"):
+    with pytest.raises(HostError, match="jobs_per_minute is 0; at least 1 was expected"):
         Limits(jobs_per_minute=0)
 
 
@@ -217,7 +217,7 @@ def line(**row: object) -> bytes:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"", "up.jsonl: no documents; at least one was wanted"),
+        (b"", "up.jsonl: no documents; at least one was expected"),
         (b"\xff\xfe{", "up.jsonl, line 1: byte 0 is not UTF-8"),
         (b'{"text": "fine"}\n{"text": \n', "up.jsonl, line 2: not JSON"),
         (b"[" * 100_000, "up.jsonl, line 1: not JSON that can be read .RecursionError: nested too deeply"),
@@ -226,7 +226,7 @@ def line(**row: object) -> bytes:
         (b'{"text": "\\udfff"}', "up.jsonl, line 1: 'text' holds half a character .a lone surrogate.; delete it"),
         (line(text="a", domain="d" * 301), "up.jsonl, document 1: 'domain' has 301 characters; at most 300"),
         (line(text="a", source="s" * 301), "up.jsonl, document 1: 'source' has 301 characters"),
-        (line(text="a", id=["x" * 1000]), r"line 1: 'id' is \['x{90,99}…, wanted a string"),
+        (line(text="a", id=["x" * 1000]), r"line 1: 'id' is \['x{90,99}…, expected a string"),
         (line(text="a", id="x" * 1000) * 2, "the id 'x{90,99}… stands at line 1 already"),
         (b"".join(line(text="a", domain=str(n)) for n in range(201)), "up.jsonl has 201 domains; an upload may"),
     ],

@@ -139,7 +139,7 @@ def log_in(*, shared: bool, proxy_header: str | None, secrets: Path | None, host
     """
     if host_name is not None and not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", host_name):
         raise HostError(
-            f"--host-name is {host_name!r}; a name such as workbench.example.org was wanted, without https."
+            f"--host-name is {host_name!r}; a name such as workbench.example.org was expected, without https."
         )
     named = [f"--browser.serverAddress={host_name or 'localhost'}"]
     if host_name is not None:
@@ -167,7 +167,7 @@ def log_in(*, shared: bool, proxy_header: str | None, secrets: Path | None, host
         raise HostError("--shared: st.login needs Authlib, which is not installed: pip install 'moe-workbench[login]'.")
     if proxy_header is not None and not re.fullmatch(r"[A-Za-z0-9-]{1,64}", proxy_header):
         raise HostError(
-            f"--proxy-header is {proxy_header!r}; the name of a header, such as X-Forwarded-User, was wanted."
+            f"--proxy-header is {proxy_header!r}; the name of a header, such as X-Forwarded-User, was expected."
         )
     return [*named, *(f"--secrets.files={file.resolve()}" for file in auth[:1])]
 

@@ -43,12 +43,12 @@ app = typer.Typer(
 # Names, paths and errors are other people's texts: a bracket or a colon in them is a bracket or a colon.
 console = Console(markup=False, emoji=False)
 error_console = Console(stderr=True, soft_wrap=True, markup=False, emoji=False)
-_GOES_ON = "What was written before is whole: run the same command again, it goes on where it stopped."
+_RESUMES = "What was written before is whole: run the same command again, it resumes where it stopped."
 STAYS = {
-    "record": _GOES_ON,
-    "import": _GOES_ON,
-    "demo": _GOES_ON,
-    "programme": "The pieces that were done stay: run the same command again, it goes on with the next.",
+    "record": _RESUMES,
+    "import": _RESUMES,
+    "demo": _RESUMES,
+    "programme": "The pieces that were done stay: run the same command again, it resumes with the next.",
     "analyze": "Analyses that were done are whole in --out; of the others nothing was written.",
     "profile": "Nothing of the measurement was written.",
     "serve-bench": "Nothing of the measurement was written.",

@@ -83,7 +83,7 @@ class Corpus:
             path: The file, or the name of a bundled corpus (`demo`).
 
         Raises:
-            CorpusError: names the file and the line, what it got and what it wanted.
+            CorpusError: names the file and the line, what it got and what it expected.
         """
         file = Path(path)
         bundled = BUNDLED / f"{path}.jsonl"
@@ -103,7 +103,7 @@ class Corpus:
 def name_fault(value: str) -> str | None:
     """What keeps a text from being the name of a document, domain, source or cluster, in words; None for a good one."""
     if len(value) > MOST_CHARACTERS:
-        return f"has {len(value):,} characters; at most {MOST_CHARACTERS:,} were wanted"
+        return f"has {len(value):,} characters; at most {MOST_CHARACTERS:,} were expected"
     return _half_character(value)
 
 
@@ -116,7 +116,7 @@ def _half_character(value: str) -> str | None:
 def _documents(rows: Iterator[Row], name: str) -> tuple[Document, ...]:
     documents: list[Document] = []
     seen: dict[str, str] = {}
-    told: dict[str, set[str]] = {}  # of rows without a domain, what other keys say that could be one
+    values_of: dict[str, set[str]] = {}  # of rows without a domain, what other keys say that could be one
     for where, row in rows:
         if len(documents) == MOST_DOCUMENTS:
             raise CorpusError(f"{name}: more than {MOST_DOCUMENTS:,} documents; cut the file into several.")
@@ -130,12 +130,12 @@ def _documents(rows: Iterator[Row], name: str) -> tuple[Document, ...]:
         documents.append(document)
         if "domain" not in row:
             for key, value in unread_domain(row):
-                values = told.setdefault(key, set())
+                values = values_of.setdefault(key, set())
                 if len(values) < 4:  # enough to name some
                     values.add(value)
     if not documents:
-        raise CorpusError(f"{name}: no documents; at least one was wanted. Each line must be an object with 'text'.")
-    for key, values in told.items():
+        raise CorpusError(f"{name}: no documents; at least one was expected. Each line must be an object with 'text'.")
+    for key, values in values_of.items():
         if len(values) > 1:
             some = ", ".join(_short(value) for value in sorted(values)[:3])
             raise CorpusError(
@@ -153,10 +153,10 @@ def _short(value: Any) -> str:
 
 def _document(row: Any, where: str, *, stem: str, number: int) -> Document:
     if not isinstance(row, dict):
-        raise CorpusError(f"{where}: got a JSON {type(row).__name__}, wanted an object with 'text'.")
+        raise CorpusError(f"{where}: got a JSON {type(row).__name__}, expected an object with 'text'.")
     for key in (*_NAMES, "text"):
         if key in row and not isinstance(row[key], str):
-            raise CorpusError(f"{where}: {key!r} is {_short(row[key])}, wanted a string.")
+            raise CorpusError(f"{where}: {key!r} is {_short(row[key])}, expected a string.")
         fault = (_half_character if key == "text" else name_fault)(row.get(key, ""))
         if fault:
             raise CorpusError(f"{where}: {key!r} {fault}.")
@@ -184,8 +184,8 @@ def _refuse_tokens(tokens: Any, where: str) -> None:
     wrong = next((token for token in tokens if not 0 <= token <= _MOST_TOKEN), None)
     if wrong is not None:
         raise CorpusError(
-            f"{where}: 'token_ids' holds {_short(wrong)}; token ids from 0 to {_MOST_TOKEN} were wanted. Padding, such "
-            "as -1 or -100, is left out."
+            f"{where}: 'token_ids' holds {_short(wrong)}; token ids from 0 to {_MOST_TOKEN} were expected. Padding, "
+            "such as -1 or -100, is left out."
         )
 
 

@@ -1,6 +1,6 @@
 """The files that corpora are read from, as rows: JSONL, Parquet, text. What a row must hold is `corpus.py`'s matter.
 
-Sizes are held against the free memory before anything is read, for a few bytes of Parquet can claim any number of rows.
+Sizes are compared with the free memory before anything is read: a few bytes of Parquet can claim any number of rows.
 """
 
 import json
@@ -195,13 +195,13 @@ def _wanted(field: pa.Field, file: Path) -> list[str]:
         CorpusError: a key of documents is of another type.
     """
     if field.name in _TEXTS and not (_is_text(field.type) or pa.types.is_null(field.type)):
-        raise CorpusError(f"{file}: the column {field.name!r} is of {field.type}; strings were wanted. Convert it.")
+        raise CorpusError(f"{file}: the column {field.name!r} is of {field.type}; strings were expected. Convert it.")
     if field.name == "token_ids" and not pa.types.is_null(field.type):
         lists = any(
             is_kind(field.type) for is_kind in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
         )
         if not (lists and pa.types.is_integer(field.type.value_type)):
-            raise CorpusError(f"{file}: the column 'token_ids' is of {field.type}; lists of integers were wanted.")
+            raise CorpusError(f"{file}: the column 'token_ids' is of {field.type}; lists of integers were expected.")
     if field.name in KEYS or (_is_text(field.type) and _tells_domain(field.name)):
         return [field.name]
     if field.name in _META and pa.types.is_struct(field.type):

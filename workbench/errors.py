@@ -1,4 +1,4 @@
-"""The errors a user can meet. Each message names what, what it got, what it wanted, and the next step."""
+"""The errors a user can meet. Each message names what, what it got, what it expected, and the next step."""
 
 import re
 

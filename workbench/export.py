@@ -133,7 +133,7 @@ def write_result(
     for name in (*tables, *figures):
         if not is_name(name):
             raise AnalysisError(
-                f"{name!r} is no name for a file; letters, digits, '_', '-' and '.' are wanted, rename it"
+                f"{name!r} is no name for a file; letters, digits, '_', '-' and '.' are expected, rename it"
             )
     _refuse_foreign(folder, provenance.analysis)
     with _writing(folder), _replacing(folder) as draft:
@@ -171,7 +171,7 @@ def _refuse_foreign(folder: Path, analysis: str) -> None:
     """Only what an earlier run of the same analysis wrote may be replaced."""
     if not folder.exists():
         return
-    wanted = f"an empty or new folder, or one of an earlier run of {analysis!r}, is wanted; choose another --out"
+    wanted = f"an empty or new folder, or one of an earlier run of {analysis!r}, is expected; choose another --out"
     if not folder.is_dir():
         raise AnalysisError(f"{folder} is a file; {wanted}.")
     held = {entry.name for entry in folder.iterdir()}

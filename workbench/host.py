@@ -73,7 +73,7 @@ class Host(Queue):
             The job's id.
 
         Raises:
-            HostError: an argument that cannot be meant, with what was wanted; more than the visitor may ask for; the
+            HostError: an argument that cannot be meant, with what was expected; more than the visitor may ask for; the
                 host was stopped.
             CorpusError: a corpus that is neither bundled nor where corpora may lie.
         """
@@ -83,7 +83,7 @@ class Host(Queue):
             raise HostError("parent: it is compared in the field weights, which is not asked for; add it to fields.")
         if not fields or set(fields) - set(FIELDS):
             raise HostError(
-                f"fields are {', '.join(fields)[:200] or 'empty'}; some of {', '.join(FIELDS)} were wanted."
+                f"fields are {', '.join(fields)[:200] or 'empty'}; some of {', '.join(FIELDS)} were expected."
             )
         max_tokens = self.rules.checked_tokens(max_tokens, owner)
         file = None
@@ -102,7 +102,7 @@ class Host(Queue):
             name = f"{_slug(model)}-{what}-{json_digest(identity)[:12]}"
         if not host_kept.NAME.fullmatch(name):
             raise HostError(
-                f"name is {name[:130]!r}; up to 120 letters, digits, '.', '_' and '-' were wanted, no '.' first."
+                f"name is {name[:130]!r}; up to 120 letters, digits, '.', '_' and '-' were expected, no '.' first."
             )
         arguments: dict[str, Any] = {
             "model": model,

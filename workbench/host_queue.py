@@ -25,7 +25,7 @@ LONGEST_QUEUE = 1000
 _ENDED = ("done", "failed", "cancelled")
 _MAP_BYTES = 2**30  # kept of maps, those last used
 _NOT_TO_BE_INTERRUPTED = {"loading": "the model was being loaded", "asking": "the hub was being asked"}
-_GOES_ON = "What is on disk is whole: ask the same again, and it goes on where it stopped."
+_RESUMES = "What is on disk is whole: ask the same again, and it resumes where it stopped."
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class Queue:
             job = Job(secrets.token_hex(6), kind, title, owner=owner, name=name, submitted=_now())
             self._jobs[job.id] = job
             self._requests[job.id] = {"id": job.id, "kind": kind, **request}
-            self._unload_when_idle = False  # the model is wanted after all
+            self._unload_when_idle = False  # the model is needed after all
             self._changed.notify_all()
         return job.id
 
@@ -311,13 +311,15 @@ class Queue:
     def _after_the_end(self, job_id: str, status: int) -> dict[str, Any]:
         """What a job is whose process ended under it, by our hand or another's."""
         if self._stopped:
-            return {"state": "cancelled", "message": f"stopped with the app. {_GOES_ON}"}
+            return {"state": "cancelled", "message": f"stopped with the app. {_RESUMES}"}
         if self._killer is not None and (what := _NOT_TO_BE_INTERRUPTED.get(self._jobs[job_id].phase)):
-            told = f"cancelled while {what}, so its process was ended. {_GOES_ON}"
-            return {"state": "cancelled", "message": told}
+            message = f"cancelled while {what}, so its process was ended. {_RESUMES}"
+            return {"state": "cancelled", "message": message}
         if self._killer is not None:
-            told = f"cancelled: the model did not stop within {self._grace_s:g} s, so its process was ended. {_GOES_ON}"
-            return {"state": "cancelled", "message": told}
+            message = (
+                f"cancelled: the model did not stop within {self._grace_s:g} s, so its process was ended. {_RESUMES}"
+            )
+            return {"state": "cancelled", "message": message}
         how = f"was ended by signal {-status} ({signal.strsignal(-status)})" if status < 0 else f"ended with {status}"
         return self._crash(job_id, f"the model's process {how}", "what it printed is in worker.log")
 
@@ -328,7 +330,7 @@ class Queue:
         return {
             "state": "failed",
             "crashed": True,
-            "message": f"{what}, and the model was released. {_GOES_ON} If memory was short, free some or take a "
+            "message": f"{what}, and the model was released. {_RESUMES} If memory was short, free some or take a "
             f"smaller model; the details are in the data folder's logs/host.log under {job_id}.",
         }
 

@@ -47,7 +47,7 @@ class Limits:
     def __post_init__(self) -> None:
         for each in fields(self):
             if getattr(self, each.name) < 1:
-                raise HostError(f"{each.name} is {getattr(self, each.name)}; at least 1 was wanted.")
+                raise HostError(f"{each.name} is {getattr(self, each.name)}; at least 1 was expected.")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Rules:
                 "there, or start the app with its folder's place: workbench app --models DIR."
             )
         if bare not in published_configs() and "/" in name and not _HUB_ID.fullmatch(name):
-            raise HostError(f"model {name[:200]!r} is no hub id; OWNER/NAME was wanted, or OWNER/NAME@REVISION.")
+            raise HostError(f"model {name[:200]!r} is no hub id; OWNER/NAME was expected, or OWNER/NAME@REVISION.")
         return name
 
     def checked_corpus(self, corpus: str, data: Path) -> Path:
@@ -118,7 +118,7 @@ class Rules:
             HostError: less than one token, or more than may be.
         """
         if max_tokens is not None and max_tokens < 1:
-            raise HostError(f"max_tokens is {max_tokens}; at least 1 was wanted, or none for the whole corpus.")
+            raise HostError(f"max_tokens is {max_tokens}; at least 1 was expected, or none for the whole corpus.")
         if self.limits is None or not owner:
             return max_tokens
         most = self.limits.tokens_per_job
@@ -156,7 +156,7 @@ def _refuse_unprintable(model: str) -> None:
     # 255 bytes is what file systems take of one name; a longer one is an OSError that says nothing.
     if not (model and len(model) <= 1000 and model.isprintable() and max(map(len, model.encode().split(b"/"))) <= 255):
         raise HostError(
-            f"model is {model[:100]!r}; the name of a bundled model, a folder or a hub id was wanted, printable and "
+            f"model is {model[:100]!r}; the name of a bundled model, a folder or a hub id was expected, printable and "
             "no longer than names can be."
         )
 
@@ -168,10 +168,10 @@ def checked_prompt(prompt: str) -> str:
         HostError: it is empty, too long, or no text.
     """
     if not prompt.strip():
-        raise HostError("prompt is empty; at least one word was wanted.")
+        raise HostError("prompt is empty; at least one word was expected.")
     if len(prompt) > LONGEST_PROMPT:
         raise HostError(
-            f"prompt has {len(prompt):,} characters, at most {LONGEST_PROMPT:,} were wanted; "
+            f"prompt has {len(prompt):,} characters, at most {LONGEST_PROMPT:,} were expected; "
             "upload a longer text as a corpus."
         )
     try:
@@ -211,7 +211,7 @@ def checked_upload(name: str, content: bytes) -> None:
             if len(getattr(document, key)) > _UPLOAD_NAME:
                 raise CorpusError(
                     f"{name}, document {number}: {key!r} has {len(getattr(document, key)):,} characters; at most "
-                    f"{_UPLOAD_NAME} were wanted. Shorten it."
+                    f"{_UPLOAD_NAME} were expected. Shorten it."
                 )
 
 

@@ -98,7 +98,7 @@ class Recording:
             done = sum(1 for _ in (path / "documents").glob("part-*.parquet"))
             raise RecordingError(
                 f"{path} is not finished: {done} of {recording.manifest['shards']} parts are on disk. "
-                "Run the same `workbench record` command again; it goes on where it stopped."
+                "Run the same `workbench record` command again; it resumes where it stopped."
             )
         schemas = recording._schemas()
         for part in recording.manifest["parts"]:

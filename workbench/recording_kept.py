@@ -9,7 +9,7 @@ import pandas as pd
 class Kept:
     """What was decoded, up to a number of bytes: numbers by file or document, and whole tables by their files.
 
-    The first that come stay: every question starts over, so that what was used longest ago is what is wanted next.
+    The first that come stay: every question starts over, so that what was used longest ago is what is needed next.
 
     Args:
         n_bytes: As many bytes as are kept at most.

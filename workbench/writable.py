@@ -58,7 +58,7 @@ def cannot_write(file: Path, error: OSError, *, n_bytes: int) -> str:
         free = shutil.disk_usage(file.parent).free
         return (
             f"the disk is full: {file} needs {n_bytes:,} bytes, {free:,} are free. What was written before is whole; "
-            "free some space and run the same command again, it goes on where it stopped."
+            "free some space and run the same command again, it resumes where it stopped."
         )
     if error.errno == errno.EFBIG:
         return (

@@ -400,14 +400,14 @@ def test_the_first_choice_is_the_heaviest_and_of_equal_ones_the_first_of_the_rou
 @pytest.mark.parametrize(
     ("module", "settings", "message"),
     [
-        (specialization, {"min_count": 0}, "specialization: min_count is 0; 1 or more was wanted"),
-        (specialization, {"n_permutations": -1}, "specialization: n_permutations is -1; 0 or more was wanted"),
-        (specialization, {"n_seeds": 0}, "specialization: n_seeds is 0; 1 or more was wanted"),
-        (context, {"sample_tokens": 0}, "context: sample_tokens is 0; 1 or more was wanted"),
-        (capacity, {"group_tokens": 0}, "capacity: group_tokens is 0; 1 or more was wanted, 2048 is usual"),
-        (capacity, {"sample_tokens": 0}, "capacity: sample_tokens is 0; 1 or more was wanted"),
-        (position, {"n_draws": 0}, "position: n_draws is 0; 1 or more was wanted"),
-        (balance_scope, {"batch_tokens": 0}, "balance_scope: batch_tokens is 0; 1 or more was wanted"),
+        (specialization, {"min_count": 0}, "specialization: min_count is 0; 1 or more was expected"),
+        (specialization, {"n_permutations": -1}, "specialization: n_permutations is -1; 0 or more was expected"),
+        (specialization, {"n_seeds": 0}, "specialization: n_seeds is 0; 1 or more was expected"),
+        (context, {"sample_tokens": 0}, "context: sample_tokens is 0; 1 or more was expected"),
+        (capacity, {"group_tokens": 0}, "capacity: group_tokens is 0; 1 or more was expected, 2048 is usual"),
+        (capacity, {"sample_tokens": 0}, "capacity: sample_tokens is 0; 1 or more was expected"),
+        (position, {"n_draws": 0}, "position: n_draws is 0; 1 or more was expected"),
+        (balance_scope, {"batch_tokens": 0}, "balance_scope: batch_tokens is 0; 1 or more was expected"),
     ],
 )
 def test_settings_out_of_range_are_refused(recording, module, settings, message):

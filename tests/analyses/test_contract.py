@@ -253,9 +253,9 @@ def test_what_is_written_is_what_the_tables_say(name, results, recording, other,
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        (["level"], "expert_load: --set 'level' has no '='; key=value was wanted"),
+        (["level"], "expert_load: --set 'level' has no '='; key=value was expected"),
         (["size=3"], "expert_load: unknown setting 'size'; there are level, n_draws, seed"),
-        (["n_draws=many"], "expert_load: n_draws is 'many'; a value of type int (a whole number) was wanted"),
+        (["n_draws=many"], "expert_load: n_draws is 'many'; a value of type int (a whole number) was expected"),
     ],
 )
 def test_wrong_settings_are_refused(pairs, message):
@@ -282,7 +282,10 @@ def test_an_unknown_analysis_is_met_with_the_likely_name():
             {"only": ["load_map", "maps"]},
             "expert_load: --only 'maps' is neither a figure nor a table; there are load_map",
         ),
-        ({"label": "../out"}, "--label is '../out'; letters, digits, '_', '-' and '.' were wanted, no blank or slash"),
+        (
+            {"label": "../out"},
+            "--label is '../out'; letters, digits, '_', '-' and '.' were expected, no blank or slash",
+        ),
     ],
 )
 def test_what_cannot_be_written_is_refused(recording, tmp_path, how, message):

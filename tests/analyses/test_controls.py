@@ -134,7 +134,7 @@ def test_a_token_keeps_all_its_experts_when_nothing_changed(recording, again):
 
 @pytest.mark.parametrize("module", [same_token, position])
 def test_no_seed_is_refused(module, recording):
-    with pytest.raises(AnalysisError, match="n_seeds is 0; 1 or more was wanted"):
+    with pytest.raises(AnalysisError, match="n_seeds is 0; 1 or more was expected"):
         module.run(recording, module.Settings(n_seeds=0))
 
 

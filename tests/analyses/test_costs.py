@@ -231,7 +231,7 @@ def test_the_command_takes_several_batches_and_contexts(command):
     assert [(p["context"], p["batch"]) for p in moe["points"]] == [(1024, 1), (1024, 8), (4096, 1), (4096, 8)]
     one = json.loads(command("qwen2-57b-a14b", "--batch", "8", "--context", "4096", "--json").stdout)
     assert one["models"]["qwen2-57b-a14b"]["points"] == moe["points"][3:]
-    with pytest.raises(AnalysisError, match="--batch is '1,x'; whole numbers from 1 with commas were wanted"):
+    with pytest.raises(AnalysisError, match="--batch is '1,x'; whole numbers from 1 with commas were expected"):
         _reraise(command("qwen2-57b-a14b", "--batch", "1,x"))
 
 

@@ -114,5 +114,5 @@ def test_counts_alone_leave_out_what_needs_tokens(recording, other):
 
 
 def test_what_makes_no_sense_is_refused(recording):
-    with pytest.raises(AnalysisError, match="differences: n_draws is 0; 1 or more was wanted"):
+    with pytest.raises(AnalysisError, match="differences: n_draws is 0; 1 or more was expected"):
         differences.run(recording, recording, differences.Settings(n_draws=0))

@@ -120,8 +120,8 @@ def test_contexts_hold_the_expert_where_they_say(recording):
     [
         (expert_card.Settings(layer=1), r"expert_card: layer 1 has no router; set layer to one of \[0, 2\]"),
         (expert_card.Settings(layer=0, expert=8), "layer 0 has no expert 8; set expert to one of 0 to 7"),
-        (expert_card.Settings(n_tokens=0), "expert_card: n_tokens is 0; 1 or more was wanted"),
-        (expert_card.Settings(window=0), "expert_card: window is 0; 1 or more was wanted"),
+        (expert_card.Settings(n_tokens=0), "expert_card: n_tokens is 0; 1 or more was expected"),
+        (expert_card.Settings(window=0), "expert_card: window is 0; 1 or more was expected"),
     ],
 )
 def test_it_refuses_what_is_not_there(recording, settings, message):

@@ -203,7 +203,7 @@ def test_the_card_holds_what_is_known_of_the_expert(recording, moe, tmp_path):
 def test_what_is_refused(recording, moe, tmp_path):
     with pytest.raises(AnalysisError, match=r"expert_similarity: layer 1 has no router; set layer to one of \[0, 2\]"):
         expert_similarity.run(recording, expert_similarity.Settings(layer=1))
-    with pytest.raises(AnalysisError, match="null_quantile is 2; wanted between 0 and 1"):
+    with pytest.raises(AnalysisError, match="null_quantile is 2; expected between 0 and 1"):
         upcycling_lineage.run(recording, upcycling_lineage.Settings(null_quantile=2))
     orphan = record(moe, tiny.corpus(n_documents=10), tmp_path / "r", fields=("routing", "weights"))
     with pytest.raises(AnalysisError, match="was recorded without a parent; record again with --parent MODEL"):

@@ -75,7 +75,7 @@ def test_a_setting_forces_either(recording, stranger):
     assert "as asked" in _pair.pair(recording, recording, analysis="x", experts="matched").words
     forced = _pair.pair(recording, stranger, analysis="x", experts="same")
     assert forced.same_experts and "taken as the same, as asked, though the models are different" in forced.words
-    with pytest.raises(AnalysisError, match="x: experts is 'any'; auto, same, matched were wanted"):
+    with pytest.raises(AnalysisError, match="x: experts is 'any'; auto, same, matched were expected"):
         _pair.pair(recording, recording, analysis="x", experts="any")
 
 

@@ -309,13 +309,13 @@ def test_a_shown_layer_is_chosen(recording):
     ("module", "settings", "message"),
     [
         (coactivation, {"layer": 1}, r"coactivation: layer 1 has no router; set layer to one of \[0, 2\]"),
-        (coactivation, {"n_pairs": 0}, "coactivation: n_pairs is 0; 1 or more was wanted"),
+        (coactivation, {"n_pairs": 0}, "coactivation: n_pairs is 0; 1 or more was expected"),
         (layer_flow, {"layer": 2}, r"layer 2 has no MoE layer of its shape after it; set layer to one of \[0\]"),
         (layer_flow, {"sample_tokens": 0}, "layer_flow: sample_tokens is 0; 1 or more"),
-        (repetition, {"n_draws": 0}, "repetition: n_draws is 0; 1 or more was wanted, 20 gives p down to .05"),
-        (segment_consistency, {"window": 1}, "window is 1; 2 to 255 tokens were wanted"),
+        (repetition, {"n_draws": 0}, "repetition: n_draws is 0; 1 or more was expected, 20 gives p down to .05"),
+        (segment_consistency, {"window": 1}, "window is 1; 2 to 255 tokens were expected"),
         (segment_consistency, {"sample_tokens": 0}, "segment_consistency: sample_tokens is 0"),
-        (activated, {"largest": 0}, "activated: largest is 0; 1 or more was wanted"),
+        (activated, {"largest": 0}, "activated: largest is 0; 1 or more was expected"),
     ],
 )
 def test_what_makes_no_sense_is_refused(recording, module, settings, message):

@@ -1,4 +1,4 @@
-"""Attention as recorded, held against the definitions on eager weights; decode steps; what is refused."""
+"""Attention as recorded, compared with the definitions on eager weights; decode steps; what is refused."""
 
 import copy
 from dataclasses import replace

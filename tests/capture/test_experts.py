@@ -1,4 +1,4 @@
-"""The field `experts`: held against a loop over tokens and experts, and against what must be refused."""
+"""The field `experts`: compared with a loop over tokens and experts, and against what must be refused."""
 
 import numpy as np
 import pytest

@@ -52,7 +52,7 @@ def test_equal_lengths_are_not_padded():
 @pytest.mark.parametrize("name", ["batch_tokens", "shard_tokens", "max_tokens"])
 def test_a_budget_below_one_is_refused(name):
     budgets = {"batch_tokens": 10, "shard_tokens": 10, name: 0}
-    with pytest.raises(CorpusError, match=f"{name} is 0; at least 1 was wanted"):
+    with pytest.raises(CorpusError, match=f"{name} is 0; at least 1 was expected"):
         make_plan([3], ["a"], **budgets)
 
 

@@ -96,7 +96,7 @@ Floors on one H200, bfloat16, context 1,024, Qwen1.5-32B over Qwen2-57B-A14B (`p
 
 {_claim(subject)}
 
-## What was measured, held against this
+## What was measured, compared with this
 
 Made by `workbench profile`; formulas as above, experts as the passes met them, ceilings as a large copy and a large product
 reached them on the machine, before and after (the better one counts). Where the machine is in the table below, what its maker

@@ -75,5 +75,5 @@ def test_what_cannot_be_meant_is_refused():
         ModelError, match="qwen2_moe: 115 GB of weights and one request do not fit into 80 GB of 2xa100-40gb"
     ):
         bound(facts, device("2xa100-40gb"), read=10, written=10)
-    with pytest.raises(ModelError, match="read is 0 and written 5; at least 1 and at least 0 tokens were wanted"):
+    with pytest.raises(ModelError, match="read is 0 and written 5; at least 1 and at least 0 tokens were expected"):
         bound(facts, device("h200"), read=0, written=5)

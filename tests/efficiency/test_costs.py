@@ -161,13 +161,13 @@ def test_what_cannot_be_meant_is_refused(published):
     old = Topology.from_json({**facts.to_json(), "parts": None})
     with pytest.raises(ModelError, match="qwen2_moe: this topology is of an earlier version .* workbench costs MODEL"):
         parameters(old)
-    with pytest.raises(ModelError, match="context is 0; 1 or more was wanted"):
+    with pytest.raises(ModelError, match="context is 0; 1 or more was expected"):
         decode_flops(facts, context=0)
     with pytest.raises(
-        ModelError, match="experts_R is .*; one number of distinct experts, 0 to E, was wanted for each"
+        ModelError, match="experts_R is .*; one number of distinct experts, 0 to E, was expected for each"
     ):
         step_bytes(facts, batch=1, context=1, weight_bytes=2, experts_R=np.full(28, 65))
-    with pytest.raises(ModelError, match="dtype is 'fp4'; one of float32, bfloat16, .* was wanted"):
+    with pytest.raises(ModelError, match="dtype is 'fp4'; one of float32, bfloat16, .* was expected"):
         memory(facts, batch=1, context=1, dtype="fp4")
 
 
@@ -217,9 +217,9 @@ def test_devices_that_cannot_be_meant():
         device("tpu")
     with pytest.raises(ModelError, match="a100-80gb: its source states no peak for float8; it does for bfloat16"):
         device("a100-80gb").peak("float8")
-    with pytest.raises(ModelError, match="count is 0; 1 or more devices were wanted"):
+    with pytest.raises(ModelError, match="count is 0; 1 or more devices were expected"):
         device("0xh100")
-    with pytest.raises(ModelError, match="peak_flops is 0; what was measured on toy, more than 0, was wanted"):
+    with pytest.raises(ModelError, match="peak_flops is 0; what was measured on toy, more than 0, was expected"):
         measured(name="toy", dtype="bfloat16", peak_flops=0, bandwidth_bytes=1, memory_bytes=1)
 
 

@@ -57,7 +57,7 @@ def test_what_has_no_counterpart_is_refused():
         counterpart(inspect_topology("qwen2-7b"), "iso-total")
     with pytest.raises(ModelError, match="bytes|parameters leave no room for an FFN beside .* of attention"):
         counterpart(inspect_topology("tiny-moe"), "iso-memory", batch=10_000, context=1000)
-    with pytest.raises(ModelError, match="against is 'iso-cost'; iso-active, .*, or the name of a model was wanted"):
+    with pytest.raises(ModelError, match="against is 'iso-cost'; iso-active, .*, or the name of a model was expected"):
         costed("qwen2-57b-a14b", "iso-cost")
 
 

@@ -58,5 +58,5 @@ def test_a_later_clock_changes_nothing_but_what_was_due():
 
 
 def test_a_time_without_a_length_is_refused():
-    with pytest.raises(MeasurementError, match="4 chunks have times and 3 have lengths; one of each was wanted"):
+    with pytest.raises(MeasurementError, match="4 chunks have times and 3 have lengths; one of each was expected"):
         arrivals(chunk_chars_C=np.array([4, 2, 8]))

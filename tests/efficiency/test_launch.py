@@ -81,9 +81,9 @@ def test_where_a_way_does_not_work_it_says_why(dense, monkeypatch):
 
 
 def test_an_unknown_way_is_refused(dense):
-    with pytest.raises(MeasurementError, match="decode is 'magic'; eager, compile, graphs were wanted"):
+    with pytest.raises(MeasurementError, match="decode is 'magic'; eager, compile, graphs were expected"):
         launch.launcher(dense.module, "magic")
-    with pytest.raises(MeasurementError, match="decode is 'magic'; eager, compile, graphs were wanted"):
+    with pytest.raises(MeasurementError, match="decode is 'magic'; eager, compile, graphs were expected"):
         Asked(decode=("magic",))
 
 

@@ -98,7 +98,7 @@ def test_a_dtype_that_the_device_cannot_do_is_a_sentence(tmp_path, monkeypatch):
 
 
 def test_sizes_below_zero_are_refused():
-    with pytest.raises(MeasurementError, match="prefill_chunk is -1; 0 or more was wanted"):
+    with pytest.raises(MeasurementError, match="prefill_chunk is -1; 0 or more was expected"):
         small(prefill_chunk=-1)
 
 

@@ -112,7 +112,7 @@ def test_utilization_of_a_dense_model_has_one_value_of_each_kind():
 @pytest.mark.parametrize("name", ["seconds", "peak_flops_per_s", "peak_bytes_per_s"])
 def test_utilization_refuses_what_divides_by_nothing(name):
     given = {"seconds": 1.0, "peak_flops_per_s": 1.0, "peak_bytes_per_s": 1.0, name: 0.0}
-    with pytest.raises(ValueError, match=f"{name} is 0.0, more than 0 was wanted"):
+    with pytest.raises(ValueError, match=f"{name} is 0.0, more than 0 was expected"):
         utilization(Work(1.0, 1.0, 1.0, 1.0), **given)
 
 

@@ -115,7 +115,7 @@ def small(**changed) -> Asked:
     [
         ("dense", small(routings=("uniform",)), "routing is uniform, but tiny-random-dense has no router to force"),
         ("dense", small(experts=("eager",)), "'eager', but tiny-random-dense has no experts to switch"),
-        ("moe", small(experts=("magic",)), "experts implementation is 'magic'; eager, .*grouped_mm.* were wanted"),
+        ("moe", small(experts=("magic",)), "experts implementation is 'magic'; eager, .*grouped_mm.* were expected"),
         (
             "moe",
             small(prompt_lengths=(300,)),
@@ -267,9 +267,9 @@ def test_the_command_measures_and_analyses_read_it(tmp_path, monkeypatch, capsys
 
 def test_the_command_says_no(tmp_path, monkeypatch, capsys):
     for arguments, message in (
-        (("--batch", "one"), "--batch is 'one'; numbers with commas were wanted"),
+        (("--batch", "one"), "--batch is 'one'; numbers with commas were expected"),
         (("--routing", "best"), "routing is 'best'; natural, uniform"),
-        (("--batch", "0"), "batch is 0; 1 or more was wanted"),
+        (("--batch", "0"), "batch is 0; 1 or more was expected"),
     ):
         status, _, err = command(
             monkeypatch, capsys, "profile", "tiny-dense", "--out", tmp_path / "m", "--device", "cpu", *arguments

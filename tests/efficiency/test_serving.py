@@ -213,7 +213,7 @@ def test_a_server_that_cannot_be_measured_is_refused_before_anything_is(script, 
 def test_a_wrong_address_is_one_sentence(tmp_path, monkeypatch, capsys):
     with pytest.raises(MeasurementError, match="127.0.0.1:9/v1/completions cannot be reached .*refused"):
         reach(NOBODY, model="x")
-    with pytest.raises(MeasurementError, match="--dense is 'localhost:1'; a URL was wanted, e.g. http://127"):
+    with pytest.raises(MeasurementError, match="--dense is 'localhost:1'; a URL was expected, e.g. http://127"):
         reach("localhost:1", option="--dense")
     out = tmp_path / "m"
     status, _, said = command(monkeypatch, capsys, "serve-bench", "--moe", NOBODY, "--dense", NOBODY, "--out", out)
@@ -231,12 +231,12 @@ def test_without_the_load_generator_it_says_what_to_install(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"prompts": ()}, "prompts is empty; one or more was wanted"),
-        ({"prompts": ("odd",)}, "prompts is 'odd'; identical or unique was wanted"),
+        ({"prompts": ()}, "prompts is empty; one or more was expected"),
+        ({"prompts": ("odd",)}, "prompts is 'odd'; identical or unique was expected"),
         ({"concurrencies": ()}, "neither a concurrency nor a rate was given"),
-        ({"concurrencies": (0,)}, "concurrency is 0; a number above zero was wanted"),
-        ({"rates": (-1.0,)}, "rate is -1; a number above zero was wanted"),
-        ({"rounds": 0}, "rounds is 0; a number above zero was wanted"),
+        ({"concurrencies": (0,)}, "concurrency is 0; a number above zero was expected"),
+        ({"rates": (-1.0,)}, "rate is -1; a number above zero was expected"),
+        ({"rounds": 0}, "rounds is 0; a number above zero was expected"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(changed, message):

@@ -1,4 +1,4 @@
-"""The work of a phase: by hand, in the limit, cut into pieces, and the peaks that it is held against."""
+"""The work of a phase: by hand, in the limit, cut into pieces, and the peaks that it is compared with."""
 
 import dataclasses
 
@@ -63,7 +63,7 @@ def test_pieces_of_a_prompt(batch, tokens, chunk, widths):
 
 
 def test_a_phase_that_is_none_is_refused(dense):
-    with pytest.raises(ModelError, match="phase is 'middle'; prefill or decode was wanted"):
+    with pytest.raises(ModelError, match="phase is 'middle'; prefill or decode was expected"):
         task(dense, "middle")
 
 

@@ -1,4 +1,4 @@
-"""Every MoE family of the installed transformers: captured, proved, recorded, and held against plain hooks.
+"""Every MoE family of the installed transformers: captured, proved, recorded, and compared with plain hooks.
 
 `python -m tests.families.table` writes what a run of this finds into `docs/families.md`.
 """

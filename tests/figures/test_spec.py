@@ -1,4 +1,4 @@
-"""A spec refuses what could not be drawn, with a sentence that names what, got, wanted and next."""
+"""A spec refuses what could not be drawn, with a sentence that names what, got, expected and next."""
 
 import dataclasses
 import re
@@ -43,15 +43,16 @@ ONE_DOMAIN = TABLE[TABLE["domain"] == "code"].reset_index(drop=True)
         (lambda: dataclasses.replace(load_map(2, 2), alt=" "), "alt is empty; say it in words"),
         (
             lambda: bars(TABLE.head(0), "domain"),
-            "Bars 'Load imbalance': the table has no rows, at least one is wanted; look at what the analysis dropped.",
+            "Bars 'Load imbalance': the table has no rows, at least one is expected; look at what the analysis "
+            "dropped.",
         ),
         (
             lambda: bars(ONE_DOMAIN.assign(value=np.nan), "layer"),
-            "column 'value' is NaN in all 4 rows, a number is wanted in at least one.",
+            "column 'value' is NaN in all 4 rows, a number is expected in at least one.",
         ),
         (
             lambda: bars(ONE_DOMAIN.assign(value="0.5"), "layer"),
-            "column 'value' holds str, numbers are wanted; convert it first.",
+            "column 'value' holds str, numbers are expected; convert it first.",
         ),
         (
             lambda: bars(ONE_DOMAIN.assign(high=np.inf), "layer"),
@@ -59,19 +60,19 @@ ONE_DOMAIN = TABLE[TABLE["domain"] == "code"].reset_index(drop=True)
         ),
         (
             lambda: bars(TABLE.assign(domain=None), "layer", group="domain"),
-            "column 'domain' is empty in 20 rows; a position or group is wanted in each.",
+            "column 'domain' is empty in 20 rows; a position or group is expected in each.",
         ),
         (
             lambda: bars(TABLE, "layer"),
-            "layer 0 stands in more than one row, one is wanted; aggregate in the analysis.",
+            "layer 0 stands in more than one row, one is expected; aggregate in the analysis.",
         ),
         (
             lambda: dataclasses.replace(waterfall(), table=waterfall().table.assign(before=np.nan)),
-            "column 'before' is NaN somewhere; a number is wanted where each bar begins.",
+            "column 'before' is NaN somewhere; a number is expected where each bar begins.",
         ),
         (
             lambda: dataclasses.replace(load_map(2, 2), x="layer", y="layer"),
-            "stands in more than one row, one is wanted",
+            "stands in more than one row, one is expected",
         ),
         (
             lambda: bars(ONE_DOMAIN, "layer", low=None),
@@ -79,7 +80,7 @@ ONE_DOMAIN = TABLE[TABLE["domain"] == "code"].reset_index(drop=True)
         ),
         (
             lambda: bars(ONE_DOMAIN, "layer", low="high", high="low"),
-            "column 'high' exceeds column 'low' in row 0; the lower one is wanted in 'high'.",
+            "column 'high' exceeds column 'low' in row 0; the lower one is expected in 'high'.",
         ),
         (
             lambda: lines(ONE_DOMAIN.assign(value=-1.0), log=True),
@@ -87,20 +88,23 @@ ONE_DOMAIN = TABLE[TABLE["domain"] == "code"].reset_index(drop=True)
         ),
         (
             lambda: dataclasses.replace(load_map(2, 2), center=0.0),
-            "log is set and center is 0.0; a center above zero is wanted.",
+            "log is set and center is 0.0; a center above zero is expected.",
         ),
-        (lambda: lines(ONE_DOMAIN.assign(layer=["a", "b", "c", "d"])), "column 'layer' holds str, numbers are wanted"),
+        (
+            lambda: lines(ONE_DOMAIN.assign(layer=["a", "b", "c", "d"])),
+            "column 'layer' holds str, numbers are expected",
+        ),
         (
             lambda: dataclasses.replace(points(), size_label=""),
             "size names the column 'total' and size_label is empty; say what the size is.",
         ),
         (
             lambda: dataclasses.replace(points(), table=points().table.assign(total=-1.0)),
-            "column 'total' is below zero somewhere; an area is wanted, at least zero.",
+            "column 'total' is below zero somewhere; an area is expected, at least zero.",
         ),
         (
             lambda: dataclasses.replace(entropies(4), q25="q75", q75="q25"),
-            "column 'q75' exceeds column 'q50' in row 0; the lower one is wanted in 'q75'.",
+            "column 'q75' exceeds column 'q50' in row 0; the lower one is expected in 'q75'.",
         ),
         (
             lambda: dataclasses.replace(strip(3, colour="loss"), category="expert"),
@@ -114,11 +118,11 @@ ONE_DOMAIN = TABLE[TABLE["domain"] == "code"].reset_index(drop=True)
         ),
         (
             lambda: dataclasses.replace(flow(4, 8), table=flow(4, 8).table.assign(tokens=-1.0)),
-            "column 'tokens' is below zero somewhere; a width is wanted, at least zero.",
+            "column 'tokens' is below zero somewhere; a width is expected, at least zero.",
         ),
         (
             lambda: dataclasses.replace(flow(4, 8), table=flow(4, 8).table.assign(tokens=0.0)),
-            "column 'tokens' is zero everywhere; a stream is wanted.",
+            "column 'tokens' is zero everywhere; a stream is expected.",
         ),
         (
             lambda: dataclasses.replace(flow(4, 8), table=flow(4, 8).table.assign(next=1, expert=1)),

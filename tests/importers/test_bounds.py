@@ -46,10 +46,10 @@ def npy_header(shape: tuple[int, ...], descr: str = "<i4") -> bytes:
         (npy_header((5, 2, 2), "<f4") + bytes(80), "integers .tokens, layers, k.*Router logits are not read"),
         (npy_header((5, 2, 2), "|b1") + bytes(20), "the type bool; integers"),
         (npy_header((20,)) + bytes(80), "It is flat: give it its shape with reshape"),
-        (npy_header((2**40, 0, 2, 2)), "so no token; sequences of tokens were wanted"),
+        (npy_header((2**40, 0, 2, 2)), "so no token; sequences of tokens were expected"),
         (npy_header((5, 0, 2)), "has 0 columns of layers"),
         (npy_header((5, 2, 0)), "0 experts of 4 for each token"),
-        (npy_header((2, 20_000, 1)) + bytes(160_000), "has 20,000 columns of layers; 1 to 10,000 were wanted"),
+        (npy_header((2, 20_000, 1)) + bytes(160_000), "has 20,000 columns of layers; 1 to 10,000 were expected"),
         (b"\x93NUMPY\x09\x00" + bytes(100), "cannot be read"),
         (b"\x93NUMPY\x01\x00" + struct.pack("<H", 4) + b"{{{{", "cannot be read"),
         (b"\x93NUMPY\x01\x00" + struct.pack("<H", 60000) + b"(" * 60000, "cannot be read"),
@@ -75,9 +75,9 @@ def test_an_archive_that_unpacks_to_more_than_the_memory(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"tokens": np.array([7.0, 8, 9, 7, 6])}, "tokens is of float64; integers were wanted"),
-        ({"tokens": np.array([True] * 5)}, "tokens is of bool; integers were wanted"),
-        ({"layers": np.array([1.0, np.nan])}, "layers is of float64; integers were wanted"),
+        ({"tokens": np.array([7.0, 8, 9, 7, 6])}, "tokens is of float64; integers were expected"),
+        ({"tokens": np.array([True] * 5)}, "tokens is of bool; integers were expected"),
+        ({"layers": np.array([1.0, np.nan])}, "layers is of float64; integers were expected"),
         ({"layers": np.array([1, 2**40])}, "the layers 1, 1099511627776 cannot be meant; decoder layers from 0"),
         ({"layers": np.array([-1, 2])}, "the layers -1, 2 cannot be meant"),
         ({"layers": np.array([2, 2])}, "the layers 2, 2 cannot be meant"),
@@ -128,15 +128,15 @@ def test_a_few_bytes_of_many_rows_are_refused_before_they_are_read(tmp_path, mon
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"layer1.ids": [[0.5, 1.0]]}, "layer1.ids is of list<element: double>; lists of integers were wanted"),
+        ({"layer1.ids": [[0.5, 1.0]]}, "layer1.ids is of list<element: double>; lists of integers were expected"),
         ({"layer1.ids": [[True, False]]}, "layer1.ids is of list<element: bool>; lists of integers"),
-        ({"layer1.ids": [[[1, 2]]]}, "lists of integers were wanted"),
-        ({"layer1.ids": [1]}, "layer1.ids is of int64; lists of integers were wanted"),
-        ({"layer1.ids": [[1, None], [1, 2]]}, "row 0: layer1.ids holds a null; numbers were wanted"),
+        ({"layer1.ids": [[[1, 2]]]}, "lists of integers were expected"),
+        ({"layer1.ids": [1]}, "layer1.ids is of int64; lists of integers were expected"),
+        ({"layer1.ids": [[1, None], [1, 2]]}, "row 0: layer1.ids holds a null; numbers were expected"),
         ({"layer1.ids": pa.array([[], []], pa.list_(pa.int8()))}, "0 experts of 4 for each token"),
-        ({"layer1.ids": [[1, 2]], "document": [0.5]}, "document is of double; integers or text were wanted"),
+        ({"layer1.ids": [[1, 2]], "document": [0.5]}, "document is of double; integers or text were expected"),
         ({"layer1.ids": [[1, 2]], "document": ["x" * 1001]}, "document has 1,001 characters; 1,000 at most"),
-        ({"layer1.ids": [[1, 2]], "position": ["a"]}, "position is of string; integers were wanted"),
+        ({"layer1.ids": [[1, 2]], "position": ["a"]}, "position is of string; integers were expected"),
         ({"layer1.ids": [[1, 2]], "position": [2**40]}, "position 1099511627776 is out of range"),
         ({"layer1.ids": [[1, 2]], "phase": [1]}, "phase is of int64; text"),
         ({"layer1.ids": [[1, 2]], "layer1.weights": [[1, 2]]}, "layer1.weights is of .*; lists of floating-point"),
@@ -185,24 +185,24 @@ RECORD = sources.sglang_record(sources.IDS_TLK, sources.TOKENS)
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"forward_mode": "1"}, "forward_mode is 1 .str.; an integer was wanted"),
-        ({"forward_mode": True}, "forward_mode is True .bool.; an integer was wanted"),
+        ({"forward_mode": "1"}, "forward_mode is 1 .str.; an integer was expected"),
+        ({"forward_mode": True}, "forward_mode is True .bool.; an integer was expected"),
         ({"forward_pass_id": [1]}, "forward_pass_id is .1. .list.; an integer"),
         ({"rank": None}, "rank is None .NoneType.; an integer"),
-        ({"input_ids": 5}, "input_ids is a int; a tensor was wanted"),
+        ({"input_ids": 5}, "input_ids is a int; a tensor was expected"),
         ({"input_ids": [1, 2, "a", 4, 5]}, "input_ids holds something else than integers"),
         ({"input_ids": [1, 2, True, 4, 5]}, "input_ids holds something else than integers"),
         ({"input_ids": torch.ones(5, 1, dtype=torch.int64)}, "input_ids has the shape .5, 1.; one number for each"),
-        ({"input_ids": torch.ones(5)}, "input_ids is of float32; integers were wanted"),
-        ({"positions": {"a": 1}}, "positions is a dict; a tensor was wanted"),
+        ({"input_ids": torch.ones(5)}, "input_ids is of float32; integers were expected"),
+        ({"positions": {"a": 1}}, "positions is a dict; a tensor was expected"),
         ({"positions": [0, 1, 2, 3, 10**30]}, "positions holds something else than integers"),
         ({"positions": [0, 1, 2, 3, -5]}, "position -5 is out of range"),
         ({"extend_seq_lens": [6, -1]}, "extend_seq_lens add up to 5, from -1"),
         ({"extend_seq_lens": [2.5, 2.5]}, "extend_seq_lens holds something else than integers"),
-        ({"extend_seq_lens": 5}, "extend_seq_lens is a int; a tensor was wanted"),
-        ({"rids": [1]}, "rids is a list; a list of the requests' ids was wanted"),
+        ({"extend_seq_lens": 5}, "extend_seq_lens is a int; a tensor was expected"),
+        ({"rids": [1]}, "rids is a list; a list of the requests' ids was expected"),
         ({"rids": ["a", "b"]}, "2 rids for 1 requests; they must agree"),
-        ({"topk_ids_of_layer": torch.zeros(3, 5, 8, dtype=torch.bfloat16)}, "is of bfloat16; integers were wanted"),
+        ({"topk_ids_of_layer": torch.zeros(3, 5, 8, dtype=torch.bfloat16)}, "is of bfloat16; integers were expected"),
         ({"topk_ids_of_layer": torch.zeros(3, 5, 8, dtype=torch.int32).to_sparse()}, "a plain tensor of integers"),
         ({"topk_ids_of_layer": torch.zeros(5, dtype=torch.int32)}, "has the shape .5.; .3 layers of the map"),
     ],
@@ -295,7 +295,7 @@ def test_lines_of_other_types(tmp_path, line, message):
 def test_a_line_without_end_is_refused(tmp_path):
     with (tmp_path / "c.jsonl").open("wb") as file:
         file.truncate(2**40)
-    refused(tmp_path, "olmoe", tmp_path / "c.jsonl", "line 1 has over 67,108,864 bytes; one object a line was wanted")
+    refused(tmp_path, "olmoe", tmp_path / "c.jsonl", "line 1 has over 67,108,864 bytes; one object a line was expected")
 
 
 # Arguments
@@ -312,7 +312,7 @@ def test_experts_without_end_are_refused(tmp_path):
     layers = tuple(range(200))
     refused(tmp_path, "numpy", tmp_path / "t.npy", "200 layers of 65,536 experts", n_experts=65_536, layers=layers)
     refused(tmp_path, "numpy", tmp_path / "t.npy", "cannot be meant", n_experts=2**70, layers=layers)
-    refused(tmp_path, "numpy", tmp_path / "t.npy", "16,777,216 or less was wanted", layers=layers, shard_tokens=2**70)
+    refused(tmp_path, "numpy", tmp_path / "t.npy", "16,777,216 or less was expected", layers=layers, shard_tokens=2**70)
 
 
 def test_names_that_no_file_system_takes_are_a_sentence(tmp_path):

@@ -101,10 +101,10 @@ def test_documents_in_a_file_are_named_too(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"id": "' + "i" * 1001 + '"}', "line 1: id has 1,001 characters; at most 1,000 were wanted"),
+        ('{"id": "' + "i" * 1001 + '"}', "line 1: id has 1,001 characters; at most 1,000 were expected"),
         ('{"domain": "\\ud800"}', "line 1: domain holds half a character"),
-        ('{"start": -1}', "line 1: start is -1; a number from 0 was wanted"),
-        ('{"start": true}', "line 1: start is True; a number from 0 was wanted"),
+        ('{"start": -1}', "line 1: start is -1; a number from 0 was expected"),
+        ('{"start": true}', "line 1: start is True; a number from 0 was expected"),
         ('{"prompt_tokens": 1e3}', "line 1: prompt_tokens is 1000.0; a number from 0"),
         ('{"token_ids": [1, true]}', "line 1: token_ids must be a list of integers"),
         ('{"token_ids": [99999999999]}', "line 1: token_ids must be a list of integers from 0 to 2147483647"),

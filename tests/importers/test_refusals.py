@@ -63,7 +63,7 @@ def test_wrong_ids_are_named_by_row_and_layer(tmp_path, ids, message):
         (['{"input_ids": [1], "exp_ids": [[1, 2]]}'], "line 1, exp_ids has the shape [1, 2] and the type int64"),
         (['{"input_ids": [1], "exp_ids": [[["a"]]]}'], "line 1, exp_ids has the shape [1, 1, 1] and the type <U1"),
         ([sources.olmoe_line(), sources.olmoe_line()[:50]], "c.jsonl, line 2 is not JSON"),
-        (['{"input_ids": [1]}'], "line 1 holds input_ids; an object with input_ids and exp_ids was wanted"),
+        (['{"input_ids": [1]}'], "line 1 holds input_ids; an object with input_ids and exp_ids was expected"),
         (["[1]"], "line 1 holds list; an object"),
         ([""], "c.jsonl has no lines"),
         ([sources.olmoe_line(IDS_TLK, [1, 2, -3, 4, 5])], "line 1, row 2: token id -3 is out of range"),
@@ -79,10 +79,10 @@ def test_lines_that_disagree_are_named(tmp_path, lines, message):
     [
         ({"ids": IDS_TLK.astype(float)}, "has the shape [5, 2, 2] and the type float64; integers"),
         ({"ids": IDS_TLK[0]}, "has the shape [2, 2] and the type int64"),
-        ({"tokens": np.arange(4)}, "tokens has the shape [4] and ids [5, 2, 2]; [5] was wanted"),
-        ({"layers": np.array([1])}, "layers has the shape [1] and ids [5, 2, 2]; [2] was wanted"),
+        ({"tokens": np.arange(4)}, "tokens has the shape [4] and ids [5, 2, 2]; [5] was expected"),
+        ({"layers": np.array([1])}, "layers has the shape [1] and ids [5, 2, 2]; [2] was expected"),
         ({"weights": np.ones((5, 2, 1))}, "weights has the shape [5, 2, 1] and ids [5, 2, 2]"),
-        ({"weights": np.ones((5, 2, 2), dtype=int)}, "weights are of int64; floating-point numbers were wanted"),
+        ({"weights": np.ones((5, 2, 2), dtype=int)}, "weights are of int64; floating-point numbers were expected"),
         ({"weights": np.full((5, 2, 2), np.nan)}, "document 4, row 0, layer 1: the weights [nan, nan] are not finite"),
         ({"documents": np.array([4, 9, 4, 9, 9])}, "document 4 begins again at row 2; sort the rows by document"),
         ({"expert": np.arange(5)}, "holds ids, tokens, documents, layers, expert; ids, and of weights"),
@@ -106,9 +106,9 @@ def test_arrays_that_disagree_are_named(tmp_path, arrays, message):
             "has weights of some layers and no layer2.weights",
         ),
         ({"layer1.ids": [[1, 2]] * 3, "document": ["a", "b", "a"]}, "document a: the document begins again"),
-        ({"layer1.ids": [[1, 2]], "phase": ["both"]}, "row 0: phase is 'both'; 'prefill' or 'decode' was wanted"),
-        ({"layer1.ids": [[1, 2]], "token": [0.5]}, "t.parquet: token is of double; integers were wanted"),
-        ({"layer1.ids": [["a", "b"]]}, "layer1.ids is of list<element: string>; lists of integers were wanted"),
+        ({"layer1.ids": [[1, 2]], "phase": ["both"]}, "row 0: phase is 'both'; 'prefill' or 'decode' was expected"),
+        ({"layer1.ids": [[1, 2]], "token": [0.5]}, "t.parquet: token is of double; integers were expected"),
+        ({"layer1.ids": [["a", "b"]]}, "layer1.ids is of list<element: string>; lists of integers were expected"),
     ],
 )
 def test_tables_that_disagree_are_named(tmp_path, columns, message):
@@ -130,7 +130,7 @@ def test_a_weight_belongs_to_each_chosen_expert(tmp_path):
 
 def test_ranks_beyond_any_machine_are_refused(tmp_path):
     file = sources.stat_file(tmp_path / "c.pt", np.ones((1, 3, E)))
-    refused(tmp_path, "sglang", file, "--ranks is 9{30}; .* 1 to 1,048,576 was wanted", ranks=int("9" * 30), top_k=2)
+    refused(tmp_path, "sglang", file, "--ranks is 9{30}; .* 1 to 1,048,576 was expected", ranks=int("9" * 30), top_k=2)
 
 
 def test_parquet_files_of_one_folder_have_the_same_columns(tmp_path):
@@ -140,7 +140,7 @@ def test_parquet_files_of_one_folder_have_the_same_columns(tmp_path):
     refused(tmp_path, "parquet", tmp_path / "t", "b.parquet has other columns than a.parquet: layer1.ids, layer2.ids")
     (tmp_path / "t" / "a.parquet").write_bytes(b"no")
     refused(
-        tmp_path, "parquet", tmp_path / "t", "a.parquet cannot be read .*; a Parquet file of a row a token was wanted"
+        tmp_path, "parquet", tmp_path / "t", "a.parquet cannot be read .*; a Parquet file of a row a token was expected"
     )
     pq.write_table(pa.table({"layer1.ids": pa.array([], pa.list_(pa.int8()))}), tmp_path / "e.parquet")
     refused(tmp_path, "parquet", tmp_path / "e.parquet", "e.parquet has no rows")
@@ -160,7 +160,7 @@ RECORD = sources.sglang_record(IDS_TLK, TOKENS)
         ([{k: v for k, v in RECORD.items() if k != "positions"}], {}, "record 0 has no positions; it holds"),
         ([RECORD | {"topk_ids_of_layer": torch.full((3, 5, 8), -1)}], {}, "every id is -1; nothing was recorded"),
         ([RECORD | {"topk_ids_of_layer": torch.zeros(3, 5, 8)}], {}, "topk_ids_of_layer is of float32; integers"),
-        ([RECORD | {"topk_ids_of_layer": [1]}], {}, "topk_ids_of_layer is a list; a tensor was wanted"),
+        ([RECORD | {"topk_ids_of_layer": [1]}], {}, "topk_ids_of_layer is a list; a tensor was expected"),
         ([sources.sglang_record(changed(2, 1, [3, 4]), TOKENS)], {}, "row 2, layer 2: expert 4 is not one of the 4 p"),
         ([sources.sglang_record(changed(2, 1, [3, 3]), TOKENS)], {}, "row 2, layer 2: the ids [3, 3] name an expert"),
         ([RECORD], {"last_physical_to_logical_map": torch.zeros(4)}, "last_physical_to_logical_map is of float32"),
@@ -276,9 +276,9 @@ def test_places_and_formats_are_named(tmp_path):
     refused(tmp_path, "olmoe", tmp_path / "t.npy", r"t.npy ends in '.npy'; this format is read from .jsonl files")
     refused(tmp_path, "olmoe", tmp_path / "none", "none: no such file; name the trace")
     refused(tmp_path, "olmoe", tmp_path, "holds no file that ends in .jsonl")
-    refused(tmp_path, "numpy", tmp_path / "t.npy", "--phase is 'both'; prefill or decode was wanted", phase="both")
+    refused(tmp_path, "numpy", tmp_path / "t.npy", "--phase is 'both'; prefill or decode was expected", phase="both")
     refused(tmp_path, "numpy", tmp_path / "t.npy", "--ranks is 2; it is for counts .* has tokens, each", ranks=2)
-    refused(tmp_path, "numpy", tmp_path / "t.npy", "--shard-tokens is 0; 1 or more was wanted", shard_tokens=0)
+    refused(tmp_path, "numpy", tmp_path / "t.npy", "--shard-tokens is 0; 1 or more was expected", shard_tokens=0)
 
 
 def test_a_folder_of_others_is_left_alone(tmp_path):
@@ -381,11 +381,11 @@ def test_layers_are_read_from_text():
         ([{}], "--documents has 1 rows and the trace 2 documents, and the ids of the rows do not name them; one"),
         ([{}, {}, {}], "--documents has 3 rows and the trace 2 documents"),
         ([{"id": "a"}, {"id": "a"}], "line 2: the id 'a' stands in line 1 already"),
-        ([{"id": 3}, {}], "line 1: id is 3; a string was wanted"),
+        ([{"id": 3}, {}], "line 1: id is 3; a string was expected"),
         ([{"name": "a"}, {}], "line 1 holds 'name'; an object with, of id, domain"),
         ([[], {}], "line 1 holds list; an object with"),
         ([{"token_ids": ["a"]}, {}], "line 1: token_ids must be a list of integers"),
-        ([{"prompt_tokens": -1}, {}], "line 1: prompt_tokens is -1; a number from 0 was wanted"),
+        ([{"prompt_tokens": -1}, {}], "line 1: prompt_tokens is -1; a number from 0 was expected"),
         ([{"prompt_tokens": 4}, {}], "document 4: --documents says 4 prompt_tokens; the source has 3 rows"),
         ([{"prompt_tokens": 1}, {}], "differ in what they have: phase. Give it for all documents or for none"),
         ([{"token_ids": [1]}, {}], "document 4: --documents gives 1 token_ids and the source has 3 rows; as many, or"),

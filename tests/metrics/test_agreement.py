@@ -196,19 +196,19 @@ def test_wrong_input_is_refused():
     labels = agreement.labels(np.array([0]), np.array([0]), n_labels=1, n_documents=1)
     bits = sets.as_bits(np.array([[0], [1]]), n_experts=2)
     for call, message in (
-        (lambda: agreement.saturation(bits, bits[:1], top_k=1), "wanted the same: pass the same tokens"),
-        (lambda: agreement.saturation(bits, bits, top_k=0), "top_k is 0, wanted 1 or more"),
-        (lambda: agreement.load_matched_agreement(np.ones(2), np.ones(2), top_k=3), "top_k is 3, wanted 1 to 2"),
+        (lambda: agreement.saturation(bits, bits[:1], top_k=1), "expected the same: pass the same tokens"),
+        (lambda: agreement.saturation(bits, bits, top_k=0), "top_k is 0, expected 1 or more"),
+        (lambda: agreement.load_matched_agreement(np.ones(2), np.ones(2), top_k=3), "top_k is 3, expected 1 to 2"),
         (lambda: agreement.labels(np.array([3]), np.array([0]), n_labels=2, n_documents=1), "label_T spans 3 to 3"),
         (lambda: agreement.labels(np.array([0]), np.array([1]), n_labels=2, n_documents=1), "document_T spans 1 to 1"),
-        (lambda: agreement.label_counts(np.array([[4]]), labels, n_experts=2), "ids_TK spans 4 to 4, wanted 0 to 1"),
+        (lambda: agreement.label_counts(np.array([[4]]), labels, n_experts=2), "ids_TK spans 4 to 4, expected 0 to 1"),
         (
             lambda: agreement.pair_sums(np.array([[0]]), labels, counts_VE=np.ones((2, 2)), weight_Vx=np.ones(2)),
-            "counts_VE has 2 rows, wanted 1",
+            "counts_VE has 2 rows, expected 1",
         ),
         (
             lambda: agreement.other_pair_sums(np.ones((1, 2)), agreement.PairSums(np.ones(1), np.ones(1)), top_k=3),
-            "top_k is 3, wanted 1 to 2",
+            "top_k is 3, expected 1 to 2",
         ),
     ):
         with pytest.raises(ValueError, match=message):

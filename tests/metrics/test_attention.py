@@ -49,7 +49,7 @@ def test_means_by_bin():
 
 
 def test_what_is_no_attention_is_refused():
-    with pytest.raises(ValueError, match="sum to 2 or 0; 1 was wanted"):
+    with pytest.raises(ValueError, match="sum to 2 or 0; 1 was expected"):
         query_statistics(np.ones((1, 1, 2)), np.arange(1))
     with pytest.raises(ValueError, match="positions_S holds -1"):
         by_bin(np.ones((1, 1)), np.array([-1]))

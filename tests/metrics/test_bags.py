@@ -68,9 +68,9 @@ def test_the_jackknife_takes_noise_out_of_information():
 
 def test_wrong_input_is_refused():
     bags = deal(Clusters.of(np.zeros(9, dtype=int)))
-    with pytest.raises(ValueError, match="counts_Gx has 3 rows, wanted 9: one for each bag"):
+    with pytest.raises(ValueError, match="counts_Gx has 3 rows, expected 9: one for each bag"):
         bag_interval(lambda counts: counts, np.ones((3, 1)), bags=bags)
-    with pytest.raises(ValueError, match="most is 2, wanted 8 or more bags"):
+    with pytest.raises(ValueError, match="most is 2, expected 8 or more bags"):
         deal(Clusters.of(np.zeros(9, dtype=int)), most=2)
     with pytest.raises(ValueError, match="level is 2"):
         bag_interval(lambda counts: counts, np.ones((9, 1)), bags=bags, level=2.0)

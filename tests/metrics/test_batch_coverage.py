@@ -61,5 +61,5 @@ def test_what_cannot_be_meant_is_refused():
     bits_TW = sets.as_bits(np.array([[0, 1], [2, 3]]), n_experts=4)
     with pytest.raises(ValueError, match="sequence_T does not rise from 0 without gaps; sort the tokens by sequence"):
         batch_activated_experts(bits_TW, np.array([0, 2]), doublings=0)
-    with pytest.raises(ValueError, match="there are 2 sequences, wanted 4 or more: ask for fewer doublings"):
+    with pytest.raises(ValueError, match="there are 2 sequences, expected 4 or more: ask for fewer doublings"):
         batch_activated_experts(bits_TW, np.array([0, 1]), doublings=2)

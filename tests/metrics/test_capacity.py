@@ -141,15 +141,15 @@ def test_the_floor_is_nan_where_a_rate_is():
 
 def test_refusals():
     ids_TK, group_T = np.array([[0, 1]]), np.array([0])
-    with pytest.raises(ValueError, match=r"ids_TK spans 0 to 4, wanted 0 to 3"):
+    with pytest.raises(ValueError, match=r"ids_TK spans 0 to 4, expected 0 to 3"):
         m.drop_fraction(np.array([[0, 4]]), n_experts=4, capacity_factor=1.0, group_T=group_T, priority="rank")
-    with pytest.raises(ValueError, match=r"capacity_factor is 0.0, wanted more than 0: 1 is room"):
+    with pytest.raises(ValueError, match=r"capacity_factor is 0.0, expected more than 0: 1 is room"):
         m.drop_fraction(ids_TK, n_experts=2, capacity_factor=0.0, group_T=group_T, priority="rank")
-    with pytest.raises(ValueError, match=r"capacity_factor is -1.0, wanted more than 0"):
+    with pytest.raises(ValueError, match=r"capacity_factor is -1.0, expected more than 0"):
         m.capacity(np.array([3]), n_experts=2, top_k=1, capacity_factor=-1.0)
-    with pytest.raises(ValueError, match=r"group_T holds -1, wanted 0 or more: give every token a group"):
+    with pytest.raises(ValueError, match=r"group_T holds -1, expected 0 or more: give every token a group"):
         m.queue_places(ids_TK, n_experts=2, group_T=np.array([-1]), priority="token")
     with pytest.raises(ValueError, match=r"counts hold -1"):
         m.dropped_by_group(np.array([[-1, 2]]), top_k=1, capacity_factor=1.0)
-    with pytest.raises(ValueError, match=r"tokens is 0, wanted 1 or more: an empty group drops nothing"):
+    with pytest.raises(ValueError, match=r"tokens is 0, expected 1 or more: an empty group drops nothing"):
         m.expected_drop_fraction(np.full(4, 0.25), 0, top_k=1, capacity_factor=1.0)

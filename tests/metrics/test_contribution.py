@@ -57,9 +57,9 @@ def test_unrelated_outputs_share_by_their_norms_alone():
 
 
 def test_outputs_of_other_tokens_are_refused():
-    with pytest.raises(ValueError, match=r"weights_TK is \(2, 2\) and outputs_TKC \(3, 2, 4\), wanted a weight for"):
+    with pytest.raises(ValueError, match=r"weights_TK is \(2, 2\) and outputs_TKC \(3, 2, 4\), expected a weight for"):
         inspect.unwrap(contribution)(np.ones((2, 2)), np.ones((3, 2, 4)))  # past the annotation, which says the same
-    with pytest.raises(ValueError, match=r"shared_TC is \(2, 4\) and routed_TC \(3, 4\), wanted the same: pass both"):
+    with pytest.raises(ValueError, match=r"shared_TC is \(2, 4\) and routed_TC \(3, 4\), expected the same: pass both"):
         inspect.unwrap(shared_share)(np.ones((2, 4)), np.ones((3, 4)))
 
 
@@ -107,8 +107,8 @@ def test_the_largest_ratio_is_k():
 @pytest.mark.parametrize(
     ("ids", "document", "message"),
     [
-        ([[0, 4]], [0], r"ids_TK has values from 0 to 4, wanted \[0, 4\)"),
-        ([[0, 1]], [2], r"document_T has values from 2 to 2, wanted \[0, 2\)"),
+        ([[0, 4]], [0], r"ids_TK has values from 0 to 4, expected \[0, 4\)"),
+        ([[0, 1]], [2], r"document_T has values from 2 to 2, expected \[0, 2\)"),
     ],
 )
 def test_what_is_refused(ids, document, message):

@@ -60,5 +60,5 @@ def test_the_sign_turns_with_the_order():
 
 def test_wrong_input_is_refused():
     bags = deal(Clusters.of(np.zeros(9, dtype=int)))
-    with pytest.raises(ValueError, match="left_Gx has 3 rows, wanted 9: one for each bag"):
+    with pytest.raises(ValueError, match="left_Gx has 3 rows, expected 9: one for each bag"):
         left_out_interval(np.zeros(2), np.zeros((3, 2)), bags=bags)

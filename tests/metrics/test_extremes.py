@@ -81,5 +81,5 @@ def test_too_few_clusters_give_no_band():
 
 
 def test_a_bad_level_is_refused():
-    with pytest.raises(ValueError, match=r"level is 0.0, wanted between 0 and 1"):
+    with pytest.raises(ValueError, match=r"level is 0.0, expected between 0 and 1"):
         band(np.full((20, 4), 3), level=0.0)

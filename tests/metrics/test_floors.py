@@ -126,9 +126,9 @@ def test_pseudo_documents_at_the_limits():
 
 def test_refusals():
     for expected in EXPECTED:
-        with pytest.raises(ValueError, match=r"top_k is 9, wanted 1 to 8 \(E\): pass K and E of the recording"):
+        with pytest.raises(ValueError, match=r"top_k is 9, expected 1 to 8 \(E\): pass K and E of the recording"):
             expected(np.array([3]), n_experts=8, top_k=9)
-    with pytest.raises(ValueError, match=r"top_k is 0, wanted 1 to 2"):
+    with pytest.raises(ValueError, match=r"top_k is 0, expected 1 to 2"):
         m.pseudo_document_squared_cv(np.ones((2, 2), dtype=int), top_k=0)
     for call in (
         lambda: m.pseudo_document_squared_cv(np.array([[-1, 2]]), top_k=1),
@@ -137,7 +137,7 @@ def test_refusals():
         with pytest.raises(ValueError, match=r"counts hold -1"):
             call()
     ids_TK, document_T = np.array([[0, 1]]), np.array([3])
-    with pytest.raises(ValueError, match=r"document_T spans 3 to 3, wanted 0 to 1"):
+    with pytest.raises(ValueError, match=r"document_T spans 3 to 3, expected 0 to 1"):
         m.pseudo_document_counts(ids_TK, document_T, n_documents=2, n_experts=2, seed=0)
-    with pytest.raises(ValueError, match=r"ids_TK spans 0 to 1, wanted 0 to 0"):
+    with pytest.raises(ValueError, match=r"ids_TK spans 0 to 1, expected 0 to 0"):
         m.pseudo_document_counts(ids_TK, document_T, n_documents=4, n_experts=1, seed=0)

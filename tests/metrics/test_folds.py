@@ -73,9 +73,9 @@ def test_the_interval_of_held_out_gains_covers():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match=r"n_folds is 1, wanted 2 or more: what is held out needs something"):
+    with pytest.raises(ValueError, match=r"n_folds is 1, expected 2 or more: what is held out needs something"):
         m.folds(np.arange(3), np.zeros(3), n_folds=1)
-    with pytest.raises(ValueError, match=r"level is 2.0, wanted between 0 and 1"):
+    with pytest.raises(ValueError, match=r"level is 2.0, expected between 0 and 1"):
         m.fold_ratio_interval(np.ones(8), np.ones(8), clusters=CLUSTERS, level=2.0)
-    with pytest.raises(ValueError, match=r"level is 2.0, wanted between 0 and 1"):
+    with pytest.raises(ValueError, match=r"level is 2.0, expected between 0 and 1"):
         m.fold_jackknife_interval(np.array(1.0), np.ones(8), clusters=CLUSTERS, level=2.0)

@@ -189,12 +189,14 @@ def test_nothing_counted_is_nan():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match=r"counts_FVE has 1 folds, wanted 2 or more: one is predicted from the others"):
+    with pytest.raises(
+        ValueError, match=r"counts_FVE has 1 folds, expected 2 or more: one is predicted from the others"
+    ):
         m.token_predictability(np.ones((1, 2, 3), dtype=int), np.zeros((1, 3)), top_k=1)
-    with pytest.raises(ValueError, match=r"counts hold -1, wanted 0 or more: pass assignments"):
+    with pytest.raises(ValueError, match=r"counts hold -1, expected 0 or more: pass assignments"):
         m.token_predictability(-np.ones((2, 2, 3), dtype=int), np.zeros((2, 3)), top_k=1)
     zeros = np.zeros(4, dtype=int)
-    with pytest.raises(ValueError, match=r"n_folds is 1, wanted 2 or more"):
+    with pytest.raises(ValueError, match=r"n_folds is 1, expected 2 or more"):
         m.context_gains([zeros], token_sets(4, 3, 2), fold_T=zeros, n_folds=1, n_experts=3)
-    with pytest.raises(ValueError, match=r"ids_TK spans \d to 2, wanted 0 to 1"):
+    with pytest.raises(ValueError, match=r"ids_TK spans \d to 2, expected 0 to 1"):
         m.context_gains([zeros], np.array([[0, 2]] * 4), fold_T=zeros, n_folds=2, n_experts=2)

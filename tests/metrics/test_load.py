@@ -364,22 +364,22 @@ def test_transformers_loss_pools_the_layers():
     ],
 )
 def test_bad_ids_are_refused(call):
-    with pytest.raises(ValueError, match=r"ids_TK spans 0 to 4, wanted 0 to 3: check n_experts"):
+    with pytest.raises(ValueError, match=r"ids_TK spans 0 to 4, expected 0 to 3: check n_experts"):
         call(np.array([[0, 4], [1, 2]]))
-    with pytest.raises(ValueError, match=r"ids_TK spans -1 to 2, wanted 0 to 3"):
+    with pytest.raises(ValueError, match=r"ids_TK spans -1 to 2, expected 0 to 3"):
         call(np.array([[0, -1], [1, 2]]))
-    with pytest.raises(ValueError, match=r"twice in 1 tokens \(first: token 1, ids \[2, 2\]\), wanted distinct ids"):
+    with pytest.raises(ValueError, match=r"twice in 1 tokens \(first: token 1, ids \[2, 2\]\), expected distinct ids"):
         call(np.array([[0, 1], [2, 2]]))
 
 
 def test_documents_outside_are_refused():
-    with pytest.raises(ValueError, match=r"document_T spans 0 to 2, wanted 0 to 1: pass 0-based"):
+    with pytest.raises(ValueError, match=r"document_T spans 0 to 2, expected 0 to 1: pass 0-based"):
         m.document_counts(np.array([[0], [1]]), np.array([0, 2]), n_documents=2, n_experts=2)
 
 
 @pytest.mark.parametrize("statistic", [*DESCRIPTORS, lambda c: m.balance_loss(c, np.full(2, 0.5))])
 def test_negative_counts_are_refused(statistic):
-    with pytest.raises(ValueError, match=r"counts hold -1, wanted 0 or more: pass assignments"):
+    with pytest.raises(ValueError, match=r"counts hold -1, expected 0 or more: pass assignments"):
         statistic(np.array([-1, 2]))
 
 
@@ -396,7 +396,7 @@ def test_negative_counts_by_document_are_refused():
 
 def test_other_bad_arguments_are_refused():
     clusters = Clusters.of(np.zeros(2, dtype=int))
-    with pytest.raises(ValueError, match=r"top_k is 3, wanted 1 to 2 \(E\): pass K of the recording"):
+    with pytest.raises(ValueError, match=r"top_k is 3, expected 1 to 2 \(E\): pass K of the recording"):
         m.effective_tokens(np.ones((2, 2), dtype=int), top_k=3, clusters=clusters)
     with pytest.raises(ValueError, match=r"has 3 rows, but the clusters were made of 2"):
         m.imbalance(np.ones((3, 2), dtype=int), clusters=clusters)

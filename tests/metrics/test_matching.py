@@ -70,12 +70,12 @@ def test_consistency_by_hand():
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda: match_experts(np.zeros((2, 3))), r"shape \(2, 3\), wanted \[..., E, E\]"),
+        (lambda: match_experts(np.zeros((2, 3))), r"shape \(2, 3\), expected \[..., E, E\]"),
         (lambda: match_experts(np.full((2, 2), -1)), "negative or missing counts"),
         (lambda: match_experts(np.full((2, 2), np.nan)), "negative or missing counts"),
         (
             lambda: matching_consistency(np.zeros(2, dtype=int), np.zeros(3, dtype=int), weight_xE=np.ones(2)),
-            r"shapes \(2,\) and \(3,\), wanted the same experts",
+            r"shapes \(2,\) and \(3,\), expected the same experts",
         ),
     ],
 )

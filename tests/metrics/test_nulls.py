@@ -178,7 +178,7 @@ def test_power():
 def test_refusals():
     counts_DE = np.ones((20, 4), dtype=int)
     for f in (m.balance_test, m.max_t_test):
-        with pytest.raises(ValueError, match=r"n_draws is 0, wanted 1 or more: 999 gives p to .001"):
+        with pytest.raises(ValueError, match=r"n_draws is 0, expected 1 or more: 999 gives p to .001"):
             f(counts_DE, clusters=TWO_DOMAINS, n_draws=0)
         with pytest.raises(ValueError, match=r"counts hold -1"):
             f(-counts_DE, clusters=TWO_DOMAINS)

@@ -75,21 +75,23 @@ def test_float16_scores_pass():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match=r"scores_TE of token 1 sum to 3 with a minimum of 1, wanted normalized"):
+    with pytest.raises(ValueError, match=r"scores_TE of token 1 sum to 3 with a minimum of 1, expected normalized"):
         m.token_entropy(np.array([[0.5, 0.5], [1.0, 2.0]]))
     with pytest.raises(ValueError, match=r"scores_TE of token 0 sum to 1 with a minimum of -0.5"):
         m.topk_mass(np.array([[1.5, -0.5]]), np.array([[0]]))
     for call in (m.margin, m.topk_mass):
-        with pytest.raises(ValueError, match=r"ids_TK spans 4 to 4, wanted 0 to 3"):
+        with pytest.raises(ValueError, match=r"ids_TK spans 4 to 4, expected 0 to 3"):
             call(HALF, np.array([[4]]))
         with pytest.raises(ValueError, match=r"names an expert twice in 1 tokens"):
             call(HALF, np.array([[1, 1]]))
     assert np.isnan(m.normalized_entropy(np.zeros(2), n_experts=1)).all()
-    with pytest.raises(ValueError, match=r"n_experts is 0, wanted 1 or more"):
+    with pytest.raises(ValueError, match=r"n_experts is 0, expected 1 or more"):
         m.normalized_entropy(np.zeros(1), n_experts=0)
 
 
 def test_another_scoring_is_refused():
     unchecked = inspect.unwrap(m.token_entropy_from_logits)  # past the annotation, which says the same
-    with pytest.raises(ValueError, match=r"scoring is 'tanh', wanted 'softmax' or 'sigmoid': the recording's manifest"):
+    with pytest.raises(
+        ValueError, match=r"scoring is 'tanh', expected 'softmax' or 'sigmoid': the recording's manifest"
+    ):
         unchecked(HALF, scoring="tanh")

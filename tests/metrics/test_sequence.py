@@ -255,7 +255,7 @@ def test_distinct_experts_at_given_rates():
     assert (sequence.rate_activated_experts(uneven_E, tokens_B=tokens_B)[1:] < uniform[1:]).all()
     drawn = sequence.expected_activated_experts(counts_E, tokens_B=tokens_B, top_k=8)  # without replacement: its limit
     np.testing.assert_allclose(sequence.rate_activated_experts(counts_E / 20_000, tokens_B=tokens_B), drawn, rtol=1e-4)
-    with pytest.raises(ValueError, match="rate_xE spans 0.0 to 1.5, wanted 0 to 1: pass counts over tokens"):
+    with pytest.raises(ValueError, match="rate_xE spans 0.0 to 1.5, expected 0 to 1: pass counts over tokens"):
         sequence.rate_activated_experts(np.array([0.0, 1.5]), tokens_B=tokens_B)
 
 
@@ -279,9 +279,9 @@ def test_wrong_input_is_refused():
         lambda: sequence.repetition(bits_TW, row_T, follows_T=gapless(row_T), n_documents=2),
         lambda: sequence.activated_experts(bits_TW, row_T, stretch_T=row_T, n_documents=2, doublings=1),
     ):
-        with pytest.raises(ValueError, match="document_T spans 0 to 2, wanted 0 to 1"):
+        with pytest.raises(ValueError, match="document_T spans 0 to 2, expected 0 to 1"):
             call()
-    with pytest.raises(ValueError, match="window is 256, wanted 1 to 255 tokens"):
+    with pytest.raises(ValueError, match="window is 256, expected 1 to 255 tokens"):
         sequence.window_histogram(bits_TW, row_T, n_experts=2, window=256)
     for call in (
         lambda: sequence.uniform_repetition(n_experts=4, top_k=5),
@@ -290,5 +290,5 @@ def test_wrong_input_is_refused():
         lambda: sequence.expected_activated_experts(np.ones(4), tokens_B=np.array([1]), top_k=5),
         lambda: sequence.uniform_activated_experts(tokens_B=np.array([1]), n_experts=4, top_k=5),
     ):
-        with pytest.raises(ValueError, match=r"top_k is 5, wanted 1 to 4 \(E\)"):
+        with pytest.raises(ValueError, match=r"top_k is 5, expected 1 to 4 \(E\)"):
             call()

@@ -45,7 +45,7 @@ def test_bits_are_the_sets(seed, shape):
 
 
 def test_wrong_ids_are_refused():
-    with pytest.raises(ValueError, match="ids_TK spans 0 to 4, wanted 0 to 3"):
+    with pytest.raises(ValueError, match="ids_TK spans 0 to 4, expected 0 to 3"):
         sets.as_bits(np.array([[0, 4]]), n_experts=4)
     with pytest.raises(ValueError, match="names an expert twice"):
         sets.as_bits(np.array([[1, 1]]), n_experts=4)

@@ -140,7 +140,7 @@ def test_unrelated_similarities_are_rejected_as_often_as_said():
     [
         (lambda: similarity.cosine_similarity(np.array([[1.0, 2], [np.nan, 1]])), "vector 1 holds NaN or infinite"),
         (lambda: similarity.router_similarity(np.array([[np.nan, 2], [3.0, 1]])), "holds NaN or infinite"),
-        (lambda: similarity.best_match(drawn(2, 3, 4), drawn(2, 3, 5)), "wanted the same parts and width"),
+        (lambda: similarity.best_match(drawn(2, 3, 4), drawn(2, 3, 5)), "expected the same parts and width"),
         (lambda: similarity.best_match(drawn(2, 3, 4), drawn(0, 3, 4)), "one candidate or more"),
         (lambda: similarity.matched_similarity(drawn(2, 0, 3, 4)), "one candidate or more"),
         (lambda: similarity.similarity_agreement(drawn(3, 3), drawn(4, 4)), "are of 3 and 4 experts"),

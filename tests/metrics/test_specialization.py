@@ -205,7 +205,7 @@ def test_hash_of_every_expert_says_nothing():
 def test_refusals():
     counts_ME = np.ones((2, 4), dtype=int)
     for call in (m.domain_load, m.domain_information_ceiling):
-        with pytest.raises(ValueError, match=r"top_k is 5, wanted 1 to 4 \(E\): pass K and E"):
+        with pytest.raises(ValueError, match=r"top_k is 5, expected 1 to 4 \(E\): pass K and E"):
             call(counts_ME, top_k=5)
         with pytest.raises(ValueError, match=r"counts hold -1"):
             call(-counts_ME, top_k=1)
@@ -213,7 +213,7 @@ def test_refusals():
         m.domain_information(-counts_ME)
     clusters = Clusters.of(np.array([0, 1]))
     for bad in ({"n_draws": 0}, {"n_length_strata": 0}):
-        with pytest.raises(ValueError, match=r"n_draws is \d+ and n_length_strata \d, wanted 1 or more of each"):
+        with pytest.raises(ValueError, match=r"n_draws is \d+ and n_length_strata \d, expected 1 or more of each"):
             m.domain_information_test(counts_ME, clusters=clusters, **bad)
     for call in (m.domain_counts, m.domain_information_test):
         with pytest.raises(ValueError, match=r"counts hold -1"):
@@ -221,11 +221,11 @@ def test_refusals():
         with pytest.raises(ValueError, match=r"has 3 rows, but the clusters were made of 2"):
             call(np.ones((3, 4), dtype=int), clusters=clusters)
     token_T, document_T = np.array([1, 2]), np.array([0, 2])
-    with pytest.raises(ValueError, match=r"document_T spans 0 to 2, wanted 0 to 1: pass 0-based"):
+    with pytest.raises(ValueError, match=r"document_T spans 0 to 2, expected 0 to 1: pass 0-based"):
         m.hash_router_counts(token_T, document_T, n_documents=2, seed=0, **AT)
-    with pytest.raises(ValueError, match=r"token_T holds -1, wanted ids of 0 or more: leave padding out"):
+    with pytest.raises(ValueError, match=r"token_T holds -1, expected ids of 0 or more: leave padding out"):
         m.hash_router_counts(-token_T[:1], document_T[:1], n_documents=2, seed=0, **AT)
-    with pytest.raises(ValueError, match=r"top_k is 7, wanted 1 to 6"):
+    with pytest.raises(ValueError, match=r"top_k is 7, expected 1 to 6"):
         m.hash_router_counts(token_T, document_T, n_documents=3, n_experts=6, top_k=7, seed=0)
-    with pytest.raises(ValueError, match=r"n_seeds is 0, wanted 1 or more: 20 is usual"):
+    with pytest.raises(ValueError, match=r"n_seeds is 0, expected 1 or more: 20 is usual"):
         m.hash_router_information(token_T, document_T, n_domains=3, n_seeds=0, **AT)

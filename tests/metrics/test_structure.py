@@ -288,10 +288,10 @@ def test_without_tokens_nothing_is_known():
 
 
 def test_wrong_input_is_refused():
-    with pytest.raises(ValueError, match="wanted 0 to 3"):
+    with pytest.raises(ValueError, match="expected 0 to 3"):
         structure.pair_counts(np.array([[0, 9]]), n_experts=4)
     for call in (structure.coactivation_lift, structure.successor_accuracy, structure.mode_accuracy):
-        with pytest.raises(ValueError, match=r"top_k is 9, wanted 1 to 4 \(E\)"):
+        with pytest.raises(ValueError, match=r"top_k is 9, expected 1 to 4 \(E\)"):
             call(np.ones((4, 4)), top_k=9)
     with pytest.raises(ValueError, match="counts hold -1"):
         structure.coactivation(np.full((2, 2), -1.0))

@@ -316,9 +316,9 @@ def test_refusals():
         lambda: m.bias_corrected_interval(load.gini, bootstrap.corpus, level=1.0),
         lambda: m.jackknife_interval(counts_DE, clusters=TWO_DOMAINS, level=1.0),
     ):
-        with pytest.raises(ValueError, match=r"level is 1.0, wanted between 0 and 1: 0.95 is usual"):
+        with pytest.raises(ValueError, match=r"level is 1.0, expected between 0 and 1: 0.95 is usual"):
             call()
-    with pytest.raises(ValueError, match=r"n_resamples is 1, wanted 2 or more: 400 gives"):
+    with pytest.raises(ValueError, match=r"n_resamples is 1, expected 2 or more: 400 gives"):
         m.cluster_bootstrap(counts_DE, clusters=TWO_DOMAINS, n_resamples=1)
     for call in (m.cluster_bootstrap, m.jackknife_interval):
         with pytest.raises(ValueError, match=r"counts hold -1"):

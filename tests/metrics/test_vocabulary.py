@@ -160,9 +160,9 @@ def test_rates_elsewhere_tell_words_from_domains():
 
 
 def test_rates_of_padding_are_refused():
-    with pytest.raises(ValueError, match=r"token_T holds -1, wanted 0 or more: leave padding out"):
+    with pytest.raises(ValueError, match=r"token_T holds -1, expected 0 or more: leave padding out"):
         m.rate_elsewhere(np.array([-1]), np.array([True]), cluster_T=np.array([0]))
-    with pytest.raises(ValueError, match=r"cluster_T holds -2, wanted 0 or more"):
+    with pytest.raises(ValueError, match=r"cluster_T holds -2, expected 0 or more"):
         m.rate_elsewhere(np.array([1]), np.array([True]), cluster_T=np.array([-2]))
     few = np.array([0, 1]), np.array([0, 1])
     with pytest.raises(
@@ -295,17 +295,17 @@ def test_one_domain_or_ids_of_one_fold_say_nothing():
 
 def test_refusals():
     ids_TK = np.array([[0, 1]])
-    with pytest.raises(ValueError, match=r"label_T spans 3 to 3, wanted -1 to 2: pass row indices"):
+    with pytest.raises(ValueError, match=r"label_T spans 3 to 3, expected -1 to 2: pass row indices"):
         m.label_counts(np.array([3]), ids_TK, n_labels=3, n_experts=2)
-    with pytest.raises(ValueError, match=r"ids_TK spans 0 to 1, wanted 0 to 0"):
+    with pytest.raises(ValueError, match=r"ids_TK spans 0 to 1, expected 0 to 0"):
         m.label_counts(np.array([0]), ids_TK, n_labels=3, n_experts=1)
-    with pytest.raises(ValueError, match=r"min_count is 0, wanted 1 or more: 10 keeps"):
+    with pytest.raises(ValueError, match=r"min_count is 0, expected 1 or more: 10 keeps"):
         m.vocabulary_specialization(np.ones((2, 2)), np.ones(2), min_count=0)
     with pytest.raises(ValueError, match=r"counts hold -1"):
         m.vocabulary_specialization(-np.ones((2, 2)), np.ones(2))
     with pytest.raises(ValueError, match=r"an expert more often than its id occurs: pass occurrences_V of the same"):
         m.vocabulary_specialization(2 * np.ones((2, 2)), np.ones(2))
-    with pytest.raises(ValueError, match=r"counts_VFME has 2 folds, wanted 3 or more"):
+    with pytest.raises(ValueError, match=r"counts_VFME has 2 folds, expected 3 or more"):
         m.domain_information_given_token(np.ones((1, 2, 2, 2)), np.ones((1, 2, 2)), top_k=2)
     with pytest.raises(ValueError, match=r"does not hold top_k = 1 assignments a token: pass counts of all K"):
         m.domain_information_given_token(np.ones((1, 3, 2, 2)), np.ones((1, 3, 2)), top_k=1)

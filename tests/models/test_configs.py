@@ -54,7 +54,7 @@ def test_no_field_of_a_config_makes_a_traceback(tmp_path, family):
     ("content", "message"),
     [
         (b"{", r"the config cannot be read \(JSONDecodeError|the config cannot be read \(Expecting"),
-        (b"[1]", "it is JSON of list, and an object was wanted"),
+        (b"[1]", "it is JSON of list, and an object was expected"),
         (b"\xff\xfe{}", r"the config cannot be read \(UnicodeDecodeError"),
         (b"[" * 100_000, r"the config cannot be read \(RecursionError"),
         (b"{}", "the config cannot be read"),
@@ -86,13 +86,16 @@ def test_a_config_of_any_size_is_not_read(tmp_path, monkeypatch):
         ({"hidden_size": 10**9}, "config.json has hidden_size 1,000,000,000; 0 to 1,048,576"),
         ({"num_labels": 10**10}, "config.json has num_labels 10,000,000,000"),
         ({"rope_parameters": {"rope_theta": float("nan")}}, "config.json has rope_parameters.rope_theta NaN"),
-        ({"num_hidden_layers": 0, "layer_types": []}, "has 0 for num_hidden_layers; a whole number from 1 was wanted"),
+        (
+            {"num_hidden_layers": 0, "layer_types": []},
+            "has 0 for num_hidden_layers; a whole number from 1 was expected",
+        ),
         ({"num_attention_heads": 4, "num_key_value_heads": 3}, "4 num_attention_heads, no multiple of its 3 num_key"),
         ({"num_attention_heads": 64, "num_key_value_heads": 64}, "64 num_attention_heads in a hidden_size of 32"),
         ({"hidden_size": "wide"}, r"Validation error for field 'hidden_size': TypeError: Field 'hidden_size' expected"),
         ({"hidden_act": "swoosh"}, r"no model can be built by this config \(KeyError: .*swoosh.*Mend config.json"),
         ({"text_config": 5}, "text part .5. is no config"),
-        ({"num_experts_per_tok": 9}, "qwen2_moe: layer 0 chooses 9 of 8 experts for each token; 1 to 8 was wanted"),
+        ({"num_experts_per_tok": 9}, "qwen2_moe: layer 0 chooses 9 of 8 experts for each token; 1 to 8 was expected"),
         ({"num_experts_per_tok": 0}, "layer 0 chooses 0 of 8 experts"),
     ],
 )

@@ -194,9 +194,9 @@ def test_a_config_that_contradicts_its_weights_is_refused(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"device": "tpu"}, "device is 'tpu'; 'auto', 'cpu', 'cuda' or 'cuda:N' was wanted"),
+        ({"device": "tpu"}, "device is 'tpu'; 'auto', 'cpu', 'cuda' or 'cuda:N' was expected"),
         ({"dtype": "int4"}, "dtype is 'int4'; 'auto', 'float32'"),
-        ({"weights": "none"}, "weights is 'none'; 'checkpoint' or 'dummy' was wanted"),
+        ({"weights": "none"}, "weights is 'none'; 'checkpoint' or 'dummy' was expected"),
     ],
 )
 def test_wrong_arguments_are_refused(saved, arguments, message):

@@ -457,7 +457,10 @@ def test_the_models_page_shows_what_a_model_is_made_of(app):
 
 @pytest.mark.parametrize(
     ("prompt", "sentence"),
-    [("  ", "prompt is empty; at least one word was wanted"), ("a" * 20_001, "prompt has 20,001 characters, at most")],
+    [
+        ("  ", "prompt is empty; at least one word was expected"),
+        ("a" * 20_001, "prompt has 20,001 characters, at most"),
+    ],
 )
 def test_a_prompt_that_cannot_be_recorded_is_a_sentence(app, prompt, sentence):
     opened(app, "record")

@@ -34,10 +34,10 @@ class Generation:
 
     def __post_init__(self) -> None:
         if self.new_tokens < 1:
-            raise RecordingError(f"new tokens are {self.new_tokens}; 1 or more was wanted.")
+            raise RecordingError(f"new tokens are {self.new_tokens}; 1 or more was expected.")
         if not 0 <= self.temperature < float("inf"):
             raise RecordingError(
-                f"temperature is {self.temperature}; 0 (the most probable token) or a positive number was wanted."
+                f"temperature is {self.temperature}; 0 (the most probable token) or a positive number was expected."
             )
 
 

@@ -18,7 +18,7 @@ from workbench.errors import CaptureError
 from workbench.metrics.heads import head_divergence, repeated_scores
 from workbench.models.loading import Model
 
-_SAMPLE = 64  # queries of a document whose weights are held against each other head by head
+_SAMPLE = 64  # queries of a document whose weights are compared with each other head by head
 MOST_MAPPED = 2048
 _COPIES, _SEQUENCES, _SEED = 4, 8, 0
 

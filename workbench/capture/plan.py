@@ -109,7 +109,7 @@ def make_plan(
     """
     for name, value in (("batch_tokens", batch_tokens), ("shard_tokens", shard_tokens), ("max_tokens", max_tokens)):
         if value is not None and value < 1:
-            raise CorpusError(f"{name} is {value}; at least 1 was wanted.")
+            raise CorpusError(f"{name} is {value}; at least 1 was expected.")
     limit = min(batch_tokens, context or batch_tokens)
     rows = [Row(i, min(n, limit), max(0, n - limit)) for i, n in enumerate(lengths)]
     kept = _capped(rows, domains, max_tokens) if max_tokens is not None else rows

@@ -1,7 +1,7 @@
 """A second look at a few tokens of the very passes that are recorded: plain PyTorch hooks, beside the tracer.
 
 What the hooks see of the sampled tokens is kept as it is, before anything is reduced, so that what was written can be
-held against it (`written.py`). Nothing of the tracer or of the recorder's reduction is used.
+compared with it (`written.py`). Nothing of the tracer or of the recorder's reduction is used.
 
 Axes: N sampled tokens, E experts, K chosen per token, C the width the experts work in, B rows, S positions, V
 vocabulary.

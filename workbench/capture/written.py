@@ -1,7 +1,7 @@
-"""The proof that reaches the file: a sample of the rows that were written is read back and held against the model.
+"""The proof that reaches the file: a sample of the rows that were written is read back and compared with the model.
 
 In some parts of every recording, a witness looks at a few tokens of the first, the middle and the last batch while they
-are run. When the part is on disk, their rows are read back from it, all columns, and held against what the plain twin
+are run. When the part is on disk, their rows are read back from it, all columns, and compared with what the plain twin
 makes of what the witness saw. In recordings of 100 batches or more, one whole batch is also run again. A part that does
 not hold what was captured is removed, and the run ends with the place. What was compared stands in the manifest.
 

@@ -26,7 +26,7 @@ class Asked:
         rounds: Timed runs of each model at each point; of its variants (routings, kernels, watched) 6 at most.
         warm_up: Most runs before them.
         parts: Whether the parts of a pass are timed too.
-        checks: Whether tokens are held against `generate`'s, and kernels against each other.
+        checks: Whether tokens are compared with `generate`'s, and kernels against each other.
         recording_rounds: Rounds of recording the routing beside the bare forward pass, for its overhead; 0 for none.
         threads: Of a CPU; 0 for whichever of all and one is faster.
         limit_s: Seconds after which nothing new is begun; 0 for no limit.
@@ -53,14 +53,14 @@ class Asked:
     def __post_init__(self) -> None:
         for name in ("batches", "prompt_lengths", "output_lengths", "routings", "decode"):
             if not getattr(self, name):
-                raise MeasurementError(f"{name} is empty; one or more was wanted.")
+                raise MeasurementError(f"{name} is empty; one or more was expected.")
         if self.rounds < 1 or self.warm_up < 1:
-            raise MeasurementError(f"rounds is {self.rounds}, warm_up {self.warm_up}; 1 or more of each was wanted.")
+            raise MeasurementError(f"rounds is {self.rounds}, warm_up {self.warm_up}; 1 or more of each was expected.")
         for name in ("prefill_chunk", "recording_rounds", "threads", "limit_s"):
             if getattr(self, name) < 0:
-                raise MeasurementError(f"{name} is {getattr(self, name)}; 0 or more was wanted.")
+                raise MeasurementError(f"{name} is {getattr(self, name)}; 0 or more was expected.")
         if unknown := [name for name in self.decode if name not in MODES]:
-            raise MeasurementError(f"decode is {unknown[0]!r}; {', '.join(MODES)} were wanted.")
+            raise MeasurementError(f"decode is {unknown[0]!r}; {', '.join(MODES)} were expected.")
         forced = [text for text in self.routings if Routing.parse(text).kind != "natural"]
         if self.decode[0] != "eager" and (forced or self.parts):
             raise MeasurementError(

@@ -1,4 +1,4 @@
-"""A published throughput held against what can be: how long the requests were, and what the roofline allows.
+"""A published throughput compared with what can be: how long the requests were, and what the roofline allows.
 
 Two published numbers, requests and tokens per second, give the tokens of a request; they do not say how many of them
 were read and how many written. For each split the roofline bounds the throughput: a claim over the bound cannot be true
@@ -69,7 +69,7 @@ def common_lengths(claims: Sequence[Claim]) -> tuple[int, ...]:
         ModelError: no row was given.
     """
     if not claims:
-        raise ModelError("no claim was given; at least one row of requests and tokens per second was wanted.")
+        raise ModelError("no claim was given; at least one row of requests and tokens per second was expected.")
     low = max(claim.tokens_per_request[0] for claim in claims)
     high = min(claim.tokens_per_request[1] for claim in claims)
     return tuple(range(math.ceil(low), math.floor(high) + 1))
@@ -130,7 +130,7 @@ def bound(
         ModelError: the weights do not fit, or a length cannot be meant.
     """
     if read < 1 or written < 0:
-        raise ModelError(f"read is {read} and written {written}; at least 1 and at least 0 tokens were wanted.")
+        raise ModelError(f"read is {read} and written {written}; at least 1 and at least 0 tokens were expected.")
     width = dtype_bytes(dtype)
     middle = read + written // 2
     room = device.memory_bytes * memory_share - topology.parameters_total * width

@@ -179,8 +179,8 @@ def weights_read(
     met_R = uniform_coverage(topology, tokens=tokens) if experts_R is None else np.asarray(experts_R, dtype=float)
     if met_R.shape != (len(moe),) or any(not 0 <= c <= m.n_experts for c, m in zip(met_R, moe, strict=True)):
         raise ModelError(
-            f"{topology.family}: experts_R is {met_R.tolist()}; one number of distinct experts, 0 to E, was wanted for "
-            f"each of its {len(moe)} routers."
+            f"{topology.family}: experts_R is {met_R.tolist()}; one number of distinct experts, 0 to E, was expected "
+            f"for each of its {len(moe)} routers."
         )
     read: dict[str, float] = {name: share.total for name, share in parameters(topology).items()}
     if known_parts(topology).tied:
@@ -224,7 +224,7 @@ def dtype_bytes(dtype: str) -> float:
         ModelError: an unknown dtype.
     """
     if dtype not in DTYPE_BYTES:
-        raise ModelError(f"dtype is {dtype!r}; one of {', '.join(DTYPE_BYTES)} was wanted.")
+        raise ModelError(f"dtype is {dtype!r}; one of {', '.join(DTYPE_BYTES)} was expected.")
     return DTYPE_BYTES[dtype]
 
 
@@ -272,4 +272,4 @@ def _present(found: Mapping[str, object], size) -> dict:
 
 def _at_least(value: int, name: str) -> None:
     if value < 1:
-        raise ModelError(f"{name} is {value}; 1 or more was wanted.")
+        raise ModelError(f"{name} is {value}; 1 or more was expected.")

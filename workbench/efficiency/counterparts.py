@@ -89,7 +89,7 @@ def counterpart(
         ModelError: an unknown kind, a model without MoE layers, or one with no room for any dense FFN.
     """
     if kind not in KINDS:
-        raise ModelError(f"counterpart is {kind!r}; {', '.join(KINDS)}, or the name of a model was wanted.")
+        raise ModelError(f"counterpart is {kind!r}; {', '.join(KINDS)}, or the name of a model was expected.")
     if not moe.routers:
         raise ModelError(
             f"{moe.family}: this model has no MoE layer, so it is its own {kind} counterpart; name the model to hold "

@@ -41,7 +41,7 @@ class Point:
     def __post_init__(self) -> None:
         for name in ("batch", "prompt_tokens", "output_tokens"):
             if getattr(self, name) < 1:
-                raise MeasurementError(f"{name} is {getattr(self, name)}; 1 or more was wanted.")
+                raise MeasurementError(f"{name} is {getattr(self, name)}; 1 or more was expected.")
 
     @property
     def prefill_widths(self) -> list[int]:

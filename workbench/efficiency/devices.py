@@ -54,7 +54,7 @@ class Device:
             ModelError: `count` is under 1.
         """
         if count < 1:
-            raise ModelError(f"count is {count}; 1 or more devices were wanted.")
+            raise ModelError(f"count is {count}; 1 or more devices were expected.")
         return Device(
             name=f"{count}x{self.name}" if count > 1 else self.name,
             peak_flops={dtype: count * flops for dtype, flops in self.peak_flops.items()},
@@ -132,5 +132,5 @@ def measured(*, name: str, dtype: str, peak_flops: float, bandwidth_bytes: float
     """
     for what, value in (("peak_flops", peak_flops), ("bandwidth_bytes", bandwidth_bytes)):
         if not value > 0:
-            raise ModelError(f"{what} is {value}; what was measured on {name}, more than 0, was wanted.")
+            raise ModelError(f"{what} is {value}; what was measured on {name}, more than 0, was expected.")
     return Device(name, {dtype: peak_flops}, bandwidth_bytes, memory_bytes, "measured: a large matmul, a large copy")

@@ -73,7 +73,7 @@ def reach(
             plain completion with an error.
     """
     if not url.startswith(("http://", "https://")):
-        raise MeasurementError(f"{option} is {url!r}; a URL was wanted, e.g. http://127.0.0.1:8000, or --launch.")
+        raise MeasurementError(f"{option} is {url!r}; a URL was expected, e.g. http://127.0.0.1:8000, or --launch.")
     base = url.rstrip("/").removesuffix("/v1")
     name = model or _only_model(base, timeout_s, option)
     fixed_by, refused = "", ""

@@ -33,7 +33,7 @@ class Arrivals:
         if len(self.chunk_s_C) != len(self.chunk_chars_C):
             raise MeasurementError(
                 f"{len(self.chunk_s_C)} chunks have times and {len(self.chunk_chars_C)} have lengths; one of each was "
-                "wanted. Measure again."
+                "expected. Measure again."
             )
 
     @property

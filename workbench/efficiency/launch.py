@@ -146,7 +146,7 @@ def launcher(module: Any, mode: str) -> Eager:
     """
     ways = {way.mode: way for way in (Eager, Compiled, Graph)}
     if mode not in ways:
-        raise MeasurementError(f"decode is {mode!r}; {', '.join(MODES)} were wanted.")
+        raise MeasurementError(f"decode is {mode!r}; {', '.join(MODES)} were expected.")
     return ways[mode](module)
 
 

@@ -265,7 +265,7 @@ class _Profile:
             return [""]
         if wanted is not None and (unknown := [name for name in wanted if name not in kernels.known(module)]):
             raise MeasurementError(
-                f"experts implementation is {unknown[0]!r}; {', '.join(kernels.known(module))} were wanted."
+                f"experts implementation is {unknown[0]!r}; {', '.join(kernels.known(module))} were expected."
             )
         names = list(wanted) if wanted is not None else [now, *(n for n in kernels.known(module) if n != now)]
         probe = torch.zeros((1, 2), dtype=torch.long, device=self.model.device)

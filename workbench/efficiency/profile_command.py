@@ -183,7 +183,7 @@ def numbers(text: str, option: str, *, of: type = int) -> tuple:
     try:
         return tuple(of(word) for word in words(text))
     except ValueError as error:
-        raise MeasurementError(f"{option} is {text!r}; numbers with commas were wanted, e.g. 1,8,32.") from error
+        raise MeasurementError(f"{option} is {text!r}; numbers with commas were expected, e.g. 1,8,32.") from error
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -92,7 +92,7 @@ def read_programme(name: str) -> Programme:
     except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
         raise MeasurementError(
             f"{file} is no programme: {type(error).__name__} {error}; [[piece]] with name, words and limit_s, and "
-            "[[join]] with name and of, were wanted."
+            "[[join]] with name and of, were expected."
         ) from error
     names = [piece.name for piece in pieces] + [join for join, _ in joins]
     if twice := [each for each in names if names.count(each) > 1]:

@@ -60,7 +60,7 @@ class Routing:
         if kind == "replay" and more:
             return cls(kind, recording=more)
         if text not in ("natural", "uniform", "round-robin", "worst"):
-            raise MeasurementError(f"routing is {text!r}; {', '.join(KINDS)} were wanted.")
+            raise MeasurementError(f"routing is {text!r}; {', '.join(KINDS)} were expected.")
         return cls(kind)
 
     def __str__(self) -> str:

@@ -57,11 +57,11 @@ class Served:
     def __post_init__(self) -> None:
         for name in ("prompts", "prompt_lengths", "output_lengths"):
             if not getattr(self, name):
-                raise MeasurementError(f"{name} is empty; one or more was wanted.")
+                raise MeasurementError(f"{name} is empty; one or more was expected.")
         if unknown := [kind for kind in self.prompts if kind not in PROMPTS]:
-            raise MeasurementError(f"prompts is {unknown[0]!r}; {' or '.join(PROMPTS)} was wanted.")
+            raise MeasurementError(f"prompts is {unknown[0]!r}; {' or '.join(PROMPTS)} was expected.")
         if not self.concurrencies and not self.rates:
-            raise MeasurementError("neither a concurrency nor a rate was given; one or more was wanted.")
+            raise MeasurementError("neither a concurrency nor a rate was given; one or more was expected.")
         numbers = {
             "concurrency": self.concurrencies, "rate": self.rates, "prompt length": self.prompt_lengths,
             "output length": self.output_lengths, "requests": (self.requests,), "rounds": (self.rounds,),
@@ -69,7 +69,7 @@ class Served:
         }  # fmt: skip
         for what, values in numbers.items():
             if wrong := [value for value in values if not value > 0]:
-                raise MeasurementError(f"{what} is {wrong[0]:g}; a number above zero was wanted.")
+                raise MeasurementError(f"{what} is {wrong[0]:g}; a number above zero was expected.")
 
     @property
     def loads(self) -> list[Load]:

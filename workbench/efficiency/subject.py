@@ -1,4 +1,4 @@
-"""What cost analyses are asked of: a model, what it is held against, and how; read from configs, without a weight."""
+"""What cost analyses are asked of: a model, what it is compared with, and how; read from configs, without a weight."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ class Costed:
     Attributes:
         name: Of the model.
         topology: What it is made of.
-        against: Name of what it is held against.
+        against: Name of what it is compared with.
         other: What that is made of.
         note: How near a counterpart comes to what it shares with the model; empty for a named model.
         published: Topologies of the published configs, by name, where they are asked for.
@@ -55,7 +55,7 @@ class Costed:
 def costed(
     model: str, against: str = "iso-active", *, batch: int = 1, context: int = 1024, dtype: str = "bfloat16"
 ) -> Costed:
-    """Reads a model and what it is held against.
+    """Reads a model and what it is compared with.
 
     Args:
         model: Bundled, a local folder, a published config, or a hub id.
@@ -73,7 +73,7 @@ def costed(
     if against in KINDS:
         return with_counterpart(model, topology, against, batch=batch, context=context, dtype=dtype)
     if against.startswith("iso-"):
-        raise ModelError(f"against is {against!r}; {', '.join(KINDS)}, or the name of a model was wanted.")
+        raise ModelError(f"against is {against!r}; {', '.join(KINDS)}, or the name of a model was expected.")
     return Costed(model, topology, against, inspect_topology(against))
 
 

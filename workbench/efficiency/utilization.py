@@ -1,6 +1,6 @@
 """How much of what a machine can do a run used: of its arithmetic and of its memory's bandwidth.
 
-Takes FLOPs and bytes as numbers and knows no model. Whether a run is held against all experts or against those that
+Takes FLOPs and bytes as numbers and knows no model. Whether a run is compared with all experts or against those that
 it met is a matter of what is counted, and both are given.
 """
 
@@ -64,7 +64,7 @@ def utilization(work: Work, *, seconds: float, peak_flops_per_s: float, peak_byt
         ("seconds", seconds), ("peak_flops_per_s", peak_flops_per_s), ("peak_bytes_per_s", peak_bytes_per_s),
     ):  # fmt: skip
         if not value > 0:
-            raise ValueError(f"{name} is {value}, more than 0 was wanted")
+            raise ValueError(f"{name} is {value}, more than 0 was expected")
     flops, moved = peak_flops_per_s * seconds, peak_bytes_per_s * seconds
     return Utilization(
         mfu=work.all_flops / flops,

@@ -57,7 +57,7 @@ class Task:
 
     def __post_init__(self) -> None:
         if self.phase not in PHASES:
-            raise ModelError(f"phase is {self.phase!r}; {' or '.join(PHASES)} was wanted.")
+            raise ModelError(f"phase is {self.phase!r}; {' or '.join(PHASES)} was expected.")
 
     @cached_property
     def flops(self) -> dict[str, float]:

@@ -56,17 +56,17 @@ class _Spec:
                     f"{field} names the column {column!r}, which the table does not have; name one of: {known}"
                 )
         if self.table.empty:
-            raise self._error("the table has no rows, at least one is wanted; look at what the analysis dropped")
+            raise self._error("the table has no rows, at least one is expected; look at what the analysis dropped")
         for column in self._columns(self.KEYS):
             if missing := int(self.table[column].isna().sum()):
                 raise self._error(
-                    f"column {column!r} is empty in {missing} rows; a position or group is wanted in each"
+                    f"column {column!r} is empty in {missing} rows; a position or group is expected in each"
                 )
         for column in self._columns(self.NUMBERS):
             self._check_numbers(column)
         if (main := self._columns(self.NUMBERS[:1])) and np.isnan(self.numbers(main[0])).all():
             rows = len(self.table)
-            raise self._error(f"column {main[0]!r} is NaN in all {rows} rows, a number is wanted in at least one")
+            raise self._error(f"column {main[0]!r} is NaN in all {rows} rows, a number is expected in at least one")
 
     def _named(self) -> Iterator[tuple[str, str]]:
         for field in (*self.KEYS, *self.NUMBERS, *self.TEXTS):
@@ -80,7 +80,7 @@ class _Spec:
     def _check_numbers(self, column: str) -> None:
         if not pd.api.types.is_numeric_dtype(self.table[column]):
             raise self._error(
-                f"column {column!r} holds {self.table[column].dtype}, numbers are wanted; convert it first"
+                f"column {column!r} holds {self.table[column].dtype}, numbers are expected; convert it first"
             )
         if np.isinf(self.numbers(column)).any():
             raise self._error(f"column {column!r} holds an infinite value; use NaN for what is not known")
@@ -94,14 +94,14 @@ class _Spec:
         crossed = np.flatnonzero(self.numbers(lower) > self.numbers(upper))
         if crossed.size:
             where = f"column {lower!r} exceeds column {upper!r} in row {crossed[0]}"
-            raise self._error(f"{where}; the lower one is wanted in {lower!r}")
+            raise self._error(f"{where}; the lower one is expected in {lower!r}")
 
     def _check_once(self, *columns: str | None) -> None:
         keys = [column for column in columns if column is not None]
         doubled = self.table.duplicated(keys, keep=False)
         if doubled.any():
             row = ", ".join(f"{k} {v}" for k, v in self.table.loc[doubled, keys].iloc[0].items())
-            raise self._error(f"{row} stands in more than one row, one is wanted; aggregate in the analysis")
+            raise self._error(f"{row} stands in more than one row, one is expected; aggregate in the analysis")
 
     def _error(self, sentence: str) -> AnalysisError:
         return AnalysisError(f"{type(self).__name__} {self.title!r}: {sentence}.")
@@ -178,7 +178,7 @@ class HeatMap(_Spec):
         if self.log:
             self._check_positive(self.value)
             if self.center is not None and self.center <= 0:
-                raise self._error(f"log is set and center is {self.center}; a center above zero is wanted")
+                raise self._error(f"log is set and center is {self.center}; a center above zero is expected")
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,7 +246,7 @@ class Bars(_Series):
         if self.base is not None:
             self._check_once(self.x, self.panel)
             if np.isnan(self.numbers(self.base)).any():
-                raise self._error(f"column {self.base!r} is NaN somewhere; a number is wanted where each bar begins")
+                raise self._error(f"column {self.base!r} is NaN somewhere; a number is expected where each bar begins")
 
     def tops(self, rows: pd.DataFrame) -> np.ndarray:
         """The highest place of each bar, its interval's upper end among them: over it is room for a label."""
@@ -322,7 +322,7 @@ class Points(_Spec):
         if self.size is not None and not self.size_label.strip():
             raise self._error(f"size names the column {self.size!r} and size_label is empty; say what the size is")
         if self.size is not None and (self.numbers(self.size) < 0).any():
-            raise self._error(f"column {self.size!r} is below zero somewhere; an area is wanted, at least zero")
+            raise self._error(f"column {self.size!r} is below zero somewhere; an area is expected, at least zero")
 
 
 @dataclass(frozen=True, eq=False)
@@ -436,9 +436,9 @@ class Flow(_Spec):
             raise self._error(f"panel is {self.panel!r}, and a flow has none; make a figure of each")
         self._check_once(self.source, self.target)
         if (self.numbers(self.value) < 0).any():
-            raise self._error(f"column {self.value!r} is below zero somewhere; a width is wanted, at least zero")
+            raise self._error(f"column {self.value!r} is below zero somewhere; a width is expected, at least zero")
         if not np.nansum(self.numbers(self.value)) > 0:
-            raise self._error(f"column {self.value!r} is zero everywhere; a stream is wanted")
+            raise self._error(f"column {self.value!r} is zero everywhere; a stream is expected")
 
 
 Figure = HeatMap | Bars | Lines | Points | Distribution | TokenStrip | Flow

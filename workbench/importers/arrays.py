@@ -71,10 +71,10 @@ def _trace(name: str, files: tuple[Path, ...], read: dict[Path, dict[str, np.nda
         if ids.dtype.kind not in "iu" or ids.ndim not in (3, 4):
             raise TraceError(
                 f"{file} has the shape {list(ids.shape)} and the type {ids.dtype}; integers [tokens, layers, k], or "
-                f"[sequences, tokens, layers, k], were wanted.{_of_other(ids)}"
+                f"[sequences, tokens, layers, k], were expected.{_of_other(ids)}"
             )
         if ids.ndim == 4 and ids.size == 0:
-            raise TraceError(f"{file} has the shape {list(ids.shape)}, so no token; sequences of tokens were wanted.")
+            raise TraceError(f"{file} has the shape {list(ids.shape)}, so no token; sequences of tokens were expected.")
         _refuse_lengths(file, arrays)
 
     def documents() -> Iterator[TracedDocument]:
@@ -155,7 +155,7 @@ def _load_all(file: Path, held_bytes: int) -> dict[str, np.ndarray]:
             logits = " Router logits are not read: save the ids that were chosen of them." if "logits" in names else ""
             raise TraceError(
                 f"{file} holds {', '.join(map(shown, names[:12])) or 'nothing'}; ids, and of {', '.join(_KEYS[1:])}, "
-                f"was wanted.{logits}"
+                f"was expected.{logits}"
             )
         refuse_claim(
             file,
@@ -181,17 +181,17 @@ def _refuse_lengths(file: Path, arrays: dict[str, np.ndarray]) -> None:
         if key != "ids" and (array.shape != wanted[key] or len(shape) == 4):
             raise TraceError(
                 f"{file}: {key} has the shape {list(array.shape)} and ids {list(shape)}; {list(wanted[key])} was "
-                "wanted, beside ids as [tokens, layers, k]."
+                "expected, beside ids as [tokens, layers, k]."
             )
         if key in ("layers", "tokens", "positions") and array.dtype.kind not in "iu":
-            raise TraceError(f"{file}: {key} is of {array.dtype}; integers were wanted.")
+            raise TraceError(f"{file}: {key} is of {array.dtype}; integers were expected.")
         if key == "documents" and array.dtype.kind not in "iuU":
-            raise TraceError(f"{file}: documents is of {array.dtype}; integers or text were wanted.")
+            raise TraceError(f"{file}: documents is of {array.dtype}; integers or text were expected.")
     rows = shape[-3]
     if rows > MOST_ROWS and "documents" not in arrays:
         raise TraceError(
-            f"{file} has {rows:,} rows in one document; {MOST_ROWS:,} at most were wanted. Say with documents [tokens] "
-            "in an .npz which rows belong together, or save a file for each."
+            f"{file} has {rows:,} rows in one document; {MOST_ROWS:,} at most were expected. Say with documents "
+            "[tokens] in an .npz which rows belong together, or save a file for each."
         )
 
 
@@ -229,7 +229,7 @@ def runs(named_T: np.ndarray, file: Path) -> Iterator[tuple[int, int, str]]:
             raise TraceError(f"{file}: document {shown(name)} begins again at row {start}; sort the rows by document.")
         if end - start > MOST_ROWS:
             raise TraceError(
-                f"{file}: document {shown(name)} has {end - start:,} rows; {MOST_ROWS:,} at most were wanted."
+                f"{file}: document {shown(name)} has {end - start:,} rows; {MOST_ROWS:,} at most were expected."
             )
         seen.add(name)
         yield start, end, name

@@ -87,10 +87,10 @@ def import_trace(
     if kind not in READERS:
         raise TraceError(f"format {kind!r} is unknown; there are {', '.join(READERS)}.")
     if phase not in (None, *PHASES):
-        raise TraceError(f"--phase is {phase!r}; prefill or decode was wanted.")
+        raise TraceError(f"--phase is {phase!r}; prefill or decode was expected.")
     if not 1 <= shard_tokens <= MOST_ROWS:
         wanted = "1 or more" if shard_tokens < 1 else f"{MOST_ROWS:,} or less"
-        raise TraceError(f"--shard-tokens is {shard_tokens}; {wanted} was wanted.")
+        raise TraceError(f"--shard-tokens is {shard_tokens}; {wanted} was expected.")
     trace = READERS[kind](path)
     trace = trace if ranks == 1 else sglang.shared_by(trace, ranks)
     topology = _model_topology(model) if model else None

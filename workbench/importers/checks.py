@@ -182,10 +182,10 @@ def _refuse_shapes(document: TracedDocument, ids_TLK: np.ndarray, wanted: tuple[
     if ids_TLK.ndim != 3 or ids_TLK.shape[1:] != wanted:
         raise TraceError(
             f"{document.where}: ids have the shape {list(ids_TLK.shape)}; [tokens, {wanted[0]} layers, {wanted[1]} "
-            "ids] was wanted, as in the first document."
+            "ids] was expected, as in the first document."
         )
     if ids_TLK.dtype.kind not in "iu":
-        raise TraceError(f"{document.where}: ids are of {ids_TLK.dtype}; integers were wanted.")
+        raise TraceError(f"{document.where}: ids are of {ids_TLK.dtype}; integers were expected.")
     rows, weights_TLK = len(ids_TLK), document.weights_TLK
     for name, array in (
         ("token ids", document.token_T),
@@ -195,7 +195,7 @@ def _refuse_shapes(document: TracedDocument, ids_TLK: np.ndarray, wanted: tuple[
         if array is not None and (array.ndim != 1 or len(array) != rows or array.dtype.kind not in "iu"):
             raise TraceError(
                 f"{document.where}: {array.size} {name} ({array.dtype}) for {rows} rows of ids; as many integers as "
-                "tokens were wanted."
+                "tokens were expected."
             )
     if weights_TLK is not None and weights_TLK.shape != ids_TLK.shape:
         raise TraceError(
@@ -269,7 +269,7 @@ def _refuse_ids(
 def _as_float16(document: TracedDocument, weights_TK: np.ndarray, kept: np.ndarray, router: Router) -> np.ndarray:
     """Weights as they are stored, which must not lose them: none beyond float16, no token's all below it."""
     if weights_TK.dtype.kind != "f":
-        raise TraceError(f"{document.where}: weights are of {weights_TK.dtype}; floating-point numbers were wanted.")
+        raise TraceError(f"{document.where}: weights are of {weights_TK.dtype}; floating-point numbers were expected.")
     wrong_T = ~np.isfinite(weights_TK).all(axis=1)
     if wrong_T.any():
         row = int(wrong_T.argmax())
@@ -298,7 +298,7 @@ def _in_range(document: TracedDocument, name: str, array_T: np.ndarray | None, k
         row = int(wrong_T.argmax())
         raise TraceError(
             f"{document.where}, row {document.first_row + kept[row]}: {name} {array_T[row]} is out of range; "
-            f"0 to {np.iinfo(np.int32).max} was wanted."
+            f"0 to {np.iinfo(np.int32).max} was expected."
         )
     return array_T.astype(np.int32)
 
@@ -317,24 +317,24 @@ def _checked_counts(document: TracedDocument, counts_LE: np.ndarray, layout: Lay
     if counts_LE.shape != (n_columns, n_experts):
         raise TraceError(
             f"{document.where}: counts have the shape {list(counts_LE.shape)}; [{n_columns} layers, {n_experts} "
-            "experts] was wanted."
+            "experts] was expected."
         )
     taken_LE = counts_LE[list(layout.columns)].astype(np.int64)
     if taken_LE.max() > np.iinfo(np.int32).max:
         raise TraceError(
             f"{document.where}: {taken_LE.max():,} assignments of an expert; {np.iinfo(np.int32).max:,} at most were "
-            "wanted. Dump it in shorter times."
+            "expected. Dump it in shorter times."
         )
     total_L, n_tokens = taken_LE.sum(axis=1), int(taken_LE[0].sum()) // layout.top_k
     for total, count_E, layer in zip(total_L, taken_LE, layout.layers, strict=True):
         if count_E.min() < 0 or count_E.max() > n_tokens or total != n_tokens * layout.top_k:
             raise TraceError(
                 f"{document.where}, layer {layer}: {total} assignments, from {count_E.min()} to {count_E.max()} of an "
-                f"expert; {layout.top_k} for each of {n_tokens} tokens were wanted, as in layer {layout.layers[0]}. "
+                f"expert; {layout.top_k} for each of {n_tokens} tokens were expected, as in layer {layout.layers[0]}. "
                 "Check --top-k; counts of mode stat_approx can be too rough to be imported."
             )
     if n_tokens > np.iinfo(np.int32).max:
-        raise TraceError(f"{document.where}: {n_tokens:,} tokens; {np.iinfo(np.int32).max:,} at most were wanted.")
+        raise TraceError(f"{document.where}: {n_tokens:,} tokens; {np.iinfo(np.int32).max:,} at most were expected.")
     return Checked(
         n_tokens=n_tokens,
         ids_TK=(),

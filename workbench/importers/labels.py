@@ -69,9 +69,9 @@ def read_labels(file: Path) -> list[Label]:
     Raises:
         TraceError: it cannot be read, a line is no such object, or an id stands twice; names the line.
     """
-    with foreign(Path(f"--documents {file}"), "a JSONL file in UTF-8 was wanted"):
+    with foreign(Path(f"--documents {file}"), "a JSONL file in UTF-8 was expected"):
         if file.exists() and not file.is_file():
-            raise TraceError(f"--documents {shown(file, most=300)} is no file; a JSONL file in UTF-8 was wanted.")
+            raise TraceError(f"--documents {shown(file, most=300)} is no file; a JSONL file in UTF-8 was expected.")
         refuse_claim(file, 5 * file.stat().st_size, what="lines", advice="Leave out what is not needed of it.")
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     labels: list[Label] = []
@@ -96,16 +96,16 @@ def _label(line: str, number: int, where: str) -> Label:
         raise TraceError(f"{where} is not JSON that can be read ({type(error).__name__}).") from error
     if not isinstance(row, dict) or not set(row) <= set(_KNOWN):
         held = ", ".join(_short(k) for k in row if k not in _KNOWN) if isinstance(row, dict) else type(row).__name__
-        raise TraceError(f"{where} holds {held}; an object with, of {', '.join(_KNOWN)}, was wanted.")
+        raise TraceError(f"{where} holds {held}; an object with, of {', '.join(_KNOWN)}, was expected.")
     for key in _TEXTS:
         if not isinstance(row.get(key, ""), str):
-            raise TraceError(f"{where}: {key} is {_short(row[key])}; a string was wanted.")
+            raise TraceError(f"{where}: {key} is {_short(row[key])}; a string was expected.")
         if fault := name_fault(row.get(key, "")):
             raise TraceError(f"{where}: {key} {fault}.")
     for key in _NUMBERS:
         value = row.get(key)
         if value is not None and not (type(value) is int and 0 <= value <= _MOST_TOKEN):
-            raise TraceError(f"{where}: {key} is {_short(value)}; a number from 0 was wanted.")
+            raise TraceError(f"{where}: {key} is {_short(value)}; a number from 0 was expected.")
     tokens = row.get("token_ids")
     if tokens is not None and not _are_tokens(tokens):
         raise TraceError(f"{where}: token_ids must be a list of integers from 0 to {_MOST_TOKEN}.")
@@ -159,7 +159,7 @@ def join_labels(file: Path, names: list[tuple[str, ...]], *, unit: str) -> Label
     if len(labels) != len(names):
         raise TraceError(
             f"--documents has {len(labels):,} rows and the trace {len(names):,} {unit}, and the ids of the rows do not "
-            "name them; one row for each was wanted, in natural order, or with the names as ids."
+            "name them; one row for each was expected, in natural order, or with the names as ids."
         )
     return Labels(tuple(labels), IN_ORDER, file.name)
 

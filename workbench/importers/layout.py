@@ -50,19 +50,19 @@ def parse_layers(text: str) -> tuple[int, ...]:
         TraceError: it is no such list, does not ascend, or names a layer that no model has.
     """
     layers: list[int] = []
-    told = repr(text if len(text) <= 60 else f"{text[:59]}…")
+    quoted = repr(text if len(text) <= 60 else f"{text[:59]}…")
     for piece in text.split(","):
         found = re.fullmatch(r"\s*([0-9]+)(?:\s*[-–]\s*([0-9]+))?\s*", piece)
         if not found:
             raise TraceError(
-                f"--layers {told}: {piece.strip()[:60]!r} is no layer; a list such as 1-27 or 0,2,4-6 was wanted."
+                f"--layers {quoted}: {piece.strip()[:60]!r} is no layer; a list such as 1-27 or 0,2,4-6 was expected."
             )
         first, last = (int(digits.lstrip("0")[:9] or 0) for digits in (found[1], found[2] or found[1]))
         if last >= MOST_LAYERS or first >= MOST_LAYERS or len(layers) > MOST_LAYERS:
-            raise TraceError(f"--layers {told}: decoder layers from 0 to {MOST_LAYERS - 1:,} were wanted.")
+            raise TraceError(f"--layers {quoted}: decoder layers from 0 to {MOST_LAYERS - 1:,} were expected.")
         layers += range(first, last + 1)
     if not layers or any(later <= earlier for earlier, later in pairwise(layers)):
-        raise TraceError(f"--layers {told} does not ascend; name each layer once, in order.")
+        raise TraceError(f"--layers {quoted} does not ascend; name each layer once, in order.")
     return tuple(layers)
 
 
@@ -88,12 +88,12 @@ def layout_of(
     """
     if not 1 <= trace.n_columns <= MOST_LAYERS:
         raise TraceError(
-            f"{trace.files[0]} has {trace.n_columns:,} columns of layers; 1 to {MOST_LAYERS:,} were wanted."
+            f"{trace.files[0]} has {trace.n_columns:,} columns of layers; 1 to {MOST_LAYERS:,} were expected."
         )
     columns, named = _columns(trace, layers, topology)
     if named[0] < 0 or named[-1] >= MOST_LAYERS or any(later <= earlier for earlier, later in pairwise(named)):
         raise TraceError(
-            f"the layers {_listed(named)} cannot be meant; decoder layers from 0 to {MOST_LAYERS - 1:,} were wanted, "
+            f"the layers {_listed(named)} cannot be meant; decoder layers from 0 to {MOST_LAYERS - 1:,} were expected, "
             "each once, in order."
         )
     routers = {router.layer: router for router in topology.routers} if topology else {}
@@ -113,7 +113,7 @@ def layout_of(
     if len(named) * experts > MOST_COUNTERS:
         raise TraceError(
             f"{len(named):,} layers of {experts:,} experts are {len(named) * experts:,}; {MOST_COUNTERS:,} experts in "
-            "all were wanted at most. Check --layers and --experts."
+            "all were expected at most. Check --layers and --experts."
         )
     if topology:
         return Layout(columns, replace(topology, routers=tuple(routers[layer] for layer in named)))
@@ -167,8 +167,8 @@ def _agreed(what: str, option: str, file: Path, *, said: int | None, source: int
         raise TraceError(
             f"the model's layers differ in {what} ({sorted(of_model)}); a trace of one shape cannot be of it."
         )
-    told = {f"{option} says": said, f"{file} has": source, "the model has": next(iter(of_model), None)}
-    told_numbers = {who: number for who, number in told.items() if number is not None}
+    quoted = {f"{option} says": said, f"{file} has": source, "the model has": next(iter(of_model), None)}
+    told_numbers = {who: number for who, number in quoted.items() if number is not None}
     if not told_numbers:
         raise TraceError(f"{file} does not say {'how many experts there are' if what == 'experts' else 'k'}; give "
                          f"{option} N, or --model.")  # fmt: skip

@@ -36,7 +36,7 @@ def read(path: Path) -> Trace:
 
     first = next(documents(), None)
     if first is None or first.ids_TLK is None:
-        raise TraceError(f"{files[0]} has no lines; an object with input_ids and exp_ids in each was wanted.")
+        raise TraceError(f"{files[0]} has no lines; an object with input_ids and exp_ids in each was expected.")
     _, n_columns, top_k = first.ids_TLK.shape
     return Trace(
         format="olmoe",
@@ -73,7 +73,7 @@ def _numbered(file: Path) -> Iterator[tuple[int, bytes]]:
             number += 1
             if len(line) > MOST_LINE_BYTES:
                 raise TraceError(
-                    f"{file.name}, line {number} has over {MOST_LINE_BYTES:,} bytes; one object a line was wanted, "
+                    f"{file.name}, line {number} has over {MOST_LINE_BYTES:,} bytes; one object a line was expected, "
                     "with the tokens of one chunk."
                 )
             if line.strip():
@@ -88,7 +88,7 @@ def _document(file: Path, number: int, line: bytes) -> TracedDocument:
         raise TraceError(f"{where} is not JSON ({first_line(error)}); the file was cut short or edited.") from error
     if not isinstance(row, dict) or not {"input_ids", "exp_ids"} <= row.keys():
         held = ", ".join(map(shown, list(row)[:8])) if isinstance(row, dict) else type(row).__name__
-        raise TraceError(f"{where} holds {held}; an object with input_ids and exp_ids was wanted.")
+        raise TraceError(f"{where} holds {held}; an object with input_ids and exp_ids was expected.")
     ids_TKL = _integers(row["exp_ids"], 3, f"{where}, exp_ids", "[token][rank][layer]")
     predicted = row.get("predicted_token_ids")
     return TracedDocument(
@@ -104,10 +104,10 @@ def _integers(value: Any, n_axes: int, where: str, shape: str) -> np.ndarray:
     try:
         array = np.array(value)
     except (ValueError, OverflowError) as error:
-        raise TraceError(f"{where} is ragged; lists of one length as {shape} were wanted.") from error
+        raise TraceError(f"{where} is ragged; lists of one length as {shape} were expected.") from error
     if array.ndim != n_axes or array.dtype.kind not in "iu" or _has_bool(value):
         raise TraceError(
-            f"{where} has the shape {list(array.shape)} and the type {array.dtype}; integers as {shape} were wanted."
+            f"{where} has the shape {list(array.shape)} and the type {array.dtype}; integers as {shape} were expected."
         )
     return array
 

@@ -3,7 +3,7 @@
 Columns: `layerNN.ids` (a list of K integers, or a fixed-size list) for each MoE layer NN, a decoder index; where known
 `layerNN.weights` (in the order of the ids), `token`, `position`, `phase` (`prefill` or `decode`), and `document` (a
 number or name; a document's rows stand in one piece). Without `document` a file is one document. Other columns are left
-out. A folder's files are read in the natural order of their names. Rows and sizes that a file claims are held against
+out. A folder's files are read in the natural order of their names. Rows and sizes that a file claims are compared with
 bounds before it is read. Memory: one document and one row group.
 """
 
@@ -23,7 +23,7 @@ from workbench.importers.limits import MOST_LAYERS, MOST_ROWS, refuse_claim, ref
 from workbench.importers.trace import Trace, TracedDocument, foreign, shown, source_files
 
 _IDS = re.compile(r"layer([0-9]{1,9})\.ids")
-_ADVICE = "a Parquet file of a row a token was wanted. Write it again from the tool that made it"
+_ADVICE = "a Parquet file of a row a token was expected. Write it again from the tool that made it"
 _SCALARS = ("document", "phase", "token", "position")
 _Chunk = dict[str, np.ndarray]
 
@@ -43,7 +43,7 @@ def read(path: Path) -> Trace:
             raise TraceError(f"{file} has other columns than {files[0].name}: {', '.join(wrong)}. They must agree.")
     names = [name for name in columns[0] if _IDS.fullmatch(name)]
     if len(names) > MOST_LAYERS:
-        raise TraceError(f"{files[0]} has ids of {len(names):,} layers; {MOST_LAYERS:,} at most were wanted.")
+        raise TraceError(f"{files[0]} has ids of {len(names):,} layers; {MOST_LAYERS:,} at most were expected.")
     layers = {int(name[5:-4]): name for name in names}
     if len(layers) < len(names):
         raise TraceError(f"{files[0]} has two columns of one layer: {', '.join(names)}. Name each layer once.")
@@ -62,7 +62,7 @@ def read(path: Path) -> Trace:
 
     first = next(documents(), None)
     if first is None or first.ids_TLK is None:
-        raise TraceError(f"{files[0]} has no rows; one for each token was wanted.")
+        raise TraceError(f"{files[0]} has no rows; one for each token was expected.")
     return Trace(
         format="parquet",
         files=files,
@@ -94,8 +94,8 @@ def _columns(file: Path) -> list[str]:
         _refuse_size(file, opened.metadata, set(taken))
         if "document" not in taken and opened.metadata.num_rows > MOST_ROWS:
             raise TraceError(
-                f"{file} has {opened.metadata.num_rows:,} rows in one document; {MOST_ROWS:,} at most were wanted. Say "
-                "in a column document which rows belong together."
+                f"{file} has {opened.metadata.num_rows:,} rows in one document; {MOST_ROWS:,} at most were expected. "
+                "Say in a column document which rows belong together."
             )
     return taken
 
@@ -113,7 +113,7 @@ def _refuse_type(file: Path, name: str, kind: pa.DataType) -> None:
         "phase": (text, "text ('prefill' or 'decode')"),
     }.get(name.rpartition(".")[2], (whole, "integers"))
     if not right and not pa.types.is_null(kind):
-        raise TraceError(f"{file}: {name} is of {kind}; {wanted} were wanted.")
+        raise TraceError(f"{file}: {name} is of {kind}; {wanted} were expected.")
 
 
 def _refuse_size(file: Path, metadata: pq.FileMetaData, names: set[str]) -> None:
@@ -195,10 +195,10 @@ def _document(
     if other:
         raise TraceError(
             f"{at[0].name}: {other[0]} holds {joined[other[0]].shape[1:]} values in a row, and {order[0]} "
-            f"{joined[order[0]].shape[1:]}; a weight of each chosen expert was wanted."
+            f"{joined[order[0]].shape[1:]}; a weight of each chosen expert was expected."
         )
     if key[1] not in ("", "prefill", "decode"):
-        raise TraceError(f"{at[0].name}, row {at[1]}: phase is {shown(key[1])!r}; 'prefill' or 'decode' was wanted.")
+        raise TraceError(f"{at[0].name}, row {at[1]}: phase is {shown(key[1])!r}; 'prefill' or 'decode' was expected.")
     return TracedDocument(
         where=f"{at[0].name}, document {shown(key[0])}",
         name=key[0],
@@ -214,7 +214,7 @@ def _document(
 def _values(column: pa.Array, name: str, file: Path, first_row: int) -> np.ndarray:
     if column.null_count:
         row = first_row + int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
-        raise TraceError(f"{file.name}, row {row}: {name} is null; a value was wanted (-1 marks padding).")
+        raise TraceError(f"{file.name}, row {row}: {name} is null; a value was expected (-1 marks padding).")
     if pa.types.is_fixed_size_list(column.type):
         width = column.type.list_size
     elif pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
@@ -233,11 +233,11 @@ def _values(column: pa.Array, name: str, file: Path, first_row: int) -> np.ndarr
             longest = pc.max(pc.utf8_length(column)).as_py() or 0
             if longest > MOST_CHARACTERS:
                 raise TraceError(
-                    f"{file.name}: {name} has {longest:,} characters; {MOST_CHARACTERS:,} at most were wanted."
+                    f"{file.name}: {name} has {longest:,} characters; {MOST_CHARACTERS:,} at most were expected."
                 )
         return column.to_numpy(zero_copy_only=False)
     flat = column.flatten()
     if flat.null_count:
         row = first_row + int(np.flatnonzero(flat.is_null().to_numpy(zero_copy_only=False))[0]) // width
-        raise TraceError(f"{file.name}, row {row}: {name} holds a null; numbers were wanted (-1 marks padding).")
+        raise TraceError(f"{file.name}, row {row}: {name} holds a null; numbers were expected (-1 marks padding).")
     return flat.to_numpy(zero_copy_only=False).reshape(len(column), width)

@@ -117,7 +117,7 @@ def _with_tokens(document: TracedDocument, label: Label) -> TracedDocument:
         raise TraceError(
             f"{document.where}: --documents gives {len(tokens)} token_ids and the source has {n_rows} rows"
             + (" with token ids of its own; leave token_ids out." if document.token_T is not None else "; as many, or "
-               "one more that was sampled last and never routed, were wanted.")
+               "one more that was sampled last and never routed, were expected.")
         )  # fmt: skip
     return replace(document, token_T=np.array(tokens[:n_rows], dtype=np.int64))
 

@@ -77,7 +77,7 @@ def _refuse_members(file: Path) -> None:
 
 
 def _refuse_views(file: Path, dump: dict[str, Any]) -> None:
-    """A tensor can repeat one number any number of times: what is claimed in all is held against the file."""
+    """A tensor can repeat one number any number of times: what is claimed in all is compared with the file."""
     records = dump.get("records")
     values = [*dump.values()]
     values += [v for r in (records if isinstance(records, list) else ()) if isinstance(r, dict) for v in r.values()]
@@ -154,7 +154,7 @@ def shared_by(trace: Trace, ranks: int) -> Trace:
     """
     if not 1 <= ranks <= _MOST_RANKS or not trace.counts_only:
         raise TraceError(
-            f"--ranks is {ranks}; it is for counts (SGLang's mode stat), and 1 to {_MOST_RANKS:,} was wanted."
+            f"--ranks is {ranks}; it is for counts (SGLang's mode stat), and 1 to {_MOST_RANKS:,} was expected."
             + ("" if trace.counts_only else f" {trace.files[0]} has tokens, each of them once.")
         )
 
@@ -178,6 +178,6 @@ def _counts(file: Path, dump: dict[str, Any]) -> np.ndarray:
     count = count[None] if count.ndim == 2 else count
     if count.ndim != 3 or not count.size:
         raise TraceError(
-            f"{file}: logical_count has the shape {list(count.shape)}; [passes, layers, experts] was wanted."
+            f"{file}: logical_count has the shape {list(count.shape)}; [passes, layers, experts] was expected."
         )
     return count

@@ -153,7 +153,7 @@ def _dump(file: Path, dump: dict[str, Any]) -> _Dump:
         raise TraceError(
             f"{file}: last_physical_to_logical_map has the shape {list(logical_LP.shape)}"
             f"{f' and values from {logical_LP.min()}' if logical_LP.size else ''}; [layers, physical experts] from 0 "
-            "was wanted."
+            "was expected."
         )
     return _Dump(file, [_record(file, n, r, len(logical_LP)) for n, r in enumerate(dump["records"])], logical_LP)
 
@@ -166,14 +166,14 @@ def _record(file: Path, number: int, record: dict[str, Any], n_layers: int) -> R
     numbers = {key: record.get(key, 0) for key in ("forward_mode", "forward_pass_id", "rank")}
     for key, value in numbers.items():
         if type(value) is not int:
-            raise TraceError(f"{where}: {key} is {shown(value)} ({type(value).__name__}); an integer was wanted.")
+            raise TraceError(f"{where}: {key} is {shown(value)} ({type(value).__name__}); an integer was expected.")
     token_T = _integers(record["input_ids"], f"{where}, input_ids")
     position_T = _integers(record["positions"], f"{where}, positions")
     ids_LTK = array_of(record["topk_ids_of_layer"], f"{where}, topk_ids_of_layer")
     if ids_LTK.ndim != 3 or ids_LTK.shape[:2] != (n_layers, len(token_T)):
         raise TraceError(
             f"{where}: topk_ids_of_layer has the shape {list(ids_LTK.shape)}; [{n_layers} layers of the map, "
-            f"{len(token_T)} tokens of input_ids, k] was wanted."
+            f"{len(token_T)} tokens of input_ids, k] was expected."
         )
     if len(position_T) != len(token_T):
         raise TraceError(f"{where}: {len(position_T)} positions for {len(token_T)} tokens; they must agree.")
@@ -195,7 +195,7 @@ def _rids(value: Any, where: str) -> tuple[str, ...] | None:
     if value is None:
         return None
     if not (isinstance(value, list | tuple) and all(isinstance(rid, str) for rid in value)):
-        raise TraceError(f"{where}: rids is a {type(value).__name__}; a list of the requests' ids was wanted.")
+        raise TraceError(f"{where}: rids is a {type(value).__name__}; a list of the requests' ids was expected.")
     return tuple(value)
 
 
@@ -294,13 +294,13 @@ def _logical(ids_TLK: np.ndarray, logical_LP: np.ndarray, at: str, columns: np.n
 def array_of(value: Any, where: str) -> np.ndarray:
     """A tensor of integers, as an array over the same memory."""
     if not hasattr(value, "numpy"):
-        raise TraceError(f"{where} is a {type(value).__name__}; a tensor was wanted.")
+        raise TraceError(f"{where} is a {type(value).__name__}; a tensor was expected.")
     if str(value.dtype) in ("torch.bfloat16", "torch.float32", "torch.float16", "torch.bool"):
-        raise TraceError(f"{where} is of {str(value.dtype).removeprefix('torch.')}; integers were wanted.")
-    with foreign(Path(where), "a plain tensor of integers was wanted"):
+        raise TraceError(f"{where} is of {str(value.dtype).removeprefix('torch.')}; integers were expected.")
+    with foreign(Path(where), "a plain tensor of integers was expected"):
         array = np.asarray(value.detach().numpy())
     if array.dtype.kind not in "iu":
-        raise TraceError(f"{where} is of {array.dtype}; integers were wanted.")
+        raise TraceError(f"{where} is of {array.dtype}; integers were expected.")
     return array
 
 
@@ -308,9 +308,9 @@ def _integers(value: Any, where: str) -> np.ndarray:
     """A list, or a tensor [tokens], of integers."""
     if isinstance(value, list | tuple):
         if not all(type(number) is int and abs(number) < 2**62 for number in value):
-            raise TraceError(f"{where} holds something else than integers; a list of integers was wanted.")
+            raise TraceError(f"{where} holds something else than integers; a list of integers was expected.")
         return np.array(value, dtype=np.int64)
     array = array_of(value, where).astype(np.int64)
     if array.ndim != 1:
-        raise TraceError(f"{where} has the shape {list(array.shape)}; one number for each was wanted.")
+        raise TraceError(f"{where} has the shape {list(array.shape)}; one number for each was expected.")
     return array

@@ -29,7 +29,7 @@ def check_range(ids_TK: np.ndarray, *, n_experts: int) -> None:
     low, high = int(ids_TK.min()), int(ids_TK.max())
     if low < 0 or high >= n_experts:
         raise ValueError(
-            f"ids_TK spans {low} to {high}, wanted 0 to {n_experts - 1}: check n_experts, and that ids are of routed "
+            f"ids_TK spans {low} to {high}, expected 0 to {n_experts - 1}: check n_experts, and that ids are of routed "
             "experts of one layer"
         )
 
@@ -40,14 +40,14 @@ def refuse_twice(ids_TK: np.ndarray, twice_T: np.ndarray) -> None:
         token = int(twice_T.argmax())
         raise ValueError(
             f"ids_TK names an expert twice in {int(twice_T.sum())} tokens (first: token {token}, ids "
-            f"{ids_TK[token].tolist()}), wanted distinct ids: check that the columns are one router's choices"
+            f"{ids_TK[token].tolist()}), expected distinct ids: check that the columns are one router's choices"
         )
 
 
 def checked_counts(counts: np.ndarray) -> np.ndarray:
     """Counts as float64, negative ones refused."""
     if counts.size and counts.min() < 0:
-        raise ValueError(f"counts hold {counts.min()}, wanted 0 or more: pass assignments, not differences or logits")
+        raise ValueError(f"counts hold {counts.min()}, expected 0 or more: pass assignments, not differences or logits")
     return counts.astype(np.float64, copy=False)
 
 
@@ -125,5 +125,5 @@ def centred(values_Ux: np.ndarray, clusters: Clusters) -> np.ndarray:
 def t_quantile(degrees: int, level: float) -> float:
     """The two-sided t quantile of a nominal coverage."""
     if not 0 < level < 1:
-        raise ValueError(f"level is {level}, wanted between 0 and 1: 0.95 is usual")
+        raise ValueError(f"level is {level}, expected between 0 and 1: 0.95 is usual")
     return float(stats.t.ppf((1 + level) / 2, max(degrees, 1)))

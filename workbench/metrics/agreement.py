@@ -35,11 +35,11 @@ def saturation(
         Muennighoff et al. 2024 (OLMoE), arXiv:2409.02060, section 5.1: as published, over all K.
     """
     if top_k < 1:
-        raise ValueError(f"top_k is {top_k}, wanted 1 or more: pass K of the recording")
+        raise ValueError(f"top_k is {top_k}, expected 1 or more: pass K of the recording")
     if bits_TW.shape != other_TW.shape:
         raise ValueError(
-            f"the recordings have {bits_TW.shape} and {other_TW.shape} words, wanted the same: pass the same tokens in "
-            "the same order"
+            f"the recordings have {bits_TW.shape} and {other_TW.shape} words, expected the same: pass the same tokens "
+            "in the same order"
         )
     return overlap(bits_TW, other_TW) / top_k
 
@@ -58,7 +58,7 @@ def load_matched_agreement(
         ours.
     """
     if not 1 <= top_k <= counts_xE.shape[-1]:
-        raise ValueError(f"top_k is {top_k}, wanted 1 to {counts_xE.shape[-1]} (E): pass K of the recording")
+        raise ValueError(f"top_k is {top_k}, expected 1 to {counts_xE.shape[-1]} (E): pass K of the recording")
     one, two = (checked_counts(counts) for counts in (counts_xE, other_counts_xE))
     product_x = one.sum(axis=-1) * two.sum(axis=-1)
     return np.asarray(top_k * (one * two).sum(axis=-1) / np.where(product_x > 0, product_x, np.nan))
@@ -129,8 +129,8 @@ def labels(
     for name, values_T, n in (("label_T", label_T, n_labels), ("document_T", document_T, n_documents)):
         if len(values_T) and (values_T.min() < 0 or values_T.max() >= n):
             raise ValueError(
-                f"{name} spans {values_T.min()} to {values_T.max()}, wanted 0 to {n - 1}: pass 0-based numbers and how "
-                "many there are"
+                f"{name} spans {values_T.min()} to {values_T.max()}, expected 0 to {n - 1}: pass 0-based numbers and "
+                "how many there are"
             )
     key_T = label_T.astype(np.int64) * n_documents + document_T
     order_T = None
@@ -164,7 +164,7 @@ def label_counts(ids_TK: Integer[np.ndarray, "T K"], of: Labels, *, n_experts: i
     """
     if ids_TK.size and not 0 <= int(ids_TK.min()) <= int(ids_TK.max()) < n_experts:
         raise ValueError(
-            f"ids_TK spans {ids_TK.min()} to {ids_TK.max()}, wanted 0 to {n_experts - 1}: check n_experts, and that "
+            f"ids_TK spans {ids_TK.min()} to {ids_TK.max()}, expected 0 to {n_experts - 1}: check n_experts, and that "
             "ids are of routed experts of one layer"
         )
     return _counted(of.label_T, of.ordered(ids_TK), len(of.present_N), n_experts)
@@ -263,7 +263,7 @@ def pair_overlap(
         ours.
     """
     if len(counts_VE) != of.n_labels:
-        raise ValueError(f"counts_VE has {len(counts_VE)} rows, wanted {of.n_labels}: those of `label_counts`")
+        raise ValueError(f"counts_VE has {len(counts_VE)} rows, expected {of.n_labels}: those of `label_counts`")
     n_experts, ids_TK = counts_VE.shape[1], of.ordered(ids_TK)
     if not len(ids_TK):
         return np.zeros((of.n_documents, *weight_Vx.shape[1:]))
@@ -388,7 +388,7 @@ def other_pair_sums(counts_DE: Num[np.ndarray, "D E"], same: PairSums, *, top_k:
         ours.
     """
     if not 1 <= top_k <= counts_DE.shape[-1]:
-        raise ValueError(f"top_k is {top_k}, wanted 1 to {counts_DE.shape[-1]} (E): pass K of the recording")
+        raise ValueError(f"top_k is {top_k}, expected 1 to {counts_DE.shape[-1]} (E): pass K of the recording")
     counts_DE = checked_counts(counts_DE)
     tokens_D = counts_DE.sum(axis=1) / top_k
     all_D = counts_DE @ counts_DE.sum(axis=0) - (counts_DE**2).sum(axis=1)

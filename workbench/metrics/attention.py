@@ -98,7 +98,7 @@ def refuse_no_weights(weights_HST: np.ndarray) -> None:
     off = np.nanmax(np.abs(weights_HST.sum(-1) - 1), initial=0)
     if off > 1e-3:
         raise ValueError(
-            f"the weights of a query sum to {1 + off:.3g} or {1 - off:.3g}; 1 was wanted. Divide them by their sum, "
+            f"the weights of a query sum to {1 + off:.3g} or {1 - off:.3g}; 1 was expected. Divide them by their sum, "
             "and report what a sink takes apart."
         )
 

@@ -43,7 +43,7 @@ def deal(clusters: Clusters, *, most: int = MOST_BAGS, seed: int = 0) -> Bags:
         Kott 2001, J. Off. Stat. 17:521 † (delete-a-group jackknife): as commonly given.
     """
     if most < MIN_CLUSTERS:
-        raise ValueError(f"most is {most}, wanted {MIN_CLUSTERS} or more bags: a variance of fewer is a guess")
+        raise ValueError(f"most is {most}, expected {MIN_CLUSTERS} or more bags: a variance of fewer is a guess")
     clusters = clusters.pooled
     rng = np.random.default_rng(seed)
     n_bags = int(np.clip(np.bincount(clusters.stratum_U)[np.unique(clusters.stratum_U)].min(), MIN_CLUSTERS, most))
@@ -88,7 +88,9 @@ def bag_interval(
         Kott 2001, J. Off. Stat. 17:521 † (delete-a-group jackknife): as commonly given.
     """
     if len(counts_Gx) != bags.n_bags:
-        raise ValueError(f"counts_Gx has {len(counts_Gx)} rows, wanted {bags.n_bags}: one for each bag that was dealt")
+        raise ValueError(
+            f"counts_Gx has {len(counts_Gx)} rows, expected {bags.n_bags}: one for each bag that was dealt"
+        )
     total_x = counts_Gx.sum(axis=0)
     left_Gy = np.asarray(statistic(total_x - counts_Gx))
     return left_out_interval(np.asarray(statistic(total_x)), left_Gy, bags=bags, level=level, corrected=corrected)
@@ -125,7 +127,7 @@ def left_out_interval(
         Kott 2001, J. Off. Stat. 17:521 † (delete-a-group jackknife): as commonly given.
     """
     if len(left_Gx) != bags.n_bags:
-        raise ValueError(f"left_Gx has {len(left_Gx)} rows, wanted {bags.n_bags}: one for each bag that was dealt")
+        raise ValueError(f"left_Gx has {len(left_Gx)} rows, expected {bags.n_bags}: one for each bag that was dealt")
     quantile = t_quantile(bags.n_bags - 1, level)
     mean_x = left_Gx.mean(axis=0)
     factor = (bags.n_bags - 1) / bags.n_bags

@@ -38,7 +38,7 @@ def capacity(
         Lepikhin et al. 2020 (GShard), arXiv:2006.16668, section 2.2 †: rounded up as in Megatron-LM's `get_capacity`.
     """
     if not capacity_factor > 0:
-        raise ValueError(f"capacity_factor is {capacity_factor}, wanted more than 0: 1 is room for balanced load")
+        raise ValueError(f"capacity_factor is {capacity_factor}, expected more than 0: 1 is room for balanced load")
     # less 1e-9: 1.1 · 10 / 1 is 11.000000000000002 in floating point, and is not 12
     return np.asarray(np.ceil(capacity_factor * top_k * tokens_G / n_experts - 1e-9), dtype=np.int64)
 
@@ -91,7 +91,7 @@ def expected_drop_fraction(
         ours (the mean excess of a binomial count).
     """
     if tokens < 1:
-        raise ValueError(f"tokens is {tokens}, wanted 1 or more: an empty group drops nothing")
+        raise ValueError(f"tokens is {tokens}, expected 1 or more: an empty group drops nothing")
     n_experts = rate_xE.shape[-1]
     room = int(capacity(np.array(tokens), n_experts=n_experts, top_k=top_k, capacity_factor=capacity_factor))
     excess_xE = tokens * rate_xE * _at_least(room, tokens - 1, rate_xE) - room * _at_least(room + 1, tokens, rate_xE)
@@ -133,7 +133,7 @@ def queue_places(
     """
     check_ids(ids_TK, n_experts=n_experts)
     if len(group_T) and group_T.min() < 0:
-        raise ValueError(f"group_T holds {group_T.min()}, wanted 0 or more: give every token a group")
+        raise ValueError(f"group_T holds {group_T.min()}, expected 0 or more: give every token a group")
     n_tokens, top_k = ids_TK.shape
     by_rank = priority == "rank"
     expert_N = (ids_TK.T if by_rank else ids_TK).ravel()

@@ -27,7 +27,7 @@ def contribution(
     """
     if weights_TK.shape != outputs_TKC.shape[:2]:
         raise ValueError(
-            f"weights_TK is {weights_TK.shape} and outputs_TKC {outputs_TKC.shape}, wanted a weight for each output: "
+            f"weights_TK is {weights_TK.shape} and outputs_TKC {outputs_TKC.shape}, expected a weight for each output: "
             "pass both of the same tokens and choices"
         )
     return np.abs(weights_TK) * np.linalg.norm(outputs_TKC, axis=-1)
@@ -62,7 +62,7 @@ def shared_share(shared_TC: Float[np.ndarray, "T C"], routed_TC: Float[np.ndarra
     """
     if shared_TC.shape != routed_TC.shape:
         raise ValueError(
-            f"shared_TC is {shared_TC.shape} and routed_TC {routed_TC.shape}, wanted the same: pass both outputs of "
+            f"shared_TC is {shared_TC.shape} and routed_TC {routed_TC.shape}, expected the same: pass both outputs of "
             "the same tokens"
         )
     sum_TC = shared_TC + routed_TC
@@ -102,7 +102,7 @@ def peer_contribution(
     for name, values, limit in (("ids_TK", ids_TK, n_experts), ("document_T", document_T, n_documents)):
         if values.size and not 0 <= values.min() <= values.max() < limit:
             raise ValueError(
-                f"{name} has values from {values.min()} to {values.max()}, wanted [0, {limit}): pass 0-based "
+                f"{name} has values from {values.min()} to {values.max()}, expected [0, {limit}): pass 0-based "
                 "numbers and how many there are"
             )
     mean_TK = np.broadcast_to(contribution_TK.mean(axis=1, keepdims=True), ids_TK.shape)

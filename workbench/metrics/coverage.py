@@ -42,7 +42,9 @@ def batch_activated_experts(
         raise ValueError("sequence_T does not rise from 0 without gaps; sort the tokens by sequence and number them")
     sizes_G = np.bincount(sequence_T) if len(sequence_T) else np.zeros(0, dtype=np.int64)
     if len(sizes_G) < 2**doublings:
-        raise ValueError(f"there are {len(sizes_G)} sequences, wanted {2**doublings} or more: ask for fewer doublings")
+        raise ValueError(
+            f"there are {len(sizes_G)} sequences, expected {2**doublings} or more: ask for fewer doublings"
+        )
     distinct, steps = [], []
     for n in range(doublings + 1):
         starts_G = np.cumsum(sizes_G) - sizes_G

@@ -276,4 +276,4 @@ def _tokens(tokens_x: np.ndarray) -> np.ndarray:
 
 def _check_shape(n_experts: int, top_k: int) -> None:
     if not 1 <= top_k <= n_experts:
-        raise ValueError(f"top_k is {top_k}, wanted 1 to {n_experts} (E): pass K and E of the recording")
+        raise ValueError(f"top_k is {top_k}, expected 1 to {n_experts} (E): pass K and E of the recording")

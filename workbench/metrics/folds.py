@@ -37,7 +37,7 @@ def folds(
         ours (stratified group folds).
     """
     if n_folds < 2:
-        raise ValueError(f"n_folds is {n_folds}, wanted 2 or more: what is held out needs something to learn from")
+        raise ValueError(f"n_folds is {n_folds}, expected 2 or more: what is held out needs something to learn from")
     rng = np.random.default_rng(seed)
     first_domain = dict(sorted(zip(cluster_D.tolist(), domain_D.tolist(), strict=True), reverse=True))
     fold_of: dict = {}

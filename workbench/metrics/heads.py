@@ -29,7 +29,7 @@ def sink_windows(first_HS: Float[np.ndarray, "H S"], *, window: int = SINK_WINDO
     text are ours, and look at the same first key.
     """
     if window < 1:
-        raise ValueError(f"window is {window}; 1 or more was wanted.")
+        raise ValueError(f"window is {window}; 1 or more was expected.")
     whole = first_HS.shape[1] // window
     return first_HS[:, : whole * window].reshape(len(first_HS), whole, window).mean(-1)
 

@@ -67,9 +67,11 @@ def token_predictability(
         ours (Dirichlet smoothing, MacKay & Peto 1995 †, with its strength from held-out folds).
     """
     if len(counts_FVE) < 2:
-        raise ValueError(f"counts_FVE has {len(counts_FVE)} folds, wanted 2 or more: one is predicted from the others")
+        raise ValueError(
+            f"counts_FVE has {len(counts_FVE)} folds, expected 2 or more: one is predicted from the others"
+        )
     if counts_FVE.size and counts_FVE.min() < 0:
-        raise ValueError(f"counts hold {counts_FVE.min()}, wanted 0 or more: pass assignments")
+        raise ValueError(f"counts hold {counts_FVE.min()}, expected 0 or more: pass assignments")
     n_folds, n_ids, n_experts = counts_FVE.shape
     cell = np.flatnonzero(counts_FVE)  # few of the cells are not 0: sums over them alone are cheap
     count = counts_FVE.ravel()[cell].astype(np.float64)
@@ -134,7 +136,7 @@ def context_gains(
         ours (hierarchical Dirichlet smoothing, MacKay & Peto 1995 †; linear interpolation, Jelinek & Mercer 1980 †).
     """
     if n_folds < 2:
-        raise ValueError(f"n_folds is {n_folds}, wanted 2 or more: one is predicted from the others")
+        raise ValueError(f"n_folds is {n_folds}, expected 2 or more: one is predicted from the others")
     check_ids(ids_TK, n_experts=n_experts)
     ids_TK = ids_TK.astype(np.int64)
     of_fold_FE = _table(fold_T, ids_TK, n_folds, n_experts)

@@ -55,7 +55,7 @@ def document_counts(
     check_ids(ids_TK, n_experts=n_experts)
     if len(document_T) and (document_T.min() < 0 or document_T.max() >= n_documents):
         raise ValueError(
-            f"document_T spans {document_T.min()} to {document_T.max()}, wanted 0 to {n_documents - 1}: "
+            f"document_T spans {document_T.min()} to {document_T.max()}, expected 0 to {n_documents - 1}: "
             "pass 0-based indices and the number of all documents"
         )
     cells = document_T.astype(np.int64)[:, None] * n_experts + ids_TK
@@ -290,7 +290,7 @@ def effective_tokens(
         Kish 1965 † (design effect): as commonly given, summed over experts.
     """
     if not 1 <= top_k <= counts_DxE.shape[-1]:
-        raise ValueError(f"top_k is {top_k}, wanted 1 to {counts_DxE.shape[-1]} (E): pass K of the recording")
+        raise ValueError(f"top_k is {top_k}, expected 1 to {counts_DxE.shape[-1]} (E): pass K of the recording")
     clusters, value_X = clusters.paired, []
     for counts_UXE in cluster_blocks(counts_DxE, clusters):
         tokens_UX1 = counts_UXE.sum(axis=-1, keepdims=True) / top_k

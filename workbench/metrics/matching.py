@@ -31,11 +31,11 @@ def match_experts(together_xEE: Num[np.ndarray, "*x E F"]) -> Int[np.ndarray, "*
     """
     if together_xEE.ndim < 2 or together_xEE.shape[-1] != together_xEE.shape[-2]:
         raise ValueError(
-            f"together_xEE has the shape {together_xEE.shape}, wanted [..., E, E]: models of as many experts"
+            f"together_xEE has the shape {together_xEE.shape}, expected [..., E, E]: models of as many experts"
         )
     if not (together_xEE >= 0).all():
         raise ValueError(
-            "together_xEE has negative or missing counts; wanted numbers of tokens, from sets.joint_counts"
+            "together_xEE has negative or missing counts; expected numbers of tokens, from sets.joint_counts"
         )
     flat_XEE = together_xEE.reshape(-1, *together_xEE.shape[-2:])
     of_XE = np.empty(flat_XEE.shape[:-1], dtype=np.int64)
@@ -64,6 +64,6 @@ def matching_consistency(
         ours.
     """
     if of_xE.shape != again_xE.shape:
-        raise ValueError(f"the matchings have the shapes {of_xE.shape} and {again_xE.shape}, wanted the same experts")
+        raise ValueError(f"the matchings have the shapes {of_xE.shape} and {again_xE.shape}, expected the same experts")
     total_x = weight_xE.sum(axis=-1)
     return np.asarray(((of_xE == again_xE) * weight_xE).sum(axis=-1) / np.where(total_x > 0, total_x, np.nan))

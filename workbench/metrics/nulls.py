@@ -136,7 +136,7 @@ def _flipped(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """By blocks of x: Σ d (X, E), its draws (B, X, E), the draws' mean square Σ|r|² (X), and N (X)."""
     if n_draws < 1:
-        raise ValueError(f"n_draws is {n_draws}, wanted 1 or more: 999 gives p to .001")
+        raise ValueError(f"n_draws is {n_draws}, expected 1 or more: 999 gives p to .001")
     clusters = clusters.pooled
     n_clusters, n_experts = clusters.n_clusters, counts_DxE.shape[-1]
     signs_BU = np.random.default_rng(seed).integers(0, 2, size=(n_draws, n_clusters)).astype(np.float32) * 2 - 1

@@ -52,7 +52,7 @@ def median_interval(values_Rx: Float[np.ndarray, "R *x"], *, level: float = 0.95
     """
     rounds = _rounds(values_Rx, 1)
     if not 0 < level < 1:
-        raise ValueError(f"level is {level}, a probability between 0 and 1 was wanted")
+        raise ValueError(f"level is {level}, a probability between 0 and 1 was expected")
     depth_D = np.arange(1, (rounds + 1) // 2 + 1)
     coverage_D = 1 - 2 * stats.binom.cdf(depth_D - 1, rounds, 0.5)
     deep = np.flatnonzero(coverage_D >= level - 1e-12)
@@ -93,5 +93,5 @@ def halves(values_Rx: Float[np.ndarray, "R *x"]) -> Halves:
 
 def _rounds(values_Rx: np.ndarray, fewest: int) -> int:
     if len(values_Rx) < fewest:
-        raise ValueError(f"{len(values_Rx)} rounds were given, {fewest} or more were wanted")
+        raise ValueError(f"{len(values_Rx)} rounds were given, {fewest} or more were expected")
     return len(values_Rx)

@@ -56,7 +56,7 @@ def token_entropy_from_logits(
     if scoring == "sigmoid":
         score_TE = expit(logits_TE)
         return token_entropy(score_TE / score_TE.sum(axis=1, keepdims=True))
-    raise ValueError(f"scoring is {scoring!r}, wanted 'softmax' or 'sigmoid': the recording's manifest names it")
+    raise ValueError(f"scoring is {scoring!r}, expected 'softmax' or 'sigmoid': the recording's manifest names it")
 
 
 def normalized_entropy(entropy_T: Num[np.ndarray, "*x"], *, n_experts: int) -> Float[np.ndarray, "*x"]:
@@ -71,7 +71,7 @@ def normalized_entropy(entropy_T: Num[np.ndarray, "*x"], *, n_experts: int) -> F
         ours (a change of unit).
     """
     if n_experts < 1:
-        raise ValueError(f"n_experts is {n_experts}, wanted 1 or more: pass E of the recording")
+        raise ValueError(f"n_experts is {n_experts}, expected 1 or more: pass E of the recording")
     return np.asarray(entropy_T.astype(np.float64) / (np.log(n_experts) or np.nan))
 
 

@@ -164,7 +164,7 @@ def window_histogram(
         ours (a count).
     """
     if not 1 <= window <= 255:
-        raise ValueError(f"window is {window}, wanted 1 to 255 tokens: 16 is usual")
+        raise ValueError(f"window is {window}, expected 1 to 255 tokens: 16 is usual")
     histogram = np.zeros((n_experts, window + 1), dtype=np.int64)
     for start in range(0, len(stretch_T) - window + 1, _WINDOWS):
         run = slice(start, start + _WINDOWS + window - 1)
@@ -363,7 +363,7 @@ def rate_activated_experts(
     """
     if (rate_xE < 0).any() or (rate_xE > 1).any():
         raise ValueError(
-            f"rate_xE spans {np.nanmin(rate_xE)} to {np.nanmax(rate_xE)}, wanted 0 to 1: pass counts over tokens"
+            f"rate_xE spans {np.nanmin(rate_xE)} to {np.nanmax(rate_xE)}, expected 0 to 1: pass counts over tokens"
         )
     return np.stack([(1 - (1 - rate_xE) ** tokens).sum(axis=-1) for tokens in tokens_B.tolist()], axis=-1)
 
@@ -389,11 +389,11 @@ def _log_choose(n: np.ndarray | int, k: int) -> np.ndarray:
 def _check_documents(document_T: np.ndarray, n_documents: int) -> None:
     if len(document_T) and (document_T.min() < 0 or document_T.max() >= n_documents):
         raise ValueError(
-            f"document_T spans {document_T.min()} to {document_T.max()}, wanted 0 to {n_documents - 1}: "
+            f"document_T spans {document_T.min()} to {document_T.max()}, expected 0 to {n_documents - 1}: "
             "pass 0-based rows and the number of all documents"
         )
 
 
 def _check_top_k(top_k: int, n_experts: int) -> None:
     if not 1 <= top_k <= n_experts:
-        raise ValueError(f"top_k is {top_k}, wanted 1 to {n_experts} (E): pass K and E of the recording")
+        raise ValueError(f"top_k is {top_k}, expected 1 to {n_experts} (E): pass K and E of the recording")

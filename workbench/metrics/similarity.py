@@ -25,7 +25,7 @@ def cosine_similarity(vectors_NX: Float[np.ndarray, "N X"]) -> Float[np.ndarray,
     """
     if not np.isfinite(vectors_NX).all():
         broken = int(np.flatnonzero(~np.isfinite(vectors_NX).all(axis=1))[0])
-        raise ValueError(f"vector {broken} holds NaN or infinite values, wanted finite ones: the weights are broken")
+        raise ValueError(f"vector {broken} holds NaN or infinite values, expected finite ones: the weights are broken")
     norm_N = np.linalg.norm(vectors_NX, axis=1)
     unit_NX = vectors_NX / np.where(norm_N > 0, norm_N, np.nan)[:, None]
     return np.clip(unit_NX @ unit_NX.T, -1, 1)
@@ -72,8 +72,8 @@ def best_match(neurons_FPC: Float[np.ndarray, "F P C"], candidates_GPC: Float[np
     """
     if neurons_FPC.shape[1:] != candidates_GPC.shape[1:] or not len(candidates_GPC):
         raise ValueError(
-            f"neurons have shape {neurons_FPC.shape} and candidates {candidates_GPC.shape}; wanted the same parts and "
-            "width, and one candidate or more: take both from models of the same width"
+            f"neurons have shape {neurons_FPC.shape} and candidates {candidates_GPC.shape}; expected the same parts "
+            "and width, and one candidate or more: take both from models of the same width"
         )
     similarity_FG = _unit(neurons_FPC) @ _unit(candidates_GPC).T
     return Match(similarity_FG.argmax(axis=1), similarity_FG.max(axis=1))
@@ -110,7 +110,7 @@ def linear_cka(neurons_EFPC: Float[np.ndarray, "E F P C"]) -> Float[np.ndarray, 
         Kornblith et al. 2019, arXiv:1905.00414, linear CKA; applied to parameters instead of activations: ours.
     """
     if not np.isfinite(neurons_EFPC).all():
-        raise ValueError("neurons_EFPC holds NaN or infinite values, wanted finite ones: the weights are broken")
+        raise ValueError("neurons_EFPC holds NaN or infinite values, expected finite ones: the weights are broken")
     centred_EFPC = neurons_EFPC - neurons_EFPC.mean(axis=-1, keepdims=True)
     cross_PEE = np.einsum("ifpc,jgpc->pijfg", centred_EFPC, centred_EFPC)
     squares_PEE = (cross_PEE**2).sum(axis=(-1, -2))
@@ -147,7 +147,9 @@ def similarity_agreement(
         Mantel 1967, Cancer Research 27:209 †; differs: ranks instead of values.
     """
     if one_EE.shape != other_EE.shape:
-        raise ValueError(f"similarities are of {len(one_EE)} and {len(other_EE)} experts; wanted the same ones in both")
+        raise ValueError(
+            f"similarities are of {len(one_EE)} and {len(other_EE)} experts; expected the same ones in both"
+        )
     known_E = ~(np.isnan(np.diag(one_EE)) | np.isnan(np.diag(other_EE)))
     one, other = (((s + s.T) / 2)[np.ix_(known_E, known_E)] for s in (one_EE, other_EE))
     n = len(one)

@@ -111,7 +111,8 @@ def domain_information_test(
     """
     if n_draws < 1 or n_length_strata < 1:
         raise ValueError(
-            f"n_draws is {n_draws} and n_length_strata {n_length_strata}, wanted 1 or more of each: 199 and 4 are usual"
+            f"n_draws is {n_draws} and n_length_strata {n_length_strata}, expected 1 or more of each: 199 and 4 are "
+            "usual"
         )
     cells_CxE = clusters.sum_cells(checked_counts(counts_DxE))
     n_cells, n_domains = len(cells_CxE), len(clusters.domains)
@@ -200,7 +201,7 @@ def hash_router_information(
         ours.
     """
     if n_seeds < 1:
-        raise ValueError(f"n_seeds is {n_seeds}, wanted 1 or more: 20 is usual")
+        raise ValueError(f"n_seeds is {n_seeds}, expected 1 or more: 20 is usual")
     pairs = _token_pairs(
         token_T, domain_T, n_domains, occurrences_T
     )  # once: the seeds only change the experts of each id
@@ -221,10 +222,10 @@ def _token_pairs(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Distinct ids (V); and for each distinct pair of document and id: the document, the id's index, how often."""
     if len(token_T) and token_T.min() < 0:
-        raise ValueError(f"token_T holds {token_T.min()}, wanted ids of 0 or more: leave padding out")
+        raise ValueError(f"token_T holds {token_T.min()}, expected ids of 0 or more: leave padding out")
     if len(document_T) and (document_T.min() < 0 or document_T.max() >= n_documents):
         raise ValueError(
-            f"document_T spans {document_T.min()} to {document_T.max()}, wanted 0 to {n_documents - 1}: "
+            f"document_T spans {document_T.min()} to {document_T.max()}, expected 0 to {n_documents - 1}: "
             "pass 0-based indices and the number of all documents"
         )
     id_V, index_T = np.unique(token_T, return_inverse=True)
@@ -265,4 +266,4 @@ def _hashed_subsets(id_V: np.ndarray, n_experts: int, top_k: int, seed: int) -> 
 
 def _check_top_k(top_k: int, n_experts: int) -> None:
     if not 1 <= top_k <= n_experts:
-        raise ValueError(f"top_k is {top_k}, wanted 1 to {n_experts} (E): pass K and E of the recording")
+        raise ValueError(f"top_k is {top_k}, expected 1 to {n_experts} (E): pass K and E of the recording")

@@ -235,7 +235,7 @@ def _off_diagonal(values_xEE: np.ndarray) -> np.ndarray:
 def _tokens(counts_xE: np.ndarray, top_k: int) -> np.ndarray:
     """T of counts over experts; NaN where there are none."""
     if not 1 <= top_k <= counts_xE.shape[-1]:
-        raise ValueError(f"top_k is {top_k}, wanted 1 to {counts_xE.shape[-1]} (E): pass K of the recording")
+        raise ValueError(f"top_k is {top_k}, expected 1 to {counts_xE.shape[-1]} (E): pass K of the recording")
     total_x = np.asarray(counts_xE.sum(axis=-1))
     return np.where(total_x > 0, total_x / top_k, np.nan)
 

@@ -97,7 +97,7 @@ def cluster_bootstrap(
         Rao & Wu 1988, JASA 83:231 † (rescaled bootstrap for stratified samples): as commonly given.
     """
     if n_resamples < 2:
-        raise ValueError(f"n_resamples is {n_resamples}, wanted 2 or more: 400 gives the deviation to 4 %")
+        raise ValueError(f"n_resamples is {n_resamples}, expected 2 or more: 400 gives the deviation to 4 %")
     cells_CxE = clusters.sum_cells(checked_counts(counts_DxE))
     observed_MxE = np.stack([cells_CxE[run].sum(axis=0) for run in clusters.domain_runs()])
     drawn_MBxE = np.empty((len(observed_MxE), n_resamples, *observed_MxE.shape[1:]), dtype=np.float32)

@@ -40,8 +40,8 @@ def label_counts(
     """
     if len(label_T) and (label_T.min() < -1 or label_T.max() >= n_labels):
         raise ValueError(
-            f"label_T spans {label_T.min()} to {label_T.max()}, wanted -1 to {n_labels - 1}: pass row indices and the "
-            "number of all rows"
+            f"label_T spans {label_T.min()} to {label_T.max()}, expected -1 to {n_labels - 1}: pass row indices and "
+            "the number of all rows"
         )
     check_ids(ids_TK, n_experts=n_experts)
     return count_cells(label_T, ids_TK, n_labels=n_labels, n_experts=n_experts).astype(np.int64)
@@ -102,10 +102,10 @@ def vocabulary_specialization(
     """
     if min_count < 1:
         raise ValueError(
-            f"min_count is {min_count}, wanted 1 or more: 10 keeps most occurrences and little of the bias"
+            f"min_count is {min_count}, expected 1 or more: 10 keeps most occurrences and little of the bias"
         )
     if counts_xVE.size and counts_xVE.min() < 0:
-        raise ValueError(f"counts hold {counts_xVE.min()}, wanted 0 or more: pass assignments")
+        raise ValueError(f"counts hold {counts_xVE.min()}, expected 0 or more: pass assignments")
     most_xV = counts_xVE.max(axis=-1).astype(np.float64)
     if (most_xV > occurrences_V).any():
         raise ValueError(
@@ -147,7 +147,7 @@ def rate_elsewhere(
     """
     for name, values_T in (("token_T", token_T), ("cluster_T", cluster_T)):
         if len(values_T) and values_T.min() < 0:
-            raise ValueError(f"{name} holds {values_T.min()}, wanted 0 or more: leave padding out")
+            raise ValueError(f"{name} holds {values_T.min()}, expected 0 or more: leave padding out")
     if of_all_2V is None:
         of_all_2V = np.bincount(token_T), np.bincount(token_T, chosen_T).astype(np.int64)
     pair_T = group_numbers(token_T, cluster_T)
@@ -204,7 +204,7 @@ def domain_information_given_token(
     """
     _, n_folds, n_domains, _ = counts_VFME.shape
     if n_folds < 3:
-        raise ValueError(f"counts_VFME has {n_folds} folds, wanted 3 or more: pairs are of different folds")
+        raise ValueError(f"counts_VFME has {n_folds} folds, expected 3 or more: pairs are of different folds")
     usable_VM = (tokens_VFM > 0).sum(axis=1) >= 2
     usable_VM &= usable_VM.sum(axis=1, keepdims=True) >= 2
     kept = np.flatnonzero(usable_VM.any(axis=1))

@@ -1,7 +1,7 @@
 """Loads a checkpoint so that every tensor of it is accounted for: loaded, left out for a stated reason, or refused.
 
 transformers drops what a class does not take, and says so only in a log. Here what it did with each tensor is written
-down while it loads (`Ledger`), what was dropped is held against the reasons there are (`families.py`), and what the
+down while it loads (`Ledger`), what was dropped is compared with the reasons there are (`families.py`), and what the
 model holds afterwards is compared with what is on disk (`checkpoint_proof.py`). Adapters are never applied, whatever
 is installed.
 """
@@ -56,7 +56,7 @@ class CheckpointFacts:
         tensors: Tensors in the files that were read.
         left_out: Those that the model does not hold.
         files_left_out: Other files of weights beside them, with the reason.
-        compared: Tensors whose values in the model were held against those on disk.
+        compared: Tensors whose values in the model were compared with those on disk.
         quantized: How the source was quantized; None where it was not.
         adapter: The adapter that lies beside the weights and was not applied; None where there is none.
     """
@@ -187,13 +187,13 @@ def _refuse_unconverted(name: str, ledger: Ledger) -> None:
     for parameter, error in ledger.unconverted.items():
         sources = [tensor for tensor, place in ledger.place_of.items() if place == parameter]
         gap = _gap(ledger.place_of)
-        told = error.strip().splitlines()
+        lines = error.strip().splitlines()
         raise ModelError(
             f"{name}: {parameter} cannot be made of {counted(sources, 'tensor')} of the checkpoint"
             + (
                 f": {gap} missing. Download the checkpoint again."
                 if gap
-                else f" ({told[-1] if told else 'no reason'}). "
+                else f" ({lines[-1] if lines else 'no reason'}). "
             )
             + ("" if gap else "Check that weights and config.json belong together.")
         )

@@ -1,7 +1,7 @@
 """The proof that a loaded model holds what is on disk: its parameters, taken apart again, against each tensor.
 
 transformers renames, stacks and joins tensors while it loads (an expert's matrices become one parameter of all
-experts). Here a model's parameters go the way back, and each tensor that comes out is held against the one on disk: to
+experts). Here a model's parameters go the way back, and each tensor that comes out is compared with the one on disk: to
 the last bit where it was stored as numbers, within rounding where it was stored as codes, which are turned into numbers
 once more by `quantized.plain_numbers`.
 """
@@ -92,9 +92,11 @@ def _hold_against(name: str, tensor: str, stored: torch.Tensor, found: torch.Ten
             same |= (expected.float() - found.float()).abs() <= rounding
         if bool(same.all()):
             return
-    told = f"{int((~same).sum()):,} of {same.numel():,} values" if same_shape else f"the shape {list(found.shape)}"
+    difference = (
+        f"{int((~same).sum()):,} of {same.numel():,} values" if same_shape else f"the shape {list(found.shape)}"
+    )
     raise ModelError(
-        f"{name}: {tensor} is not in the model as it is on disk: {told} differ after transformers "
+        f"{name}: {tensor} is not in the model as it is on disk: {difference} differ after transformers "
         f"{transformers.__version__} loaded it"
         f"{'' if exact else ' and turned its codes into numbers'}. What this model computes would not be what the "
         "checkpoint says. If two tensors of the checkpoint claim the same place, keep one; else report it to "

@@ -1,4 +1,4 @@
-"""Configs: what a model says it is, held against what can be meant before anything is built of it.
+"""Configs: what a model says it is, compared with what can be meant before anything is built of it.
 
 A config is input of a stranger. It is read here as text first: its size, its numbers, and what it asks to be run are
 judged before a class of transformers sees it. Code of its own and kernels of the hub are never run.
@@ -126,7 +126,7 @@ def _stated(source: Source) -> dict[str, Any]:
             raise ModelError(f"{what}: it is larger than {_LARGEST_FILE_BYTES:,} bytes. {source.advice}")
         stated = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(stated, dict):
-        raise ModelError(f"{what}: it is JSON of {type(stated).__name__}, and an object was wanted. {source.advice}")
+        raise ModelError(f"{what}: it is JSON of {type(stated).__name__}, and an object was expected. {source.advice}")
     return stated
 
 
@@ -181,7 +181,7 @@ def refuse_kernel(value: Any, what: str, advice: str) -> None:
 
 def _refuse_number(path: str, name: str, value: float, source: Source) -> None:
     if math.isnan(value):
-        raise ModelError(f"{source.name}: config.json has {path} NaN; a number was wanted. {source.advice}")
+        raise ModelError(f"{source.name}: config.json has {path} NaN; a number was expected. {source.advice}")
     most = next((most for pattern, most in _LIMITS if pattern.search(name)), None)
     if most is not None and not 0 <= value <= most and not (value == -1 and most > 2**16):
         raise ModelError(
@@ -218,7 +218,7 @@ def _refuse_numbers(config: Any, name: str) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             got = "states none" if value is None else f"has {value!r}"
             raise ModelError(
-                f"{name}: the config ({text.model_type}) {got} for {size}; a whole number from 1 was wanted. Mend "
+                f"{name}: the config ({text.model_type}) {got} for {size}; a whole number from 1 was expected. Mend "
                 "config.json; models that have no attention heads, or no fixed vocabulary, are not looked at."
             )
     heads = stated["num_attention_heads"]

@@ -123,7 +123,7 @@ def _parent_ffn(parent: Model, router: Router, *, layers_on: int = 0) -> dict[st
         return None
     if missing:
         raise ModelError(
-            f"parent: {parent.name} has no {missing[0]!r}; a dense FFN (gate_proj, up_proj, down_proj) was wanted at "
+            f"parent: {parent.name} has no {missing[0]!r}; a dense FFN (gate_proj, up_proj, down_proj) was expected at "
             f"{path!r}, where the MoE has its block. Give the dense model that it was made from."
         )
     weights = {}

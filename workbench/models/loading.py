@@ -1,6 +1,6 @@
 """Loads models by name, never wrapped: bundled ones, local folders, published configs with dummy weights, hub ids.
 
-Before any weight is read, a memory forecast is held against what is free. Remote code is never run and pickled
+Before any weight is read, a memory forecast is compared with what is free. Remote code is never run and pickled
 checkpoints are never opened.
 """
 
@@ -92,7 +92,7 @@ def load(
             NaN in a weight (named); too little memory (with the figures).
     """
     if weights not in ("checkpoint", "dummy"):
-        raise ModelError(f"weights is {weights!r}; 'checkpoint' or 'dummy' was wanted.")
+        raise ModelError(f"weights is {weights!r}; 'checkpoint' or 'dummy' was expected.")
     source = resolve(name, revision, weights)
     if attention is not None:
         refuse_kernel(attention, "attention is", "Give eager or sdpa, or leave it to transformers.")
@@ -250,7 +250,7 @@ def _device(device: str) -> str:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError(f"device is {device!r}, but torch {torch.__version__} sees no CUDA GPU; use device='cpu'.")
     if device != "cpu" and not re.fullmatch(r"cuda(:\d+)?", device):
-        raise ModelError(f"device is {device!r}; 'auto', 'cpu', 'cuda' or 'cuda:N' was wanted.")
+        raise ModelError(f"device is {device!r}; 'auto', 'cpu', 'cuda' or 'cuda:N' was expected.")
     return device
 
 
@@ -261,7 +261,7 @@ def _dtype(dtype: str, device: str, config: Any) -> torch.dtype:
         computes = isinstance(stated, torch.dtype) and stated.is_floating_point and stated.itemsize > 1
         return torch.float32 if device == "cpu" else stated if computes else torch.bfloat16
     if dtype not in _FLOATS:
-        raise ModelError(f"dtype is {dtype!r}; 'auto', {', '.join(map(repr, _FLOATS))} was wanted.")
+        raise ModelError(f"dtype is {dtype!r}; 'auto', {', '.join(map(repr, _FLOATS))} was expected.")
     return _FLOATS[dtype]
 
 

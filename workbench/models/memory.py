@@ -1,4 +1,4 @@
-"""The memory a model will take, held against what is free before a weight is read. A forecast, not a measurement."""
+"""The memory a model will take, compared with what is free before a weight is read. A forecast, not a measurement."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -283,14 +283,14 @@ def _refuse_choice(config: Any, router: Router) -> None:
     where = f"{config.model_type}: layer {router.layer} chooses {router.top_k}"
     if not 1 <= router.top_k <= router.n_experts:
         raise ModelError(
-            f"{where} of {router.n_experts} experts for each token; 1 to {router.n_experts} was wanted. Mend the "
+            f"{where} of {router.n_experts} experts for each token; 1 to {router.n_experts} was expected. Mend the "
             "number of experts, or of those per token, in config.json."
         )
     groups, chosen = router.n_groups, router.groups_chosen
     if groups > 1 and (router.n_experts % groups or not 1 <= chosen <= groups):
         raise ModelError(
             f"{config.model_type}: layer {router.layer} takes {chosen} of {groups} groups of {router.n_experts} "
-            "experts; 1 to all of groups of one size were wanted. Mend n_group and topk_group in config.json."
+            "experts; 1 to all of groups of one size were expected. Mend n_group and topk_group in config.json."
         )
     if groups > 1 and router.top_k > router.n_experts // groups * chosen:
         raise ModelError(

@@ -88,7 +88,7 @@ def _read_by_transformers(folder: Path, config: Any) -> list[Path]:
         if not isinstance(named, str) or Path(named).name != named or not named.endswith(".safetensors"):
             raise ModelError(
                 f"{folder}: transformers_weights of config.json is {named!r}; the name of a .safetensors file of this "
-                "folder was wanted."
+                "folder was expected."
             )
         whole = folder / named
     else:
@@ -122,7 +122,7 @@ def _indexed(index: Path) -> list[Path]:
         names = sorted({str(name) for name in places.values()})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise ModelError(
-            f"{index} is damaged: the index of a sharded checkpoint was wanted, with a weight_map of tensor names to "
+            f"{index} is damaged: the index of a sharded checkpoint was expected, with a weight_map of tensor names to "
             f"files ({type(error).__name__}). Download it again."
         ) from error
     outside = [name for name in names if Path(name).name != name]
