@@ -212,10 +212,11 @@ def test_what_the_system_refuses_while_writing_is_a_sentence(number, message, tm
 
 def test_a_limit_on_files_is_a_sentence_and_leaves_nothing(tmp_path):
     code = (
-        "import resource, sys; from pathlib import Path; from workbench.recording_writer import write_whole\n"
+        "import resource, sys; from pathlib import Path\n"
         "from workbench.errors import RecordingError\n"
+        "from workbench.writable import write_whole\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
-        "try: write_whole(Path(sys.argv[1]) / 'part', bytes(1000))\n"
+        "try: write_whole(Path(sys.argv[1]) / 'part', bytes(1000), RecordingError)\n"
         "except RecordingError as error: print(error)\n"
     )
     found = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)

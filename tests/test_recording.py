@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import tiny
-from workbench import recording_writer
+from workbench import writable
 from workbench.capture.record import record
 from workbench.errors import RecordingError
 from workbench.recording import Recording, read_manifest, recording_digest, recordings_below
 from workbench.recording_schema import SCHEMA, prefix
-from workbench.recording_writer import write_whole
+from workbench.writable import write_whole
 
 
 @pytest.fixture
@@ -221,16 +221,16 @@ def test_recordings_below_a_folder_are_listed(recording, tmp_path):
 
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(recording_writer, "_open_for_writing", lambda file: (file.touch(), open("/dev/full", "wb"))[1])  # noqa: SIM115
+    monkeypatch.setattr(writable, "_open_for_writing", lambda file: (file.touch(), open("/dev/full", "wb"))[1])  # noqa: SIM115
     with pytest.raises(RecordingError, match=r"the disk is full: .*part needs 6 bytes, [\d,]+ are free"):
-        write_whole(tmp_path / "part", b"abcdef")
+        write_whole(tmp_path / "part", b"abcdef", RecordingError)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_fills_up_while_recording_can_be_gone_on_with(moe, tmp_path, monkeypatch, recording):
-    opened = recording_writer._open_for_writing
+    opened = writable._open_for_writing
     monkeypatch.setattr(
-        recording_writer,
+        writable,
         "_open_for_writing",
         lambda file: open("/dev/full", "wb") if "part-00002" in file.name else opened(file),  # noqa: SIM115
     )

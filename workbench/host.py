@@ -21,7 +21,7 @@ from workbench.host_queue import ENDED_JOBS_KEPT, Job, Queue
 from workbench.host_rules import Allowance, Rules, again, checked_prompt, checked_upload
 from workbench.recording import file_digest, json_digest
 from workbench.recording_schema import FIELDS
-from workbench.recording_writer import write_whole
+from workbench.writable import write_whole
 
 LONGEST_PROFILE_S = 600.0
 _UPLOAD_BYTES = 4 * 2**30  # kept of uploads, those last used
@@ -209,7 +209,7 @@ class Host(Queue):
             raise HostError(f"{name} was not kept: {most:,} bytes an hour may be uploaded; {again(wait_s)}")
         checked_upload(name, content)
         kept.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(kept, content)
+        write_whole(kept, content, HostError)
         host_kept.trim(self.data / "uploads", _UPLOAD_BYTES)
         return str(kept)
 

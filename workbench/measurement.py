@@ -14,11 +14,9 @@ A measurement has the tables of what it measured, not all.
 The manifest is written last: a folder without one is no measurement.
 """
 
-import contextlib
 import hashlib
 import io
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,7 +31,7 @@ from workbench.errors import MeasurementError
 from workbench.json_file import object_of, read_object
 from workbench.measurement_schema import KIND, TABLES, fault_of, table_fault
 from workbench.recording_manifest import file_digest, json_digest
-from workbench.writable import cannot_write, reason, refuse_unwritable, shortened
+from workbench.writable import reason, refuse_unwritable, shortened, write_whole
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
@@ -92,23 +90,10 @@ def write_measurement(path: Path, tables: Mapping[str, pd.DataFrame], manifest: 
     except OSError as error:
         raise MeasurementError(f"{shortened(path)} cannot be made ({reason(error)}); name another --out.") from error
     for name, content in contents.items():
-        _write(path / f"{name}.parquet", content)
-    _write(path / MANIFEST, (json.dumps(whole, ensure_ascii=False, indent=1) + "\n").encode())
+        write_whole(path / f"{name}.parquet", content, MeasurementError)
+    text = json.dumps(whole, ensure_ascii=False, indent=1) + "\n"
+    write_whole(path / MANIFEST, text.encode(), MeasurementError)
     return Measurement.open(path)
-
-
-def _write(file: Path, content: bytes) -> None:
-    draft = file.with_name(f"{file.name}.tmp")
-    try:
-        with draft.open("wb") as opened:
-            opened.write(content)
-            opened.flush()
-            os.fsync(opened.fileno())
-        draft.replace(file)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
-        raise MeasurementError(cannot_write(file, error, n_bytes=len(content))) from error
 
 
 @dataclass(frozen=True, eq=False)

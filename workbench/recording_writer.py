@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,7 +34,7 @@ from workbench.recording_schema import (
     part_name,
     token_schema,
 )
-from workbench.writable import cannot_write, reason, refuse_unwritable, shortened
+from workbench.writable import reason, refuse_unwritable, shortened, write_whole
 
 LOCK = "writer.lock"
 Columns = Mapping[str, Sequence[np.ndarray]]  # of each column its pieces, in order
@@ -207,7 +206,7 @@ class RecordingWriter:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd", compression_level=1, use_dictionary=_text_columns(schema))
         content = memoryview(sink.getvalue())
-        write_whole(self.path / name, content)
+        write_whole(self.path / name, content, RecordingError)
         return {"rows": table.num_rows, "bytes": content.nbytes, "sha256": hashlib.sha256(content).hexdigest()}
 
     def wait(self) -> None:
@@ -257,39 +256,12 @@ class RecordingWriter:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         content = memoryview(sink.getvalue())
-        write_whole(self.path / name, content)
+        write_whole(self.path / name, content, RecordingError)
         return {"rows": table.num_rows, "bytes": content.nbytes, "sha256": hashlib.sha256(content).hexdigest()}
 
     def _write_manifest(self, manifest: dict[str, Any]) -> None:
-        write_whole(self.path / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
-
-
-def write_whole(file: Path, content: bytes | memoryview) -> None:
-    """Writes a file so that its name never stands for half of it: temporary name, fsync, rename, fsync of the folder.
-
-    Raises:
-        RecordingError: the disk is full, or refuses the file; the temporary file is removed.
-    """
-    temporary = file.with_name(file.name + ".tmp")
-    try:
-        with _open_for_writing(temporary) as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(file)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise RecordingError(cannot_write(file, error, n_bytes=len(content))) from error
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _open_for_writing(file: Path) -> IO[bytes]:
-    return file.open("wb")
+        content = json.dumps(manifest, indent=1, ensure_ascii=False).encode()
+        write_whole(self.path / MANIFEST, content, RecordingError)
 
 
 @contextlib.contextmanager

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from workbench.errors import AnalysisError
 from workbench.figures.spec import Figure
 from workbench.figures.theme import printable
-from workbench.recording_writer import write_whole
+from workbench.writable import write_whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +75,7 @@ def write_report(
         f"<h1>{_text(title)}</h1><dl>{listed}</dl>{body}</body></html>\n"
     )
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(page, document.encode())
+    write_whole(page, document.encode(), AnalysisError)
 
 
 def _contents(sections: Sequence[Section]) -> str:

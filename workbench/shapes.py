@@ -7,6 +7,7 @@ A shape says what is wrong with a value, where and in words; nothing here knows 
 import math
 import types
 import typing
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any
@@ -14,12 +15,12 @@ from typing import Any
 LARGEST = 2**63 - 1
 
 
-class Shape:
+class Shape(ABC):
     """What a value may be. `faults` yields what is wrong with one."""
 
+    @abstractmethod
     def faults(self, value: Any, where: str) -> Iterator[str]:
         """What is wrong with the value that stands at this place, in words; nothing where it fits."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Whether something can be written at a place, asked before work begins and without writing; and why something failed.
+"""Whether something can be written at a place, asked before work begins and without writing; and writing whole files.
 
-It foresees what the file system says at once: a file in the way, no permission, a read-only disk, a name too long. What
-only writing shows (a full disk, a limit on files) is said then, by `cannot_write`.
+`refuse_unwritable` foresees what the file system says at once: a file in the way, no permission, a read-only disk, a
+name too long. What only writing shows (a full disk, a limit on files) is said then, by `write_whole`.
 """
 
 import errno
@@ -9,6 +9,7 @@ import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from workbench.errors import WorkbenchError
 
@@ -50,6 +51,39 @@ def refuse_unwritable(path: Path, kind: type[WorkbenchError], *, option: str = "
 def reason(error: Exception) -> str:
     """Why the system refused, without the path."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def write_whole(file: Path, content: bytes | memoryview, kind: type[WorkbenchError]) -> None:
+    """Writes a file so that its name never stands for half of it: temporary name, fsync, rename, fsync of the folder.
+
+    Args:
+        file: Which; its folder is there.
+        content: All of it.
+        kind: What is raised.
+
+    Raises:
+        WorkbenchError: of this kind: the disk is full, or refuses the file; the temporary file is removed.
+    """
+    temporary = file.with_name(f"{file.name}.tmp")
+    try:
+        with _open_for_writing(temporary) as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(file)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise kind(cannot_write(file, error, n_bytes=len(content))) from error
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _open_for_writing(file: Path) -> IO[bytes]:
+    return file.open("wb")
 
 
 def cannot_write(file: Path, error: OSError, *, n_bytes: int) -> str:

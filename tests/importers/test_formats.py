@@ -316,12 +316,12 @@ def test_the_same_import_twice_gives_one_recording(tmp_path):
 
 
 def test_an_import_that_was_stopped_goes_on(recording, tmp_path, monkeypatch):
-    from workbench import recording_writer
+    from workbench import writable
     from workbench.errors import RecordingError
 
-    opened = recording_writer._open_for_writing
+    opened = writable._open_for_writing
     monkeypatch.setattr(
-        recording_writer,
+        writable,
         "_open_for_writing",
         lambda file: open("/dev/full", "wb") if "part-00002" in file.name else opened(file),  # noqa: SIM115
     )

@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.models.auto import auto_factory
 
-from tests import tiny
 from tests.families import shrunk
 from workbench.errors import ModelError
 from workbench.models import checkpoint, checkpoint_proof
@@ -17,18 +16,6 @@ from workbench.models.loading import load, weights_digest
 
 FAMILIES = shrunk.declared_families()  # doge and jetmoe cannot be captured (docs/families.md)
 WEIGHTS = "model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "moe"
-    tiny.moe().module.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def folder(saved, tmp_path):
-    return shutil.copytree(saved, tmp_path / "moe")
 
 
 def change(folder, *, add=(), drop=(), config=(), replace=()):

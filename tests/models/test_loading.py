@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 
 import pytest
 import torch
@@ -15,18 +14,6 @@ from workbench.errors import ModelError
 from workbench.models import loading
 from workbench.models.bundled import MODELS, bundled_models
 from workbench.models.loading import inspect_topology, load, memory_forecast, weights_digest
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "moe"
-    tiny.moe().module.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def folder(saved, tmp_path):
-    return shutil.copytree(saved, tmp_path / "moe")
 
 
 def test_a_folder_gives_the_very_weights(saved):

@@ -23,7 +23,6 @@ AN_ADAPTER = "an adapter; adapters are never applied"
 _BESIDE = (
     (r"adapter_model.*", AN_ADAPTER),
     (r"consolidated.*", "the weights once more, in the layout of the model's makers"),
-    (r"(original|metal)[/.].*", "the weights once more, in the layout of the model's makers"),
 )
 _WEIGHTS_OF_TRAINING = re.compile(r"optimizer|scheduler|random_states|training_args")
 
