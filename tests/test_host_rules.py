@@ -218,7 +218,8 @@ def line(**row: object) -> bytes:
     ("content", "told"),
     [
         (b"", "up.jsonl: no documents; at least one was expected"),
-        (b"\xff\xfe{", "up.jsonl, line 1: byte 0 is not UTF-8"),
+        (b"\xfe{", "up.jsonl, line 1: byte 0 is not UTF-8"),
+        (b"\xff\xfe{", "up.jsonl is in UTF-16, not UTF-8"),
         (b'{"text": "fine"}\n{"text": \n', "up.jsonl, line 2: not JSON"),
         (b"[" * 100_000, "up.jsonl, line 1: not JSON that can be read .RecursionError: nested too deeply"),
         (b'{"token_ids": [' + b"9" * 5000 + b"]}", "up.jsonl, line 1: not JSON that can be read .ValueError"),
@@ -230,7 +231,7 @@ def line(**row: object) -> bytes:
         (line(text="a", id="x" * 1000) * 2, "the id 'x{90,99}… stands at line 1 already"),
         (b"".join(line(text="a", domain=str(n)) for n in range(201)), "up.jsonl has 201 domains; an upload may"),
     ],
-    ids=range(12),
+    ids=range(13),
 )  # fmt: skip
 def test_an_upload_that_is_no_corpus_leaves_nothing(tmp_path, content, told):
     with pytest.raises(CorpusError, match=told):
