@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from analyses._chunks import chunks, ranked, routing_columns
-from analyses._inputs import router_stacks
+from analyses.read.chunks import chunks, ranked, routing_columns
+from analyses.read.design import router_stacks
 from tests import oracles
 from workbench.metrics import load, structure, vocabulary
 from workbench.metrics.sets import shuffled_within
-from workbench.recording import Recording
+from workbench.recordings.recording import Recording
 
 BEGIN, END = "<!-- begin: python -m docs.differences -->", "<!-- end -->"
 DRAWS = 20

@@ -14,12 +14,13 @@ from pathlib import Path
 
 from docs.story import Story
 from workbench.capture.record import record
-from workbench.figures import paper
+from workbench.figures.matplotlib import draw
 from workbench.models import bundled
 from workbench.models.loading import load
-from workbench.recording import Recording
+from workbench.recordings import demo
+from workbench.recordings.recording import Recording
 
-MODEL, UNTRAINED = bundled.DEMO_MODEL, f"{bundled.DEMO_MODEL}@{bundled.revisions(bundled.DEMO_MODEL)[0]}"
+MODEL, UNTRAINED = demo.DEMO_MODEL, f"{demo.DEMO_MODEL}@{bundled.revisions(demo.DEMO_MODEL)[0]}"
 
 
 def main() -> None:
@@ -38,9 +39,9 @@ def main() -> None:
 
 
 def _record(folder: Path) -> tuple[Path, Path]:
-    parent = load(bundled.DEMO_PARENT, device="cpu")
+    parent = load(demo.DEMO_PARENT, device="cpu")
     model, before = load(MODEL, device="cpu"), load(UNTRAINED, device="cpu")
-    trained = record(model, "demo", folder / "trained", fields=bundled.DEMO_FIELDS, parent=parent)
+    trained = record(model, "demo", folder / "trained", fields=demo.DEMO_FIELDS, parent=parent)
     return trained.path, record(before, "demo", folder / "untrained").path
 
 
@@ -55,7 +56,7 @@ def write(story: Story, out: Path) -> None:
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for name, figure in story.figures.items():
         with (out / "figures" / f"example_{name}.png").open("wb") as file:
-            paper.save(paper.paper(figure), file, kind="png", metadata={"Title": figure.title})
+            draw.save(draw.paper(figure), file, kind="png", metadata={"Title": figure.title})
     (out / "example.md").write_text(story.text, encoding="utf-8")
 
 

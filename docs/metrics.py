@@ -2,17 +2,16 @@
 
     python -m docs.metrics [--out docs]
 
-Nothing is listed by hand but what capture counts while the model runs: the rest is read from the code, names followed
-through imports (`analyses/_definitions.py`). So a metric that nobody can reach stands out, and a test refuses it.
+Each analysis declares the metrics that it answers with (`METRICS`). So a metric that nobody can reach stands out, and a
+test refuses it.
 """
 
 import argparse
 from functools import cache
 from pathlib import Path
 
-from analyses._definitions import PLAIN, RECORDED, analyses_of, metrics
+from analyses.definitions import analyses_of, metrics
 
-__all__ = ("PLAIN", "RECORDED", "analyses_of", "metrics", "pages_of", "text")
 ROOT = Path(__file__).resolve().parent.parent
 _HEADING = """# Metrics: what there is, and where to see it
 
@@ -28,10 +27,9 @@ page in the app. This page is written by `python -m docs.metrics`, from the code
 @cache
 def pages_of(analysis: str) -> tuple[str, ...]:
     """The pages that show an analysis; Compare shows any, of two recordings."""
-    files = sorted((ROOT / "pages").glob("*.py"))
-    shared = {"experts": "utilization", "mapping": "attention"}
-    files = [file for file in files if file.stem not in ("foreseen", "showing")]  # which show none, and any
-    pages = [shared.get(file.stem, file.stem) for file in files if f'"{analysis}"' in file.read_text(encoding="utf-8")]
+    parts = {"expert_card": "utilization", "attention_map": "attention"}  # of one page each
+    files = [*sorted((ROOT / "pages").glob("*.py")), *((ROOT / "pages/components" / f"{part}.py") for part in parts)]
+    pages = [parts.get(file.stem, file.stem) for file in files if f'"{analysis}"' in file.read_text(encoding="utf-8")]
     return tuple(dict.fromkeys(pages))
 
 

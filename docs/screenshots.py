@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from tests.pages.browser import App, Visitor, browsing, serving
-from workbench.recording import Recording
+from workbench.recordings.recording import Recording
 
 EARLIER = "tiny-moe@step-226"
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analyses import _batch
+from analyses import question
 from workbench.figures.spec import Figure
-from workbench.models import bundled
-from workbench.recording import Recording
+from workbench.recordings import demo
+from workbench.recordings.recording import Recording
 
 WIDTH = 120
 ALPHA = 0.05
@@ -53,15 +53,15 @@ class Story:
         story._end()
         return story
 
-    def ask(self, name: str, *, against: Recording | None = None, **settings: Any) -> _batch.Answer:
+    def ask(self, name: str, *, against: Recording | None = None, **settings: Any) -> question.Answer:
         """Asks an analysis, and notes the command; of two recordings the untrained one comes first."""
         one, other = (self.recording, None) if against is None else (against, self.recording)
         pairs = tuple(f"{key}={value}" for key, value in settings.items())
-        command = _batch.command(one, name, settings=pairs, against=other)
+        command = question.command(one, name, settings=pairs, against=other)
         for path, word in ((self.recording.path, "trained"), (self.untrained.path, "untrained")):
             command = command.replace(str(path), f"recordings/{word}")
         self.commands.append(command)
-        return _batch.ask(one, name, settings=pairs, against=other)
+        return question.ask(one, name, settings=pairs, against=other)
 
     def say(self, *paragraphs: str) -> None:
         """Adds paragraphs."""
@@ -76,7 +76,7 @@ class Story:
         if not bool(so):
             self.doubts.append(claim)
 
-    def show(self, name: str, answer: _batch.Answer, figure: str) -> None:
+    def show(self, name: str, answer: question.Answer, figure: str) -> None:
         """Adds a figure with its caption, where the recording holds enough for it."""
         drawn = answer.figures.get(figure)
         if drawn is not None:
@@ -97,7 +97,7 @@ class Story:
         self.head("Make it again")
         self.say("`python -m docs.example` writes this page. Step by step:")
         names = [each.manifest["identity"]["model"] for each in (self.recording, self.untrained)]
-        more = f" --fields {','.join(bundled.DEMO_FIELDS)} --parent {bundled.DEMO_PARENT}"
+        more = f" --fields {','.join(demo.DEMO_FIELDS)} --parent {demo.DEMO_PARENT}"
         self.text += f"```sh\nworkbench record {names[0]} --corpus demo{more} --out recordings/trained\n"
         self.text += f"workbench record {names[1]} --corpus demo --out recordings/untrained\n"
         self.text += "\n".join(dict.fromkeys(self.commands)) + "\n```\n"

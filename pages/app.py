@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import access
-import jobs
-import shared
 import streamlit as st
+from components import auth, choices, jobs
 
 # An icon of our own: Streamlit would fetch a named one from the network.
 st.set_page_config(page_title="MoE workbench", page_icon=Path(__file__).with_name("icon.svg"), layout="wide")
@@ -29,8 +27,8 @@ page = st.navigation(
     }
 )
 with jobs.sentences():
-    access.enter()
+    auth.enter()
     jobs.host()
-    shared.enter(page)
+    choices.enter(page)
     page.run()
-    shared.write_address()
+    choices.write_address()

@@ -1,27 +1,24 @@
 """Attention: every head by a statistic, the one that is clicked along the document, and its map of one text."""
 
-import drawing
-import mapping
-import shared
-import showing
 import streamlit as st
+from components import attention_map, charts, choices, results
 
-from analyses import _attention
+from analyses.attention import _statistics
 
-showing.ask("Attention", "attention_heads")
-recording = shared.choose_recording()
-shared.stop_without(recording, "attention")
-statistics = _attention.statistics_of(recording)
-statistic = shared.choose(
-    "Statistic", "statistic", statistics, default="normalized_entropy", quiet=True, format_func=_attention.AXIS.get
+results.ask("Attention", "attention_heads")
+recording = choices.choose_recording()
+choices.stop_without(recording, "attention")
+statistics = _statistics.statistics_of(recording)
+statistic = choices.choose(
+    "Statistic", "statistic", statistics, default="normalized_entropy", quiet=True, format_func=_statistics.AXIS.get
 )
-layer, head = shared.choose_head(recording)
-heads = showing.result(recording, "attention_heads", statistic=statistic)
-showing.show(heads, "map", follow={"layer": "layer", "head": "head"})
+layer, head = choices.choose_head(recording)
+heads = results.result(recording, "attention_heads", statistic=statistic)
+results.show(heads, "map", follow={"layer": "layer", "head": "head"})
 
 st.header(f"Layer {layer}, head {head}")
 row = heads.tables["heads"].query("layer == @layer and head == @head").iloc[0]
-showing.facts(
+results.facts(
     {
         "entropy": f"{row['entropy']:.2f} nats",
         "effective keys": f"{row['effective_keys']:.0f}",
@@ -31,29 +28,29 @@ showing.facts(
         "induction (probe)": f"{row['probe_induction']:.3f}",
     }
 )
-profile = showing.result(recording, "attention_profile", layer=layer, head=head, statistic=None)
-showing.show(profile, "head")
-with showing.folded("Map of this head on one text") as is_open:
+profile = results.result(recording, "attention_profile", layer=layer, head=head, statistic=None)
+results.show(profile, "head")
+with results.folded("Map of this head on one text") as is_open:
     if is_open:
-        mapping.show(recording, layer=layer, head=head)
+        attention_map.show(recording, layer=layer, head=head)
 
 st.header("All heads")
-near_and_far, probe = drawing.beside()
+near_and_far, probe = charts.beside()
 with near_and_far:
-    showing.show(heads, "landscape", follow={"layer": "layer", "head": "head"})
+    results.show(heads, "landscape", follow={"layer": "layer", "head": "head"})
 with probe:
-    showing.show(heads, "induction", follow={"layer": "layer", "head": "head"})
-    showing.show(heads, "roles")
-showing.show(profile, "by_layer")
+    results.show(heads, "induction", follow={"layer": "layer", "head": "head"})
+    results.show(heads, "roles")
+results.show(profile, "by_layer")
 if "attention-weights" in recording.fields:
-    groups = showing.result(recording, "attention_groups", layer=layer)
-    for place, figure in zip(drawing.beside(), ("divergence", "groups"), strict=True):
+    groups = results.result(recording, "attention_groups", layer=layer)
+    for place, figure in zip(charts.beside(), ("divergence", "groups"), strict=True):
         with place:
-            showing.show(groups, figure)
+            results.show(groups, figure)
 if "attention-tokens" in recording.fields and recording.moe_layers:
-    with showing.folded("Do tokens that attend alike choose the same experts?") as is_open:
+    with results.folded("Do tokens that attend alike choose the same experts?") as is_open:
         if is_open:
-            showing.show(showing.result(recording, "attention_routing"), "overlap")
-with showing.folded("Tables") as is_open:
+            results.show(results.result(recording, "attention_routing"), "overlap")
+with results.folded("Tables") as is_open:
     for shown, table in ((heads, "heads"), (heads, "statistics"), (profile, "head")) if is_open else ():
-        showing.table(shown, table)
+        results.table(shown, table)

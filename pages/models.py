@@ -2,18 +2,15 @@
 
 from functools import partial
 
-import drawing
-import jobs
-import shared
-import showing
 import streamlit as st
+from components import charts, choices, jobs, results
 
-from workbench.models import bundled, picture
+from workbench.models import bundled, diagram
 from workbench.models.topology import Topology
 
 st.title("Models")
 known = [*jobs.known_models(), *bundled.published_configs()]
-model = shared.choose(
+model = choices.choose(
     "Model",
     "model",
     known,
@@ -25,17 +22,17 @@ model = shared.choose(
 look = jobs.look_at(model)
 if look is not None:
     topology = Topology.from_json(look["topology"])
-    showing.facts(picture.facts(topology))
-    figure = picture.picture(topology, model)
-    drawing.draw(figure, "picture", gaps=True)
+    results.facts(diagram.facts(topology))
+    figure = diagram.picture(topology, model)
+    charts.draw(figure, "picture", gaps=True)
     st.caption(jobs.plain(figure.caption))
     if look.get("quantization"):
         st.caption(f"Weights on disk: quantized ({jobs.plain(look['quantization'])}).")
 
-    memory, capture = drawing.beside()
+    memory, capture = charts.beside()
     with memory:
         st.subheader("Memory forecast")
-        table, sentence = picture.memory(look["forecast"])
+        table, sentence = diagram.memory(look["forecast"])
         st.write(jobs.plain(sentence))
         gib = st.column_config.NumberColumn(format="%.3f")
         order = ["GiB", "what"]  # the figure stays in sight where there is little room
@@ -53,6 +50,6 @@ if look is not None:
         proved = jobs.answer(f"prove {model}")
         if proved is not None:
             st.success("The capture is proved.", icon=":material/verified:")
-            st.dataframe(picture.proofs(proved["check"]), hide_index=True)
+            st.dataframe(diagram.proofs(proved["check"]), hide_index=True)
             for remark in proved["remarks"]:
                 st.caption(f"{jobs.plain(remark)}.")

@@ -3,18 +3,14 @@
 from functools import partial
 from pathlib import Path
 
-import access
-import drawing
-import jobs
-import kept
-import shared
 import streamlit as st
+from components import auth, charts, choices, jobs, recordings_list
 
-from workbench.recording_schema import FIELDS
+from workbench.recordings.schema import FIELDS
 
 st.title("Record")
 known = jobs.known_models()
-left, right = drawing.beside(first=2)
+left, right = charts.beside(first=2)
 with left:
     kind = st.segmented_control("What", ["Prompt", "Corpus"], default="Prompt", required=True, key="kind")
     if kind == "Prompt":
@@ -25,7 +21,9 @@ with left:
         what = {"corpus": st.selectbox("Corpus", jobs.known_corpora(), disabled=upload is not None)}
 with right:
     model = st.selectbox("Model", known, index=known.index("tiny-moe"), accept_new_options=True, key="recorded-model")
-    fields = st.multiselect("Fields", FIELDS, default=FIELDS[:2], key="fields", help=jobs.plain(kept.FIELDS_HELP))
+    fields = st.multiselect(
+        "Fields", FIELDS, default=FIELDS[:2], key="fields", help=jobs.plain(recordings_list.FIELDS_HELP)
+    )
     parent = None
     if "weights" in fields:
         help_ = "The dense model that the MoE was made from: the recording then holds what is left of its neurons."
@@ -36,7 +34,7 @@ row = st.container(horizontal=True, vertical_alignment="center")
 pressed = row.button("Record", type="primary", icon=":material/radio_button_checked:")
 if loaded := jobs.host().loaded:
     row.caption(f"{jobs.plain(loaded)} is in memory.", width="content")
-    if not access.is_shared():
+    if not auth.is_shared():
         row.button("Release it", on_click=jobs.host().unload, type="tertiary", icon=":material/eject:")
 if pressed:
     with jobs.sentences():
@@ -47,8 +45,8 @@ if pressed:
 made = jobs.answer("record")
 if made is not None:
     jobs.forget("record")
-    shared.open_tokens(Path(made["recording"]).name)
+    choices.open_tokens(Path(made["recording"]).name)
 
-kept.unfinished()
-kept.listed()
-kept.made_by()
+recordings_list.unfinished()
+recordings_list.listed()
+recordings_list.made_by()

@@ -1,6 +1,6 @@
 """Starts Streamlit in this process, and readies meanwhile what the first visitor would else wait for.
 
-    python pages/serve.py run pages/served.py [OPTIONS OF STREAMLIT]
+    python pages/serve.py run pages/entry.py [OPTIONS OF STREAMLIT]
 
 `workbench app` runs it. Under `streamlit run pages/app.py` all is the same, but for the first page's wait.
 """
@@ -25,16 +25,13 @@ _GRACE_S = 10.0
 def _ready() -> None:
     """The host, the recording that opens by itself, what is first shown of it; what goes wrong is said where needed."""
     time.sleep(_HEAD_START_S)
-    import ahead
-    import foreseen
-    import jobs
-    import recordings
+    from components import jobs, prefetch, prefetch_plan, recordings
 
     with contextlib.suppress(WorkbenchError):
         jobs.host()
         for name in list(recordings.finished())[-1:]:
-            foreseen.ready(recordings.opened(name))
-    ahead.outlook.begin()
+            prefetch_plan.ready(recordings.opened(name))
+    prefetch.outlook.begin()
 
 
 def _end_with(parent: int) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 
 from tests import tiny
-from workbench.host import Host, Job
-from workbench.recording import Recording
+from workbench.jobs.service import Host, Job
+from workbench.recordings.recording import Recording
 
 PATIENCE_S = 120  # a worker imports torch in 3 to 15 s, whatever else the machine does
 

@@ -13,13 +13,13 @@ from rich.text import Text
 
 from tests.hosting import gone, until
 from tests.pages.browser import serving
-from workbench import app, cli
+from workbench.cli import app, main
 from workbench.errors import HostError
 
 
 def test_it_serves_this_machine_only_and_tells_nobody_about_errors():
     command = app.command(8501)
-    assert [part.rpartition("/")[2] for part in command[1:4]] == ["serve.py", "run", "served.py"]
+    assert [part.rpartition("/")[2] for part in command[1:4]] == ["serve.py", "run", "entry.py"]
     assert {
         "--server.address=127.0.0.1",
         "--server.allowedHosts=localhost",
@@ -76,8 +76,8 @@ def test_no_help_loses_words_to_markup():
             yield from commands(each)
 
     every = typer.Typer()
-    every.registered_commands += cli.app.registered_commands
-    for module in (*cli.COMMANDS, "workbench.app", "analyses._commands"):
+    every.registered_commands += main.app.registered_commands
+    for module in (*main.COMMANDS, "workbench.cli.app", "workbench.cli.analyze"):
         importlib.import_module(module).register(every)
     texts = [
         text

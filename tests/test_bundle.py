@@ -12,9 +12,9 @@ import pytest
 
 from tests.figures.examples import load_map
 from tests.test_export import PROVENANCE, TABLE
-from workbench.bundle import finish, zipped
 from workbench.errors import AnalysisError
-from workbench.export import write_result
+from workbench.export.bundle import finish, zipped
+from workbench.export.files import write_result
 
 
 def write(folder, command: str) -> None:

@@ -9,9 +9,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from workbench import corpus_files
-from workbench.corpus import Corpus
 from workbench.errors import CorpusError
+from workbench.recordings import corpus_files
+from workbench.recordings.corpus import Corpus
 
 
 def write(path, *lines: str):

@@ -1,112 +1,151 @@
-"""The rules of the tree: which package may import which, and what stays importable without torch."""
+"""The rules of the tree: which folder may import which, how large folders and files may grow, what needs no torch."""
 
 import ast
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-MAY_IMPORT_TORCH = ("workbench/models/", "workbench/capture/", "workbench/efficiency/", "workbench/importers/")
-TORCH_FREE_IN_THEM = (
-    "workbench/models/bundled.py",
-    "workbench/models/picture.py",
-    "workbench/models/topology.py",
-    "workbench/models/families.py",
-    "workbench/models/parts.py",
-    "workbench/efficiency/costs.py",
-    "workbench/efficiency/devices.py",
-    "workbench/efficiency/roofline.py",
-    "workbench/efficiency/claims.py",
-    "workbench/efficiency/subject.py",
-    "workbench/capture/plan.py",
-    "workbench/efficiency/energy.py",
-    "workbench/efficiency/profile_command.py",
-    "workbench/efficiency/serve_command.py",
-    "workbench/efficiency/endpoints.py",
-    "workbench/efficiency/latency.py",
-    "workbench/efficiency/servers.py",
-    "workbench/efficiency/load.py",
-    "workbench/efficiency/utilization.py",
-    "workbench/efficiency/work.py",
+FLOORS = (
+    ("workbench.errors", "workbench.paths"),
+    ("workbench.files", "workbench.figures", "workbench.statistics"),
+    ("workbench.metrics", "workbench.export"),
+    ("workbench.models",),
+    ("workbench.recordings",),
+    ("workbench.capture",),
+    ("workbench.efficiency",),
+    ("workbench.jobs",),
+    ("analyses",),
+    ("pages", "workbench.cli"),
 )
+"""From the ground up: what stands on a floor imports from its own folder and from the floors below."""
 HEAVY = {"torch", "transformers", "nnsight"}
+MAY_IMPORT_HEAVY = ("workbench.models", "workbench.capture", "workbench.efficiency")
+MOST_MODULES, MOST_LINES = 16, 400
 
 
-def sources(package: str) -> list[Path]:
-    return sorted((ROOT / package).rglob("*.py"))
+def module(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported(file: Path, *, at_import: bool = False) -> Iterator[str]:
-    """Full names of what a file imports; with `at_import` only what runs when it is imported."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    inside = {id(node) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for node in ast.walk(f)}
+MODULES = {
+    module(file): file for package in ("workbench", "analyses", "pages") for file in (ROOT / package).rglob("*.py")
+}
+
+
+def imports(name: str, *, at_import: bool = False) -> Iterator[str]:
+    """Full names of the modules that a module imports; with `at_import` only when it is imported itself."""
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    for_types = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
+    later = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)] if at_import else []
+    left_out = {id(inner) for outer in (*for_types, *later) for inner in ast.walk(outer)}
     for node in ast.walk(tree):
-        if at_import and id(node) in inside:
+        if id(node) in left_out:
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            yield node.module
+        elif isinstance(node, ast.ImportFrom):
+            package = name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
+            for _ in range(node.level - 1):
+                package = package.rpartition(".")[0]
+            base = ".".join(filter(None, (package if node.level else "", node.module or "")))
+            for alias in node.names:
+                whole = f"{base}.{alias.name}"
+                yield whole if whole in MODULES else base
 
 
-def tops(file: Path) -> set[str]:
-    return {name.partition(".")[0] for name in imported(file)}
+def tops(name: str) -> set[str]:
+    return {each.partition(".")[0] for each in imports(name)}
 
 
-def relative(file: Path) -> str:
-    return file.relative_to(ROOT).as_posix()
+def floor(name: str) -> int:
+    return next(i for i, rooms in enumerate(FLOORS) if any(f"{name}.".startswith(f"{room}.") for room in rooms))
 
 
-@pytest.mark.parametrize("file", sources("workbench"), ids=relative)
-def test_the_engine_knows_no_analysis_page_or_browser(file):
-    assert not tops(file) & {"analyses", "pages", "streamlit"}
+def room(name: str) -> str:
+    return next(room for rooms in FLOORS for room in rooms if f"{name}.".startswith(f"{room}."))
 
 
-@pytest.mark.parametrize("file", sources("workbench"), ids=relative)
-def test_only_the_named_packages_import_torch(file):
-    allowed = relative(file).startswith(MAY_IMPORT_TORCH) and relative(file) not in TORCH_FREE_IN_THEM
-    if not allowed:
-        assert not tops(file) & HEAVY
+BUILT = sorted(name for name in MODULES if name not in ("workbench", "pages"))
 
 
-@pytest.mark.parametrize("file", sources("workbench"), ids=relative)
-def test_only_hooks_imports_nnsight(file):
-    assert ("nnsight" in tops(file)) == (relative(file) == "workbench/capture/hooks.py")
+@pytest.mark.parametrize("name", BUILT)
+def test_imports_go_down(name):
+    ours = {each for each in imports(name) if each in MODULES and each not in ("workbench", "pages")}
+    up = [each for each in ours if room(each) != room(name) and floor(each) >= floor(name)]
+    assert not up, f"{name} is below {up}"
 
 
-@pytest.mark.parametrize("file", sources("workbench/metrics"), ids=relative)
-def test_metrics_take_arrays_and_know_no_file_format(file):
-    assert not tops(file) & {"pandas", "pyarrow", *HEAVY}
-    assert not any(name.startswith("workbench.recording") for name in imported(file))
+def test_no_import_goes_in_a_circle():
+    graph = {name: {each for each in imports(name) if each in MODULES and each != name} for name in MODULES}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
-@pytest.mark.parametrize("file", sources("analyses"), ids=relative)
-def test_analyses_load_no_model(file):
-    assert not tops(file) & {"pages", "streamlit", *HEAVY}
-    if file.name != "_commands.py":  # the demo's command records before it analyses, inside its function
-        assert not any(name.startswith(("workbench.models.loading", "workbench.capture")) for name in imported(file))
+def test_a_folder_can_be_taken_in_at_a_glance():
+    counts: dict[str, int] = {}
+    for file in MODULES.values():
+        counts[str(file.parent.relative_to(ROOT))] = counts.get(str(file.parent.relative_to(ROOT)), 0) + 1
+    assert {folder: n for folder, n in counts.items() if n > MOST_MODULES} == {}
+
+
+def test_a_file_can_be_read_in_one_go():
+    lengths = {name: len(file.read_text(encoding="utf-8").splitlines()) for name, file in MODULES.items()}
+    assert {name: n for name, n in lengths.items() if n > MOST_LINES} == {}
+
+
+def test_only_what_runs_models_imports_torch():
+    users = [name for name in MODULES if tops(name) & HEAVY and not name.startswith(MAY_IMPORT_HEAVY)]
+    assert users == []
+
+
+def test_only_hooks_imports_nnsight():
+    assert [name for name in MODULES if "nnsight" in tops(name)] == ["workbench.capture.hooks"]
+
+
+def test_streamlit_is_for_the_pages():
+    assert [name for name in MODULES if "streamlit" in tops(name) and not name.startswith("pages")] == []
+
+
+@pytest.mark.parametrize("room", ["workbench.metrics", "workbench.statistics"])
+def test_metrics_and_statistics_take_arrays_and_know_no_file_format(room):
+    users = [name for name in MODULES if name.startswith(room) and tops(name) & {"pandas", "pyarrow"}]
+    assert users == []
+
+
+def test_analyses_run_no_model():
+    forbidden = ("workbench.models.loading", "workbench.capture")
+    users = [n for n in MODULES if n.startswith("analyses") and any(e.startswith(forbidden) for e in imports(n))]
+    assert users == []
 
 
 def test_pages_compute_nothing():
-    assert all(not tops(file) & {"numpy", "pandas", *HEAVY} for file in sources("pages"))
+    assert [n for n in MODULES if n.startswith("pages") and tops(n) & {"numpy", "pandas", *HEAVY}] == []
 
 
-ENGINE = ["cli", "corpus", "export", "figures.screen", "host", "importers.build", "measurement", "models.bundled"]
-ENGINE += ["recording", *(f"efficiency.{name}" for name in ("claims", "counterparts", "roofline", "subject"))]
 LIGHT = [
-    "workbench",
-    *(f"workbench.{name}" for name in ENGINE),
-    *(f"analyses.{file.stem}" for file in sources("analyses")),
-]
+    "workbench", "workbench.cli.main", "workbench.recordings.importers.build", "workbench.jobs.service",
+    "workbench.efficiency.costs.comparison", "workbench.efficiency.measurements.measurement",
+    *(name for name in MODULES if name.startswith("analyses")),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("module", [name for name in LIGHT if not name.endswith("__init__")])
-def test_importing_it_imports_no_torch(module):
-    code = f"import sys, {module}; sys.exit(any(name in sys.modules for name in {sorted(HEAVY)}))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_reading_and_analysing_import_no_torch():
+    """In one process, which names the first that brought it in."""
+    code = (
+        "import importlib, json, sys\n"
+        "for name in json.loads(sys.argv[1]):\n"
+        "    importlib.import_module(name)\n"
+        f"    if found := {HEAVY!r} & sys.modules.keys():\n"
+        "        sys.exit(f'{name} imports {found}')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(LIGHT)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_no_file_names_this_machine():
@@ -114,5 +153,5 @@ def test_no_file_names_this_machine():
     texts = [ROOT / name for name in tracked if name.endswith((".py", ".md", ".toml", ".txt", "Makefile", "run"))]
     assert len(texts) > 20
     home = ("/wo" + "rk/", "/ro" + "ot/", "/ho" + "me/")
-    found = [relative(file) for file in texts if any(path in file.read_text(encoding="utf-8") for path in home)]
+    found = [str(file) for file in texts if any(path in file.read_text(encoding="utf-8") for path in home)]
     assert found == []

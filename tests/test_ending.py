@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from workbench import ending
+from workbench.cli import ending
 from workbench.errors import RecordingError
-from workbench.export import sweep
-from workbench.writable import cannot_write, refuse_unwritable
+from workbench.export.files import sweep
+from workbench.files.writing import cannot_write, refuse_unwritable
 
 
 def ended(command) -> tuple[int, str]:
@@ -154,7 +154,7 @@ def test_a_killed_run_leaves_no_process_and_the_next_sweeps_its_drafts(recording
 
 
 def test_what_is_being_written_is_not_swept_and_what_was_replaced_comes_back(tmp_path):
-    from workbench.export import _replacing
+    from workbench.export.files import _replacing
 
     with _replacing(tmp_path / "a") as draft:
         (draft / "file").write_text("new")
@@ -214,7 +214,7 @@ def test_a_limit_on_files_is_a_sentence_and_leaves_nothing(tmp_path):
     code = (
         "import resource, sys; from pathlib import Path\n"
         "from workbench.errors import RecordingError\n"
-        "from workbench.writable import write_whole\n"
+        "from workbench.files.writing import write_whole\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
         "try: write_whole(Path(sys.argv[1]) / 'part', bytes(1000), RecordingError)\n"
         "except RecordingError as error: print(error)\n"

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from docs import example, story
-from workbench.corpus import Corpus
 from workbench.models import bundled
 from workbench.models.loading import inspect_topology
+from workbench.recordings.corpus import Corpus
 
 DOCS = Path(story.__file__).parent
 PAGE = (DOCS / "example.md").read_text(encoding="utf-8")
@@ -54,7 +54,8 @@ def test_the_sentences_hold_no_number():
 
 
 def test_the_numbers_are_the_analyses(told, recording):
-    from analyses import coactivation, domain_load
+    from analyses.specialization import domain_load
+    from analyses.structure import coactivation
 
     known = domain_load.run(recording).information
     row = known.iloc[0]

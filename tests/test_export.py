@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from tests.figures.examples import CANARY, load_map, strip
-from workbench import export
-from workbench.bundle import finish
 from workbench.errors import AnalysisError
-from workbench.export import Provenance, Source, write_figure, write_result, write_table
+from workbench.export import files
+from workbench.export.bundle import finish
+from workbench.export.files import Provenance, Source, write_figure, write_result, write_table
 
 PROVENANCE = Provenance(
     analysis="expert_load",
@@ -41,17 +41,17 @@ def write(folder, **options):
 
 
 def test_a_result_is_a_folder_of_files_and_their_digests(tmp_path):
-    files = write(tmp_path / "out" / "expert_load")
+    written = write(tmp_path / "out" / "expert_load")
     names = ["loads.csv", "loads.tex", "map.pdf", "map.svg", "map.png", "provenance.json"]
-    assert [file.name for file in files] == names
+    assert [file.name for file in written] == names
     assert sorted(entry.name for entry in (tmp_path / "out" / "expert_load").iterdir()) == sorted(names)
     assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["expert_load"]
-    stated = json.loads(files[-1].read_text())
+    stated = json.loads(written[-1].read_text())
     assert stated["sources"] == [{"digest": "sha256:0123", "model": "tiny-moe", "revision": "step-0"}]
     assert stated["settings"] == {"level": 0.95, "by": ["domain"]}
     assert stated["figures"]["map"]["caption"] == load_map(2, 4).caption
     assert "created" not in stated
-    for file in files[:-1]:
+    for file in written[:-1]:
         assert stated["files"][file.name] == "sha256:" + hashlib.sha256(file.read_bytes()).hexdigest()
 
 
@@ -108,7 +108,7 @@ def test_a_full_disk_leaves_nothing_and_the_earlier_result_whole(tmp_path, monke
     def full(file):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     sentence = (
         "out cannot be written: No space left on device; nothing was left there. Free the disk or choose another --out."
     )
@@ -119,7 +119,7 @@ def test_a_full_disk_leaves_nothing_and_the_earlier_result_whole(tmp_path, monke
 
 
 def test_a_failure_while_drawing_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "write_figure", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(files, "write_figure", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -158,12 +158,12 @@ def test_metadata_may_say_anything(tmp_path):
 
 def test_half_a_letter_anywhere_is_its_escape(tmp_path):
     said = dataclasses.replace(PROVENANCE, command="workbench analyze 'caf\udce9'", settings={"document": "\ud800"})
-    files = {file.name: file for file in write(tmp_path / "out", provenance=said)}
-    assert json.loads(files["provenance.json"].read_text())["settings"] == {"document": "\ud800"}
+    written = {file.name: file for file in write(tmp_path / "out", provenance=said)}
+    assert json.loads(written["provenance.json"].read_text())["settings"] == {"document": "\ud800"}
     script = finish(tmp_path)[1]
     assert "caf\\udce9" in script.read_text()
 
 
 def test_versions_are_read_without_importing():
-    versions = export.software_versions()
+    versions = files.software_versions()
     assert {"moe-workbench", "matplotlib", "torch"} <= set(versions)

@@ -17,14 +17,14 @@ import torch
 
 from tests import tiny
 from tests.hosting import PATIENCE_S, ScriptedProcess, ended, gone, made, pid, running, until, write_corpus
-from workbench import host_kept, host_queue, host_worker
-from workbench.capture.heads import attention_map
+from workbench.capture.attention.heads import attention_map
 from workbench.capture.record import record
 from workbench.errors import CorpusError, HostError
-from workbench.host import Host
+from workbench.jobs import queue, storage, worker
+from workbench.jobs.service import Host
 from workbench.models import loading, memory
 from workbench.models.topology import Topology
-from workbench.recording import Recording
+from workbench.recordings.recording import Recording
 
 
 @pytest.fixture(scope="module")
@@ -322,15 +322,15 @@ def test_what_nothing_can_interrupt_is_said_at_once_and_cancelled_with_its_proce
     data, monkeypatch, ask, phase, message
 ):
     host = Host(data, cancel_grace_s=PATIENCE_S)
-    events = host_worker.ModelProcess.events
+    events = worker.ModelProcess.events
 
-    def stuck(self: host_worker.ModelProcess) -> Iterator[dict]:
+    def stuck(self: worker.ModelProcess) -> Iterator[dict]:
         for event in events(self):
             if event.get("phase") == phase:
                 os.kill(self._process.pid, signal.SIGSTOP)
             yield event
 
-    monkeypatch.setattr(host_worker.ModelProcess, "events", stuck)
+    monkeypatch.setattr(worker.ModelProcess, "events", stuck)
     job_id = ask(host)
     until(lambda: host.job(job_id).phase == phase, phase)
     process_id = pid(host)
@@ -427,7 +427,7 @@ def test_unload_releases_the_model_and_the_next_job_loads_it_again(host, data):
 
 
 def test_a_line_to_a_closed_process_is_nothing(tmp_path):
-    process = host_worker.ModelProcess(tmp_path / "worker.log")
+    process = worker.ModelProcess(tmp_path / "worker.log")
     assert process.alive
     assert process.close() == -signal.SIGKILL
     assert not process.alive
@@ -463,7 +463,7 @@ def test_the_process_ends_with_the_app(tmp_path, way):
         until(lambda: gone(process_id), "the end of the model's process")
 
 
-@pytest.mark.parametrize("module", ["workbench.host", "workbench.host_worker"])
+@pytest.mark.parametrize("module", ["workbench.jobs.service", "workbench.jobs.worker"])
 def test_importing_it_imports_no_torch(module):
     code = f"import sys, {module}; sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'nnsight')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -474,7 +474,7 @@ def test_importing_it_imports_no_torch(module):
 
 @pytest.fixture
 def scripted(tmp_path, monkeypatch) -> Iterator[Host]:
-    monkeypatch.setattr(host_queue, "ModelProcess", ScriptedProcess)
+    monkeypatch.setattr(queue, "ModelProcess", ScriptedProcess)
     host = Host(tmp_path)
     yield host
     host.stop()
@@ -604,16 +604,16 @@ def test_a_machine_that_can_start_no_process_fails_the_job_and_not_the_queue(scr
     def full(log: Path, *, hub: bool) -> ScriptedProcess:
         raise OSError("no more processes")
 
-    monkeypatch.setattr(host_queue, "ModelProcess", full)
+    monkeypatch.setattr(queue, "ModelProcess", full)
     assert ended(scripted, scripted.inspect("tiny-moe")).message.startswith("an unexpected OSError came up")
-    monkeypatch.setattr(host_queue, "ModelProcess", ScriptedProcess)
+    monkeypatch.setattr(queue, "ModelProcess", ScriptedProcess)
     job_id = scripted.inspect("tiny-moe")
     running(scripted, job_id).let()
     assert ended(scripted, job_id).state == "done"
 
 
 def test_a_log_that_has_grown_large_is_put_aside(scripted, monkeypatch):
-    monkeypatch.setattr(host_kept, "_LOG_BYTES", 10)
+    monkeypatch.setattr(storage, "_LOG_BYTES", 10)
     log = scripted._log_file("host.log")
     log.write_text("longer than ten bytes")
     assert scripted._log_file("host.log").read_text() == ""
@@ -629,8 +629,8 @@ def events() -> list[dict]:
 
 
 @pytest.fixture
-def owner(events) -> host_worker.Owner:
-    return host_worker.Owner(lambda event, **facts: events.append({"event": event, **facts}), lambda job_id: False)
+def owner(events) -> worker.Owner:
+    return worker.Owner(lambda event, **facts: events.append({"event": event, **facts}), lambda job_id: False)
 
 
 def asked(model: str) -> dict:
@@ -684,7 +684,7 @@ def test_what_the_model_in_memory_holds_counts_as_free(owner, events, monkeypatc
 
 
 def test_a_job_cancelled_while_its_model_is_loaded_writes_nothing(events, tmp_path):
-    owner = host_worker.Owner(lambda event, **facts: events.append({"event": event, **facts}), lambda job_id: True)
+    owner = worker.Owner(lambda event, **facts: events.append({"event": event, **facts}), lambda job_id: True)
     out = tmp_path / "r"
     owner.answer({
         "id": "j", "kind": "record", "model": "tiny-moe", "prompt": "a", "corpus": None, "out": str(out),

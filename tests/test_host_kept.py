@@ -8,17 +8,17 @@ import pytest
 
 from tests import tiny
 from tests.hosting import ScriptedProcess, ended, running
-from workbench import host_kept, host_queue
 from workbench.capture.record import record
 from workbench.errors import Cancelled, HostError, RecordingError
-from workbench.host import Host
-from workbench.host_kept import delete_recording, trim, unfinished
-from workbench.recording_writer import locked
+from workbench.jobs import queue, storage
+from workbench.jobs.service import Host
+from workbench.jobs.storage import delete_recording, trim, unfinished
+from workbench.recordings.writer import locked
 
 
 @pytest.fixture
 def scripted(tmp_path, monkeypatch):
-    monkeypatch.setattr(host_queue, "ModelProcess", ScriptedProcess)
+    monkeypatch.setattr(queue, "ModelProcess", ScriptedProcess)
     host = Host(tmp_path)
     yield host
     host.stop()
@@ -89,7 +89,7 @@ def test_a_request_whose_process_died_before_the_first_part_is_kept(scripted, mo
     (kept,) = scripted.unfinished()
     assert kept.arguments["prompt"] == "a long thought" and kept.arguments["max_tokens"] == 7
     monkeypatch.undo()
-    monkeypatch.setattr(host_queue, "ModelProcess", ScriptedProcess)
+    monkeypatch.setattr(queue, "ModelProcess", ScriptedProcess)
     again = scripted.resume("mine")
     running(scripted, again).let()
     assert ended(scripted, again).state == "done" and scripted.unfinished() == []
@@ -213,7 +213,7 @@ def test_what_was_used_longest_ago_goes_first(tmp_path):
 
 
 def test_maps_are_kept_up_to_a_bound(scripted, monkeypatch):
-    monkeypatch.setattr(host_queue, "_MAP_BYTES", 100)
+    monkeypatch.setattr(queue, "_MAP_BYTES", 100)
     (scripted.data / "maps").mkdir()
     (scripted.data / "maps" / "old.npy").write_bytes(b"x" * 101)
     job = scripted.attention(model="tiny-moe", token_ids=[1], layer=0, head=0)
@@ -224,21 +224,21 @@ def test_maps_are_kept_up_to_a_bound(scripted, monkeypatch):
 
 
 def test_a_log_is_cut_under_a_process_that_writes_to_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(host_kept, "_LOG_BYTES", 10)
-    log = host_kept.log_file(tmp_path, "worker.log")
+    monkeypatch.setattr(storage, "_LOG_BYTES", 10)
+    log = storage.log_file(tmp_path, "worker.log")
     with log.open("ab") as noise:
         noise.write(b"longer than ten bytes")
         noise.flush()
-        host_kept.log_file(tmp_path, "worker.log")
+        storage.log_file(tmp_path, "worker.log")
         noise.write(b"and on")
     assert log.read_text() == "and on"
     assert Path(f"{log}.1").read_text() == "longer than ten bytes"
 
 
 def test_a_request_is_written_whole(tmp_path, monkeypatch):
-    host_kept.keep_request(tmp_path, "r", title="t", owner="", arguments={"model": "m"})
+    storage.keep_request(tmp_path, "r", title="t", owner="", arguments={"model": "m"})
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(HostError, match="cannot be written .No space left on device.; nothing was begun"):
-        host_kept.keep_request(tmp_path, "r", title="other", owner="", arguments={})
+        storage.keep_request(tmp_path, "r", title="other", owner="", arguments={})
     assert [file.name for file in (tmp_path / "requests").iterdir()] == ["r.json"]
     assert json.loads((tmp_path / "requests" / "r.json").read_text())["title"] == "t"

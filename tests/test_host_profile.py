@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from workbench.efficiency import asked
+from workbench.efficiency.measurements.measurement import Measurement
+from workbench.efficiency.profiling import settings
 from workbench.errors import HostError
-from workbench.host import LONGEST_PROFILE_S, Host
-from workbench.host_worker import Owner
-from workbench.measurement import Measurement
+from workbench.jobs.service import LONGEST_PROFILE_S, Host
+from workbench.jobs.worker import Owner
 
 SMALL = {
     "batches": (1,), "prompt_lengths": (3,), "output_lengths": (2,), "routings": ("natural",), "experts": ("eager",),
@@ -30,7 +30,7 @@ def request(model: str, out: Path, **more) -> dict:
 
 
 def test_it_measures_tells_its_steps_and_names_the_command(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(asked, "Asked", functools.partial(asked.Asked, **SMALL))
+    monkeypatch.setattr(settings, "Asked", functools.partial(settings.Asked, **SMALL))
     events: list[dict] = []
     owner = Owner(lambda event, **facts: events.append({"event": event, **facts}), lambda job: False)
     owner.answer(request(model, tmp_path / "m", against=model, weights="dummy"))
@@ -45,7 +45,7 @@ def test_it_measures_tells_its_steps_and_names_the_command(model, tmp_path, monk
 
 
 def test_a_cancelled_one_writes_nothing(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(asked, "Asked", functools.partial(asked.Asked, **SMALL))
+    monkeypatch.setattr(settings, "Asked", functools.partial(settings.Asked, **SMALL))
     events: list[dict] = []
     Owner(lambda event, **facts: events.append(facts), lambda job: True).answer(request(model, tmp_path / "m"))
     assert events[-1]["state"] == "cancelled" and "nothing of the measurement was written" in events[-1]["message"]

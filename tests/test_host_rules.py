@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.hosting import ScriptedProcess, ended, running
-from workbench import host_queue, host_rules
 from workbench.errors import CorpusError, HostError
-from workbench.host import Host
-from workbench.host_rules import Allowance, Limits, Rules, checked_upload, is_hub_id, rules_from_json, rules_to_json
+from workbench.jobs import limits, queue
+from workbench.jobs.limits import Allowance, Limits, Rules, checked_upload, is_hub_id, rules_from_json, rules_to_json
+from workbench.jobs.service import Host
 
 LIMITS = Limits(jobs=2, jobs_per_minute=4, upload_bytes_per_hour=100, tokens_per_job=50)
 
@@ -27,7 +27,7 @@ def places(tmp_path):
 
 @pytest.fixture
 def shared(tmp_path, monkeypatch):
-    monkeypatch.setattr(host_queue, "ModelProcess", ScriptedProcess)
+    monkeypatch.setattr(queue, "ModelProcess", ScriptedProcess)
     host = Host(tmp_path, rules=Rules(limits=LIMITS))
     yield host
     host.stop()
@@ -91,12 +91,12 @@ def test_what_lies_below_the_roots_can_be_chosen(places):
     assert rules.local_models(places / "data") == [str(places / "allowed" / "given")]
     assert rules.local_corpora(places / "data") == [str(places / "allowed" / "given.jsonl")]
     assert Rules().local_models(places / "data") == Rules().local_corpora(places / "data") == []
-    assert Rules().local_models(host_rules.BUNDLED.parent) == []  # the bundled ones have names
+    assert Rules().local_models(limits.BUNDLED.parent) == []  # the bundled ones have names
 
 
 def test_without_the_hub_the_process_is_told_to_stay_offline(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(host_queue, "ModelProcess", lambda log, hub: asked.append(hub) or ScriptedProcess(log, hub=hub))
+    monkeypatch.setattr(queue, "ModelProcess", lambda log, hub: asked.append(hub) or ScriptedProcess(log, hub=hub))
     for hub in (True, False):
         host = Host(tmp_path, rules=Rules(hub=hub))
         host._ready_worker()
@@ -196,8 +196,8 @@ def test_nobody_deletes_in_a_shared_app(shared):
 
 
 def test_a_queue_has_an_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(host_queue, "ModelProcess", ScriptedProcess)
-    monkeypatch.setattr(host_queue, "LONGEST_QUEUE", 2)
+    monkeypatch.setattr(queue, "ModelProcess", ScriptedProcess)
+    monkeypatch.setattr(queue, "LONGEST_QUEUE", 2)
     host = Host(tmp_path)
     running(host, host.inspect("tiny-moe"))
     for _ in range(2):
@@ -240,8 +240,8 @@ def test_an_upload_that_is_no_corpus_leaves_nothing(tmp_path, content, told):
 
 
 def test_an_upload_is_limited(monkeypatch):
-    monkeypatch.setattr(host_rules, "LARGEST_UPLOAD", 30)
-    monkeypatch.setattr(host_rules, "_UPLOAD_DOCUMENTS", 1)
+    monkeypatch.setattr(limits, "LARGEST_UPLOAD", 30)
+    monkeypatch.setattr(limits, "_UPLOAD_DOCUMENTS", 1)
     with pytest.raises(CorpusError, match="up has 44 bytes; an upload may have 30. Put the file into a folder that"):
         checked_upload("up", line(text="a" * 31))
     with pytest.raises(CorpusError, match="up has 2 lines; an upload may have 1"):
@@ -249,9 +249,9 @@ def test_an_upload_is_limited(monkeypatch):
 
 
 def test_uploads_are_kept_up_to_a_bound(tmp_path, monkeypatch):
-    from workbench import host
+    from workbench.jobs import service
 
-    monkeypatch.setattr(host, "_UPLOAD_BYTES", 40)
+    monkeypatch.setattr(service, "_UPLOAD_BYTES", 40)
     kept = [Path(Host(tmp_path).keep_upload("a.jsonl", line(text=f"text {n}"))) for n in range(4)]
     assert [file.is_file() for file in kept] == [False, False, True, True]
 

@@ -13,19 +13,19 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analyses import _batch
+from analyses import question
 from tests.hostile import CANARY, HOSTILE
 from tests.hosting import ScriptedProcess
-from workbench import host_queue
 from workbench.capture.record import record
-from workbench.corpus import Corpus
 from workbench.errors import WorkbenchError
-from workbench.export import Provenance, write_figure, write_result, write_table
-from workbench.figures.screen import screen
-from workbench.host import Host
-from workbench.host_rules import Limits, Rules
+from workbench.export.files import Provenance, write_figure, write_result, write_table
+from workbench.figures.plotly.draw import screen
+from workbench.jobs import queue
+from workbench.jobs.limits import Limits, Rules
+from workbench.jobs.service import Host
 from workbench.models import loading
-from workbench.recording import Recording
+from workbench.recordings.corpus import Corpus
+from workbench.recordings.recording import Recording
 
 RULES = Rules(limits=Limits(jobs=100, jobs_per_minute=100))
 
@@ -62,7 +62,7 @@ ASKS: dict[str, Callable[[Host, str], object]] = {
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 @pytest.mark.parametrize("ask", ASKS.values(), ids=ASKS)
 def test_it_is_refused_in_a_sentence_or_stays_in_the_data_folder(tmp_path, monkeypatch, ask, text):
-    monkeypatch.setattr(host_queue, "ModelProcess", ScriptedProcess)
+    monkeypatch.setattr(queue, "ModelProcess", ScriptedProcess)
     (tmp_path / "data").mkdir()
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
@@ -103,7 +103,7 @@ def result(request, recording):
     kinds = [kind for kind in HOSTILE if kind != "malformed"]
     document = f"{HOSTILE[kinds[0]][:200]} 0"
     settings = [f"document={document}"] if request.param == "token_routing" else []
-    said = _batch.ask(recording, request.param, settings=settings)
+    said = question.ask(recording, request.param, settings=settings)
     return request.param, said
 
 
@@ -129,7 +129,7 @@ def test_on_the_screen_it_is_letters(result):
 
 def test_in_files_it_is_letters(result, recording, tmp_path):
     name, said = result
-    how = Provenance(analysis=name, command=_batch.command(recording, name), sources=_batch.sources(recording))
+    how = Provenance(analysis=name, command=question.command(recording, name), sources=question.sources(recording))
     files = write_result(said.tables, said.figures, tmp_path / "out", provenance=how)
     assert {file.parent for file in files} == {tmp_path / "out"}
     for file in files:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from tests.figures.examples import CANARY, load_map
 from tests.test_export import PROVENANCE, TABLE
-from workbench import latex
-from workbench.bundle import finish
-from workbench.export import write_result, write_table
+from workbench.export import latex
+from workbench.export.bundle import finish
+from workbench.export.files import write_result, write_table
 
 LATEX_ONLY = r"\\[a-zA-Z]+(\{\})?|\\[&%$#_{}]|\{[][*]\}|-\{\}|\$\\[a-zA-Z]+\$|\$-\$|\$\{\}[_^]\{(\d|-|\\circ)\}\$"
 STRANGE = " ".join(latex._SIGNS) + (

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from analyses import _batch
+from analyses import question
 from docs import metrics
 
 ALL = [name for name, _ in metrics.metrics()]
@@ -17,18 +17,13 @@ def test_an_analysis_answers_with_it_and_a_page_shows_it(metric):
     assert any(metrics.pages_of(name) for name in names), f"{metric} is on no page: {', '.join(names)}"
 
 
-def test_what_is_listed_by_hand_is_there_and_once():
-    by_hand = [*metrics.PLAIN, *(name for names in metrics.RECORDED.values() for name in names)]
-    assert len(set(by_hand)) == len(by_hand) and set(by_hand) <= set(ALL)
-
-
 def test_a_metric_that_nothing_uses_is_not_found():
     assert metrics.analyses_of("structure.no_such_metric") == []
     assert metrics.analyses_of("structure.flow_information") == ["layer_flow"]  # through a table of functions
     assert "differences" in metrics.analyses_of("load.imbalance")
 
 
-@pytest.mark.parametrize("name", _batch.names(""))
+@pytest.mark.parametrize("name", question.names(""))
 def test_the_guide_lists_every_analysis_with_its_tables(name):
     guide = Path(metrics.__file__).with_name("guide.md").read_text(encoding="utf-8")
     rows = [line for line in guide.splitlines() if line.startswith(f"| `{name}`")]

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import tiny
-from workbench import writable
 from workbench.capture.record import record
 from workbench.errors import RecordingError
-from workbench.recording import Recording, read_manifest, recording_digest, recordings_below
-from workbench.recording_schema import SCHEMA, prefix
-from workbench.writable import write_whole
+from workbench.files import writing
+from workbench.files.writing import write_whole
+from workbench.recordings.recording import Recording, read_manifest, recording_digest, recordings_below
+from workbench.recordings.schema import SCHEMA, prefix
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_parts_can_be_read_one_by_one(recording):
 
 def test_reading_a_recording_imports_no_torch(recording):
     code = (
-        "import sys; from workbench.recording import Recording; import workbench; "
+        "import sys; from workbench.recordings.recording import Recording; import workbench; "
         f"r = workbench.Recording.open({str(recording.path)!r}); r.ids(0); r.tokens(); "
         "sys.exit('torch' in sys.modules)"
     )
@@ -221,16 +221,16 @@ def test_recordings_below_a_folder_are_listed(recording, tmp_path):
 
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(writable, "_open_for_writing", lambda file: (file.touch(), open("/dev/full", "wb"))[1])  # noqa: SIM115
+    monkeypatch.setattr(writing, "_open_for_writing", lambda file: (file.touch(), open("/dev/full", "wb"))[1])  # noqa: SIM115
     with pytest.raises(RecordingError, match=r"the disk is full: .*part needs 6 bytes, [\d,]+ are free"):
         write_whole(tmp_path / "part", b"abcdef", RecordingError)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_fills_up_while_recording_can_be_gone_on_with(moe, tmp_path, monkeypatch, recording):
-    opened = writable._open_for_writing
+    opened = writing._open_for_writing
     monkeypatch.setattr(
-        writable,
+        writing,
         "_open_for_writing",
         lambda file: open("/dev/full", "wb") if "part-00002" in file.name else opened(file),  # noqa: SIM115
     )

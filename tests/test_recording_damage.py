@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench import recording_checks
 from workbench.errors import RecordingError
-from workbench.manifest_schema import fault_of
-from workbench.recording import Recording, file_digest, read_manifest, recording_digest, recordings_below
-from workbench.recording_schema import FIELDS, prefix, prefixes
+from workbench.recordings import checks
+from workbench.recordings.manifest_shape import fault_of
+from workbench.recordings.recording import Recording, file_digest, read_manifest, recording_digest, recordings_below
+from workbench.recordings.schema import FIELDS, prefix, prefixes
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ def test_a_part_that_claims_what_no_file_of_its_size_holds_is_not_read(copied, m
     schema = pq.read_schema(copied / name)
     rewrite(copied, name, pa.table([pa.nulls(200_000, field.type) for field in schema], schema=schema))
     assert Recording.open(copied)
-    monkeypatch.setattr(recording_checks, "_EXPANDED_BYTES", 1 << 20)
+    monkeypatch.setattr(checks, "_EXPANDED_BYTES", 1 << 20)
     with pytest.raises(RecordingError, match=r"claims 200,000 rows, [\d,]+ bytes in memory, in a file of [\d,]+ bytes"):
         Recording.open(copied)
 

@@ -6,8 +6,8 @@ import pytest
 
 from tests import tiny
 from workbench.capture.record import record
-from workbench.recording import Recording
-from workbench.recording_views import of_documents, of_layers, renamed
+from workbench.recordings.recording import Recording
+from workbench.recordings.selection import of_documents, of_layers, renamed
 
 KEPT = np.array([3, 7, 11, 40])
 

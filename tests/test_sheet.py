@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from workbench.export import Provenance, write_table
-from workbench.sheet import csv_text
+from workbench.export.csv_file import csv_text
+from workbench.export.files import Provenance, write_table
 
 CLASSES = {
     "carriage return": "a\rb",

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
-from workbench.corpus import Corpus, Document
 from workbench.models.loading import Model, from_module
+from workbench.recordings.corpus import Corpus, Document
 
 VOCABULARY = 211
 DOMAINS = ("chinese", "code", "english", "math", "multilingual")

@@ -8,24 +8,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from workbench.capture.proof.model import check_capture
     from workbench.capture.record import Progress, record
-    from workbench.corpus import Corpus, Document
     from workbench.errors import WorkbenchError
-    from workbench.importers.build import import_trace
-    from workbench.models.check import check_capture
     from workbench.models.loading import Model, from_module, load, memory_forecast
     from workbench.models.topology import Topology, topology
-    from workbench.recording import Recording
+    from workbench.recordings.corpus import Corpus, Document
+    from workbench.recordings.importers.build import import_trace
+    from workbench.recordings.recording import Recording
 
 _HOMES = {
     "workbench.capture.record": ("Progress", "record"),
-    "workbench.corpus": ("Corpus", "Document"),
+    "workbench.recordings.corpus": ("Corpus", "Document"),
     "workbench.errors": ("WorkbenchError",),
-    "workbench.importers.build": ("import_trace",),
-    "workbench.models.check": ("check_capture",),
+    "workbench.recordings.importers.build": ("import_trace",),
+    "workbench.capture.proof.model": ("check_capture",),
     "workbench.models.loading": ("Model", "from_module", "load", "memory_forecast"),
     "workbench.models.topology": ("Topology", "topology"),
-    "workbench.recording": ("Recording",),
+    "workbench.recordings.recording": ("Recording",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

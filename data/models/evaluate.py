@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 import workbench as wb
-from workbench.corpus import Corpus, Document
-from workbench.metrics import extremes, load, nulls, specialization, uncertainty
-from workbench.metrics.clusters import Clusters
+from workbench.metrics import load, specialization
 from workbench.models.bundled import bundled_models
 from workbench.models.topology import Topology
-from workbench.recording import Recording
+from workbench.recordings.corpus import Corpus, Document
+from workbench.recordings.recording import Recording
+from workbench.statistics import extremes, intervals, permutation
+from workbench.statistics.design import Clusters
 
 FOLDER = Path(__file__).resolve().parent
 BEGIN, END = "<!-- evaluation: made by evaluate.py -->", "<!-- end of evaluation -->"
@@ -70,10 +71,10 @@ def routing(recording: Recording) -> list[dict[str, float]]:
     rows = []
     for router in recording.topology.routers:
         counts_DE = recording.counts(router.layer)
-        resamples = uncertainty.cluster_bootstrap(counts_DE, clusters=clusters)
+        resamples = intervals.cluster_bootstrap(counts_DE, clusters=clusters)
         violation = extremes.max_violation_interval(extremes.max_t_band(resamples.corpus))
-        balance = nulls.balance_test(counts_DE, clusters=clusters)
-        information = uncertainty.bias_corrected_interval(specialization.domain_information, resamples.domains)
+        balance = permutation.balance_test(counts_DE, clusters=clusters)
+        information = intervals.bias_corrected_interval(specialization.domain_information, resamples.domains)
         permuted = specialization.domain_information_test(counts_DE, clusters=clusters)
         hashed = specialization.hash_router_information(
             token_T, domain_T, n_domains=len(clusters.domains), n_experts=router.n_experts, top_k=router.top_k
@@ -112,7 +113,7 @@ def evaluate(corpus: Corpus) -> dict[str, Any]:
             model = wb.load(name, device="cpu")
             recording = wb.record(model, corpus, Path(temporary) / name)
             nll_D, scored_D, clusters = kept[name] = losses(recording)
-            by_domain = uncertainty.domain_ratio_interval(nll_D, scored_D, clusters=clusters)
+            by_domain = intervals.domain_ratio_interval(nll_D, scored_D, clusters=clusters)
             result["models"][name] = {
                 "parameters_total": model.topology.parameters_total,
                 "parameters_active": model.topology.parameters_active,
@@ -124,7 +125,7 @@ def evaluate(corpus: Corpus) -> dict[str, Any]:
             }
             print(f"{name}: {recording.n_tokens:,} tokens", flush=True)
     moe, scored_D, clusters = kept["tiny-moe"]
-    difference = uncertainty.domain_ratio_interval(moe - kept["tiny-dense"][0], scored_D, clusters=clusters)
+    difference = intervals.domain_ratio_interval(moe - kept["tiny-dense"][0], scored_D, clusters=clusters)
     result["moe_minus_dense"] = {
         domain: {"difference": float(value), "low": float(low), "high": float(high), "clusters": int(n)}
         for domain, value, low, high, n in zip(

@@ -1,5 +1,6 @@
 """A recording whose token rows stand, or are numbered, otherwise than the model's run left them: as traces' rows do."""
 
+import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workbench.recording import Recording
-from workbench.recording_views import View
+from workbench.recordings.recording import Recording
 
 
 def rewritten(recording: Recording, out: Path, change: Callable[[pa.Table], pa.Table]) -> Recording:
@@ -39,4 +39,6 @@ def numbered(recording: Recording, out: Path, position_of: Callable[[np.ndarray,
 def placeless(recording: Recording) -> Recording:
     """As of a trace that does not say where its tokens stand."""
     source = {"format": "numpy", "name": "", "unit": "documents", "lacks": ["position"]}
-    return View.of(recording, manifest={**recording.manifest, "source": source})
+    said = copy.copy(recording)
+    said.manifest = {**recording.manifest, "source": source}
+    return said

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from analyses import _attention, attention_groups, attention_heads, attention_profile, attention_routing
+from analyses.attention import _statistics, attention_groups, attention_heads, attention_profile, attention_routing
 from tests import tiny
 from workbench.capture.record import record
 from workbench.errors import AnalysisError
@@ -36,7 +36,7 @@ def test_roles_follow_the_thresholds(recording):
 def test_a_head_that_looks_everywhere_alike_has_the_uniform_score(recording):
     probe = recording.manifest["attention"]["probe"]
     length = 1 + probe["n_tokens"] * probe["copies"]
-    from workbench.metrics.heads import repeated_scores
+    from workbench.metrics.attention import repeated_scores
 
     weights = np.tril(np.ones((1, length, length)))
     weights /= weights.sum(-1, keepdims=True)
@@ -160,9 +160,9 @@ def test_experts_that_do_not_follow_attention_are_within_the_permuted(moe, tmp_p
 
 
 def test_layers_without_statistics_are_said(recording):
-    assert _attention.not_covered(recording) == ""
-    from workbench.recording import Recording
+    assert _statistics.not_covered(recording) == ""
+    from workbench.recordings.recording import Recording
 
     facts = recording.manifest["attention"] | {"not_covered": [{"layer": 1, "reason": "no softmax"}] * 1}
     told = Recording(recording.path, recording.manifest | {"attention": facts})
-    assert _attention.not_covered(told) == "Not covered: layer 1 (no softmax)."
+    assert _statistics.not_covered(told) == "Not covered: layer 1 (no softmax)."

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from analyses import _attention_map, _commands
+from analyses.attention import _map
 from tests.capture.test_attention import eager_weights
-from workbench.capture.heads import MOST_MAPPED, attention_map
+from workbench.capture.attention.heads import MOST_MAPPED, attention_map
 from workbench.capture.record import record
-from workbench.corpus import Corpus, Document
+from workbench.cli import analyze
 from workbench.errors import AnalysisError, CaptureError
 from workbench.models.loading import load
+from workbench.recordings.corpus import Corpus, Document
 
 
 def test_it_is_that_head_of_eager_attention(moe):
@@ -43,18 +44,18 @@ def test_a_long_text_is_cut_to_cells_whose_rows_sum_to_one():
     rng = np.random.default_rng(0)
     weights = np.tril(rng.random((300, 300)))
     weights /= weights.sum(-1, keepdims=True)
-    table = _attention_map.cells(weights, ["x"] * 300)
+    table = _map.cells(weights, ["x"] * 300)
     assert table["query"].nunique() == 100 and len(table) == 100 * 101 // 2
     np.testing.assert_allclose(table.groupby("query")["weight"].sum(), 1)
     by_hand = weights[6:9, 3:6].sum() / 3
     assert table.query("query == 6 and key == 3")["weight"].item() == pytest.approx(by_hand)
-    short = _attention_map.cells(weights[:5, :5], list("abcde"))
+    short = _map.cells(weights[:5, :5], list("abcde"))
     assert short.query("query == 4 and key == 2")[["weight", "key_text"]].to_numpy().tolist() == [[weights[4, 2], "c"]]
 
 
 def test_a_document_that_is_not_there_is_named(recording):
     with pytest.raises(AnalysisError, match="has no document 'nobody'; it has 50"):
-        _attention_map.text_of(recording, "nobody", n_tokens=5)
+        _map.text_of(recording, "nobody", n_tokens=5)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_what_the_recording_knows_to_be_wrong_loads_no_model(recording, monkeypa
     given = {"layer": 1, "head": 0, "tokens": 128} | {asked[0]: asked[1]}
     document = recording.documents()["id"][0]
     with pytest.raises(AnalysisError, match=message):
-        _commands.attention_map(recording.path, document, out=tmp_path / "out", **given)
+        analyze.attention_map(recording.path, document, out=tmp_path / "out", **given)
     assert not (tmp_path / "out").exists()
 
 

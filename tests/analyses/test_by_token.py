@@ -7,27 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses import (
-    _chunks,
-    _parts,
-    _token_tables,
-    balance_scope,
-    capacity,
-    context,
-    position,
-    router_confidence,
-    same_token,
-    segment_consistency,
-    shared_expert,
-    specialization,
-)
-from analyses._chunks import chunks, ranked
+from analyses.read import order, token_tables
+from analyses.read.chunks import chunks, ranked
+from analyses.routing import balance_scope, capacity, router_confidence, shared_expert
+from analyses.specialization import context, position, same_token, specialization
+from analyses.structure import segment_consistency
 from tests import tiny
 from workbench.capture.record import record
-from workbench.corpus import Corpus
 from workbench.errors import AnalysisError
 from workbench.metrics import load
-from workbench.recording import Recording
+from workbench.recordings.corpus import Corpus
+from workbench.recordings.recording import Recording
 
 FEW = specialization.Settings(min_count=3, n_permutations=5, n_seeds=2)
 
@@ -41,8 +31,8 @@ def tokens_of(recording, layer):
         recording.weights(layer), strict=True,
     )  # fmt: skip
     for document, place, token, predicted, ids, weights in rows:
-        order = sorted(range(len(ids)), key=lambda k: (-float(weights[k]), int(ids[k])))
-        found[document].append((place, token, predicted, [int(ids[k]) for k in order]))
+        ranks = sorted(range(len(ids)), key=lambda k: (-float(weights[k]), int(ids[k])))
+        found[document].append((place, token, predicted, [int(ids[k]) for k in ranks]))
     return {document: [row[1:] for row in sorted(rows)] for document, rows in found.items()}
 
 
@@ -245,12 +235,12 @@ def test_sets_permuted_beforehand_do_not_drift(recording):
                 moved = [name for name in columns if name.endswith(".ids")]
                 if moved:
                     later = part["position"] > 0
-                    order = np.arange(len(later))
+                    shuffled = np.arange(len(later))
                     rng = np.random.default_rng(7)
                     for document in np.unique(part["document"]):
                         inside = np.flatnonzero((part["document"] == document) & later)
-                        order[inside] = rng.permutation(inside)
-                    part |= {name: part[name][order] for name in moved}
+                        shuffled[inside] = rng.permutation(inside)
+                    part |= {name: part[name][shuffled] for name in moved}
                 yield part
 
     drift = position.run(Permuted(recording.path, recording.manifest)).drift
@@ -367,10 +357,10 @@ def test_what_is_kept_does_not_change_what_is_found(recording, monkeypatch, modu
     """In one chunk with all of it kept, as it is read here; and in many, of which nothing is kept."""
     settings = FEW if module is specialization else module.Settings()
     whole = module.tables(module.run(recording, settings))
-    monkeypatch.setattr(_chunks, "CHUNK_TOKENS", 300)
-    monkeypatch.setattr(_chunks, "KEPT_BYTES", 0)
-    monkeypatch.setattr(_token_tables, "TABLE_TOKENS", 300)
-    monkeypatch.setattr(_token_tables, "_DRAWN_BYTES", 1)
+    monkeypatch.setattr("analyses.read.chunks.CHUNK_TOKENS", 300)
+    monkeypatch.setattr("analyses.read.chunks.KEPT_BYTES", 0)
+    monkeypatch.setattr(token_tables, "TABLE_TOKENS", 300)
+    monkeypatch.setattr(token_tables, "_DRAWN_BYTES", 1)
     monkeypatch.setattr(router_confidence, "_HELD_BYTES", 1)
     for name, table in module.tables(module.run(recording, settings)).items():
         pd.testing.assert_frame_equal(table, whole[name], rtol=1e-9, atol=1e-12)
@@ -390,8 +380,8 @@ def test_the_first_choice_is_the_heaviest_and_of_equal_ones_the_first_of_the_rou
         ]
         expected = np.array([[i for _, i in pairs] for pairs in of_token])
         expected = ids_TK[rows] if rows.stop else expected
-        np.testing.assert_array_equal(_parts.first_choice(ids_TK[rows], weights_TK[rows]), expected[:, 0])
-        np.testing.assert_array_equal(_parts.ranked(ids_TK[rows], weights_TK[rows]), expected)
+        np.testing.assert_array_equal(order.first_choice(ids_TK[rows], weights_TK[rows]), expected[:, 0])
+        np.testing.assert_array_equal(order.ranked(ids_TK[rows], weights_TK[rows]), expected)
 
 
 # ---- refusals ----

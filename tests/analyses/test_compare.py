@@ -10,17 +10,20 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analyses import _batch, _compare, differences, domain_load, expert_load, load_balance, same_token, token_routing
+from analyses import compare, question
+from analyses.comparison import differences
+from analyses.routing import expert_load, load_balance, token_routing
+from analyses.specialization import domain_load, same_token
 from tests import tiny
 from workbench.capture.record import record
 from workbench.errors import AnalysisError
-from workbench.figures.paper import paper
-from workbench.metrics.bags import deal
-from workbench.metrics.clusters import Clusters
-from workbench.recording import Recording
-from workbench.recording_schema import FIELDS
+from workbench.figures.matplotlib.draw import paper
+from workbench.recordings.recording import Recording
+from workbench.recordings.schema import FIELDS
+from workbench.statistics.design import Clusters
+from workbench.statistics.jackknife import deal
 
-ONE_ASKED = [name for name in _batch.names() if not _batch.takes_two(_batch.get(name))]
+ONE_ASKED = [name for name in question.names() if not question.takes_two(question.get(name))]
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +37,13 @@ CHEAP = {"coactivation": ["n_draws=1"], "specialization": ["n_permutations=1"], 
 
 
 def settings_of(name: str):
-    return _batch.parse_settings(_batch.get(name), CHEAP.get(name, []))
+    return question.parse_settings(question.get(name), CHEAP.get(name, []))
 
 
 @pytest.fixture(scope="module")
 def comparisons(recording, other):
     return {
-        name: _compare.compare(_batch.get(name), recording, other, settings_of(name), experts="same")
+        name: compare.compare(question.get(name), recording, other, settings_of(name), experts="same")
         for name in ONE_ASKED
     }
 
@@ -57,7 +60,7 @@ def of(table: pd.DataFrame, **where) -> pd.Series:
 def test_every_analysis_can_be_asked_of_two(name, comparisons, recording, other):
     found = comparisons[name]
     assert found.tables
-    module = _batch.get(name)
+    module = question.get(name)
     for table_name, table in found.tables.items():
         keys = [*found.keys[table_name], "quantity"]
         assert not table.duplicated(keys).any()
@@ -75,13 +78,13 @@ def test_every_analysis_can_be_asked_of_two(name, comparisons, recording, other)
                 keys = list(found.keys[table_name])
                 there = rows[keys].merge(table, on=keys)[quantity]
                 np.testing.assert_allclose(rows["a"], there.astype(float), equal_nan=True)
-    for figure in _compare.figures(name, found).values():
+    for figure in compare.figures(name, found).values():
         paper(figure, width="column")
 
 
 @pytest.mark.parametrize("module", [expert_load, same_token])
 def test_a_recording_does_not_differ_from_itself(module, recording):
-    for table in _compare.compare(module, recording, recording).tables.values():
+    for table in compare.compare(module, recording, recording).tables.values():
         assert (table["difference"] == 0).all()
         assert table["interval"].str.startswith("none: ").all()
         assert table["interval"].str.contains("the same whichever documents are left out").any()
@@ -149,19 +152,19 @@ def test_what_has_no_interval_says_why(comparisons):
 
 def test_few_documents_have_differences_and_no_interval(moe, other, tmp_path):
     few = record(moe, tiny.corpus(n_documents=7), tmp_path / "r")
-    found = _compare.compare(load_balance, few, other, experts="same")
+    found = compare.compare(load_balance, few, other, experts="same")
     assert "fewer than 8 clusters in a domain" in found.said and "Documents in common: 7" in found.said
     table = found.tables["layers"]
     assert table["difference"].notna().any() and table["low"].isna().all()
     assert table["interval"].str.contains("fewer than 8 clusters").any()
-    assert _compare.figures("load_balance", found) == {}
+    assert compare.figures("load_balance", found) == {}
 
 
 def test_experts_of_different_models_are_matched_where_rows_are_experts(recording, other):
-    plain = _compare.compare(domain_load, recording, other, experts="same")
-    matched = _compare.compare(domain_load, recording, other, experts="matched")
+    plain = compare.compare(domain_load, recording, other, experts="same")
+    matched = compare.compare(domain_load, recording, other, experts="matched")
     assert "Experts were matched" in matched.said and "Matched alike in both halves" in matched.said
-    assert "Experts were matched" in _compare.figures("domain_load", matched)["information"].caption
+    assert "Experts were matched" in compare.figures("domain_load", matched)["information"].caption
     # what does not depend on the experts' names is the same
     columns = ["layer", "quantity", "a", "b", "low", "high"]
     pd.testing.assert_frame_equal(plain.tables["information"][columns], matched.tables["information"][columns])
@@ -177,8 +180,8 @@ def test_experts_of_different_models_are_matched_where_rows_are_experts(recordin
 
 
 def test_the_card_of_an_expert_is_of_the_expert_the_first_one_chose(recording, other):
-    card = _batch.get("expert_card")
-    found = _compare.compare(card, recording, other, experts="same")
+    card = question.get("expert_card")
+    found = compare.compare(card, recording, other, experts="same")
     first = card.run(recording)
     second = card.run(other, card.Settings(layer=first.layer, expert=first.expert))
     rows = found.tables["domains"].query("quantity == 'rate'").set_index("domain")["b"]
@@ -186,7 +189,7 @@ def test_the_card_of_an_expert_is_of_the_expert_the_first_one_chose(recording, o
 
 
 def test_the_same_document_is_shown_of_both(recording, other):
-    found = _compare.compare(token_routing, recording, other, experts="same")
+    found = compare.compare(token_routing, recording, other, experts="same")
     first = recording.documents().sort_values("document")["id"].iloc[0]
     mine = token_routing.run(recording, token_routing.Settings(document=first)).tokens
     assert found.tables["tokens"]["position"].nunique() == len(mine)
@@ -200,11 +203,11 @@ def test_tables_without_a_row_in_common_are_refused(recording):
     module = SimpleNamespace(__name__="analyses.x", Settings=same_token.Settings, tables=shifted)
     module.run = lambda *_: next(calls)
     with pytest.raises(AnalysisError, match="x: the tables of .* have no row in common"):
-        _compare.compare(module, recording, recording)
+        compare.compare(module, recording, recording)
 
 
 def test_two_are_asked_from_the_command_line(recording, other, tmp_path):
-    code = "from analyses._commands import register; from workbench.cli import app; register(app); app()"
+    code = "from workbench.cli.analyze import register; from workbench.cli import app; register(app); app()"
 
     def run(*arguments: str) -> subprocess.CompletedProcess:
         return subprocess.run(
@@ -227,7 +230,10 @@ def test_two_are_asked_from_the_command_line(recording, other, tmp_path):
 def test_a_script_takes_two(recording, other, tmp_path):
     words = [recording.path, "--against", other.path, "--out", tmp_path, "--experts", "same"]
     done = subprocess.run(
-        [sys.executable, "-m", "analyses.differences", *map(str, words)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "analyses.comparison.differences", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert {"measures.csv", "agreement.csv", "loss.csv", "by_layer.pdf", "loss.pdf"} <= {
@@ -241,11 +247,11 @@ def test_an_analysis_of_two_wants_two(name, recording):
     with pytest.raises(
         AnalysisError, match=f"{name}: it compares two recordings, and one was given.*--against RECORDI"
     ):
-        _batch.ask(recording, name)
+        question.ask(recording, name)
 
 
 def test_options_of_two_without_the_second_are_refused(recording, tmp_path):
-    from analyses._commands import analyze
+    from workbench.cli.analyze import analyze
 
     with pytest.raises(AnalysisError, match="--experts is about two recordings; .*--against RECORDING"):
         analyze(recording.path, ["expert_load"], tmp_path, experts="same")

@@ -8,15 +8,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from analyses import _batch, context, domain_load, expert_card, position, same_token
-from analyses._compare import compare
-from analyses._controls import NAMES, Controls, routed_by_token
-from analyses._inputs import router_stacks
+from analyses import question
+from analyses.compare import compare
+from analyses.read.controls import NAMES, Controls, routed_by_token
+from analyses.read.design import router_stacks
+from analyses.routing import expert_card
+from analyses.specialization import context, domain_load, position, same_token
 from tests import tiny
 from workbench.capture.record import record
 from workbench.errors import AnalysisError
 from workbench.metrics.specialization import hash_router_counts
-from workbench.recording import Recording
+from workbench.recordings.recording import Recording
 
 TAKING = ("context", "domain_load", "position", "same_token", "specialization")
 QUICK = {
@@ -46,7 +48,7 @@ def stranger(tmp_path_factory) -> Recording:
 
 
 def asked(name: str, recording: Recording, **controls):
-    module = _batch.get(name)
+    module = question.get(name)
     return module, module.run(recording, module.Settings(**QUICK.get(name, {}), **controls))
 
 
@@ -57,8 +59,8 @@ def given(**paths: Recording | str | None) -> SimpleNamespace:
 def test_the_analyses_that_take_controls():
     takes = [
         name
-        for name in _batch.names()
-        if {"untrained", "ceiling"} <= {field.name for field in dataclasses.fields(_batch.get(name).Settings)}
+        for name in question.names()
+        if {"untrained", "ceiling"} <= {field.name for field in dataclasses.fields(question.get(name).Settings)}
     ]
     assert tuple(takes) == TAKING == tuple(BESIDE)
 
@@ -164,7 +166,7 @@ def test_two_recordings_have_no_controls(recording, stranger, again):
 
 
 def test_controls_on_the_command_line(recording, again, stranger, tmp_path):
-    code = "from analyses._commands import register; from workbench.cli import app; register(app); app()"
+    code = "from workbench.cli.analyze import register; from workbench.cli import app; register(app); app()"
 
     def run(*arguments: object) -> subprocess.CompletedProcess:
         words = [sys.executable, "-c", code, "analyze", *map(str, arguments), "--out", str(tmp_path / "o")]
@@ -185,5 +187,5 @@ def test_controls_on_the_command_line(recording, again, stranger, tmp_path):
 
 def test_controls_are_in_the_provenance(recording, again, stranger):
     settings = context.Settings(untrained=str(stranger.path), ceiling=str(again.path))
-    digests = [source.digest for source in _batch.sources(recording, None, settings)]
+    digests = [source.digest for source in question.sources(recording, None, settings)]
     assert digests == [recording.digest, again.digest, stranger.digest]

@@ -13,20 +13,22 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from analyses import _batch, _costs, coverage
-from analyses._commands import register
+from analyses import question
+from analyses.costs import _run
+from analyses.structure import coverage
 from tests import tiny
 from workbench.capture.record import record
-from workbench.cli import app
-from workbench.corpus import Corpus, Document
-from workbench.efficiency.devices import device
-from workbench.efficiency.roofline import decode_ratio
-from workbench.efficiency.subject import Costed, costed, with_published
+from workbench.cli.analyze import register
+from workbench.cli.main import app
+from workbench.efficiency.costs.comparison import Costed, costed, with_published
+from workbench.efficiency.costs.devices import device
+from workbench.efficiency.costs.roofline import decode_ratio
 from workbench.errors import AnalysisError
-from workbench.figures.paper import paper
-from workbench.figures.screen import screen
+from workbench.figures.matplotlib.draw import paper
+from workbench.figures.plotly.draw import screen
+from workbench.recordings.corpus import Corpus, Document
 
-NAMES = _costs.names()
+NAMES = _run.names()
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +38,19 @@ def subject() -> Costed:
 
 @pytest.fixture(scope="module")
 def answers(subject):
-    return {name: _costs.ask(subject, name) for name in NAMES}
+    return {name: _run.ask(subject, name) for name in NAMES}
 
 
 def test_the_analyses_are_found_and_recordings_pass_over_them():
     assert set(NAMES) == {"roofline", "crossover", "quality_cost", "card_claim"}
-    assert not set(NAMES) & set(_batch.names())
+    assert not set(NAMES) & set(question.names())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_keeps_the_contract(name):
-    module = _batch.get(name)
-    question, _, rest = inspect.getdoc(module).partition("\n\n")
-    assert question.endswith("?") and "\n" not in question and rest.startswith("Not shown: ")
+    module = question.get(name)
+    asks, _, rest = inspect.getdoc(module).partition("\n\n")
+    assert asks.endswith("?") and "\n" not in asks and rest.startswith("Not shown: ")
     for kind in (module.Settings, module.Result):
         assert dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen
         assert all(f"{field.name}:" in kind.__doc__ for field in dataclasses.fields(kind))
@@ -68,7 +70,7 @@ def test_tables_are_filled_and_figures_drawn(name, answers):
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_written_with_its_provenance(name, subject, tmp_path):
     settings = ["dtype=float16"]
-    files = _costs.write(subject, name, tmp_path, settings=settings)
+    files = _run.write(subject, name, tmp_path, settings=settings)
     provenance = json.loads(files[-1].read_text())
     assert provenance["sources"][0]["digest"] == subject.digest
     assert provenance["settings"]["dtype"] == "float16"
@@ -76,7 +78,7 @@ def test_it_is_written_with_its_provenance(name, subject, tmp_path):
 
 
 def test_it_runs_as_a_script(tmp_path):
-    call = [sys.executable, "-m", "analyses.roofline", "tiny-moe", "--out", str(tmp_path), "--set", "largest=4"]
+    call = [sys.executable, "-m", "analyses.costs.roofline", "tiny-moe", "--out", str(tmp_path), "--set", "largest=4"]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert {"steps.csv", "intensity.pdf", "throughput.svg"} <= {f.name for f in (tmp_path / "roofline").iterdir()}
@@ -100,7 +102,7 @@ def test_the_map_is_the_roofline_and_its_crossings_lie_between(subject, answers)
 
 def test_a_model_against_itself_is_equally_fast_everywhere():
     one = costed("tiny-moe", "tiny-moe")
-    found = _costs.ask(one, "crossover", settings=["largest_batch=8", "largest_context=256"])
+    found = _run.ask(one, "crossover", settings=["largest_batch=8", "largest_context=256"])
     assert (found.tables["map"]["ratio"] == 1).all() and "crossings" not in found.tables
 
 
@@ -136,20 +138,20 @@ def test_the_card(answers):
 )
 def test_what_cannot_be_meant_is_refused(subject, name, settings, message):
     with pytest.raises(AnalysisError, match=re.escape(message)):
-        _costs.ask(subject, name, settings=settings)
+        _run.ask(subject, name, settings=settings)
 
 
 def test_published_configs_that_were_not_read_are_asked_for():
     for name in ("card_claim", "quality_cost"):
         with pytest.raises(AnalysisError, match=f"{name}: the published configs were not read"):
-            _costs.ask(costed("tiny-moe"), name)
+            _run.ask(costed("tiny-moe"), name)
 
 
 def test_a_recording_is_not_what_they_are_asked_of(recording):
     with pytest.raises(
         AnalysisError, match="roofline: it is asked of costs, not of a recording; run python -m analyses"
     ):
-        _batch.ask(recording, "roofline")
+        question.ask(recording, "roofline")
 
 
 # The analysis of a recording's batches, and the command

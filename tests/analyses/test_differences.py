@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses import differences
+from analyses.comparison import differences
 from tests import tiny
 from workbench.capture.record import record
 from workbench.errors import AnalysisError
 from workbench.metrics import load, specialization
-from workbench.metrics.clusters import Clusters
-from workbench.recording import Recording
+from workbench.recordings.recording import Recording
+from workbench.statistics.design import Clusters
 
 
 @pytest.fixture(scope="module")

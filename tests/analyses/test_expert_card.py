@@ -5,13 +5,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from analyses import coactivation, expert_card
-from analyses._expert_tokens import by_token, read_tokens
-from analyses._partners import partners
+from analyses.routing import expert_card
+from analyses.routing._expert_tokens import by_token, read_tokens
+from analyses.routing._partners import partners
+from analyses.structure import coactivation
 from workbench.errors import AnalysisError
-from workbench.metrics.clusters import Clusters
 from workbench.metrics.vocabulary import rate_elsewhere
-from workbench.recording import Recording
+from workbench.recordings.recording import Recording
+from workbench.statistics.design import Clusters
 
 
 def test_shares_of_tokens_and_domains_by_counting(recording):

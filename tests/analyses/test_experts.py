@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from analyses import contribution, expert_card, expert_similarity, shared_expert, upcycling_lineage
+from analyses.experts import contribution, expert_similarity, upcycling_lineage
+from analyses.routing import expert_card, shared_expert
 from tests import tiny
 from workbench.capture.record import record
 from workbench.errors import AnalysisError
 from workbench.models.topology import Topology
-from workbench.recording import Recording
-from workbench.recording_views import of_documents
+from workbench.recordings.recording import Recording
+from workbench.recordings.selection import of_documents
 
 
 @pytest.fixture(scope="module")

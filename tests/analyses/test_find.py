@@ -2,8 +2,8 @@
 
 import pytest
 
-from analyses._find import find
-from workbench.recording import Recording
+from analyses.read.search import find
+from workbench.recordings.recording import Recording
 
 
 def walked(recording: Recording, text: str) -> list[tuple[str, int]]:

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses import expert_load, load_balance
-from workbench.importers.build import import_trace
+from analyses.routing import expert_load, load_balance
+from workbench.recordings.importers.build import import_trace
 
 N_EXPERTS, TOP_K, LENGTH = 6, 2, 15
 VIOLATION, DEAD = (f"{name} {load_balance.OF_FIRST}" for name in ("max violation", "dead experts"))

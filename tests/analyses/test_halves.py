@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from analyses._halves import QUANTILES, HalfCounts
+from analyses.read.quantiles import QUANTILES, HalfCounts
 
 
 def test_quantiles_are_those_of_the_values_signs_and_zeros_and_all():

@@ -6,13 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses import _batch, load_balance
+from analyses import question
+from analyses.routing import load_balance
 from tests import tiny
 from workbench.capture.record import record
-from workbench.recording import Recording
-from workbench.recording_schema import FIELDS
+from workbench.recordings.recording import Recording
+from workbench.recordings.schema import FIELDS
 
-NAMES = [name for name in _batch.names() if "routing" in _batch.get(name).NEEDS]
+NAMES = [name for name in question.names() if "routing" in question.get(name).NEEDS]
 # what is drawn by expert or document, or has no interval at all, names no domain
 SILENT = ("coverage", "expert_similarity", "token_routing", "upcycling_lineage")
 
@@ -34,8 +35,8 @@ def ends(table: pd.DataFrame) -> int:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_others_keep_their_intervals_and_it_is_named(name, lonely, recording):
-    module = _batch.get(name)
-    asked = [[each] * (1 + _batch.takes_two(module)) for each in (lonely, recording)]
+    module = question.get(name)
+    asked = [[each] * (1 + question.takes_two(module)) for each in (lonely, recording)]
     found, plain = (module.run(*recordings) for recordings in asked)
     tables, of_plain = module.tables(found), module.tables(plain)
     for key, table in of_plain.items():

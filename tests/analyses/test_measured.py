@@ -9,16 +9,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses import _batch, _measured, forced_routing, kernel_choice, latency_breakdown, throughput
+from analyses import question
+from analyses.measured import _cells, forced_routing, kernel_choice, latency_breakdown, throughput
 from tests.efficiency.conftest import measurement, served  # noqa: F401  the fixtures
-from workbench.efficiency.asked import Asked
-from workbench.efficiency.measure import profile
+from workbench.efficiency.measurements.measurement import TABLES, Measurement, write_measurement
+from workbench.efficiency.profiling.profile import profile
+from workbench.efficiency.profiling.settings import Asked
 from workbench.errors import AnalysisError
-from workbench.figures.paper import paper
-from workbench.figures.screen import screen
-from workbench.measurement import TABLES, Measurement, write_measurement
+from workbench.figures.matplotlib.draw import paper
+from workbench.figures.plotly.draw import screen
 
-NAMES = _batch.names("measurement")
+NAMES = question.names("measurement")
 
 
 def made(path, samples: list[dict], *, against: bool = True, **more) -> Measurement:
@@ -52,21 +53,21 @@ def sample(model: str, number: int, token_s: list[float], **changed) -> dict:
 
 def test_they_are_found_apart_from_those_of_recordings():
     assert {"throughput", "latency_breakdown", "kernel_choice", "forced_routing"} <= set(NAMES)
-    assert not set(NAMES) & set(_batch.names())
-    assert set(_batch.names("")) >= set(NAMES) | set(_batch.names())
+    assert not set(NAMES) & set(question.names())
+    assert set(question.names("")) >= set(NAMES) | set(question.names())
 
 
 @pytest.fixture
 def asked_of(name, measurement, served) -> Measurement:  # noqa: F811
     """What an analysis can be asked of: timed models, or served ones."""
-    return served.measurement if "requests" in _batch.get(name).NEEDS else measurement
+    return served.measurement if "requests" in question.get(name).NEEDS else measurement
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_contract(name, asked_of):
-    module = _batch.get(name)
-    question, _, rest = inspect.getdoc(module).partition("\n\n")
-    assert question.endswith("?") and "\n" not in question and rest.startswith("Not shown: ")
+    module = question.get(name)
+    asks, _, rest = inspect.getdoc(module).partition("\n\n")
+    assert asks.endswith("?") and "\n" not in asks and rest.startswith("Not shown: ")
     assert module.INPUT == "measurement" and set(module.NEEDS) <= set(TABLES)
     for kind in (module.Settings, module.Result):
         assert kind.__dataclass_params__.frozen
@@ -81,17 +82,17 @@ def test_the_contract(name, asked_of):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_they_are_written_with_both_models_in_their_provenance(name, asked_of, tmp_path):
-    files, _ = _batch.analyze(asked_of, name, tmp_path)
+    files, _ = question.analyze(asked_of, name, tmp_path)
     assert all(file.stat().st_size for file in files)
-    command = _batch.command(asked_of, name)
+    command = question.command(asked_of, name)
     assert command == f"workbench analyze {asked_of.path} {name} --out out"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_was_not_measured_is_refused_and_what_would_measure_it_is_said(name, measurement, served):  # noqa: F811
-    other = measurement if "requests" in _batch.get(name).NEEDS else served.measurement
+    other = measurement if "requests" in question.get(name).NEEDS else served.measurement
     with pytest.raises(AnalysisError, match=f"{name}: .* has no (samples|requests|parts|coverage|recording); "):
-        _batch.get(name).run(other)
+        question.get(name).run(other)
 
 
 def test_inputs_are_not_mixed_up(measurement, recording):  # noqa: F811
@@ -99,11 +100,11 @@ def test_inputs_are_not_mixed_up(measurement, recording):  # noqa: F811
         AnalysisError,
         match="expert_load: it is asked of a recording, and .* holds a measurement; `workbench .* --all` runs",
     ):
-        _batch.ask(measurement, "expert_load")
+        question.ask(measurement, "expert_load")
     with pytest.raises(AnalysisError, match="throughput: it is asked of a measurement, and .* holds a recording"):
-        _batch.ask(recording, "throughput")
+        question.ask(recording, "throughput")
     with pytest.raises(AnalysisError, match="throughput: a measurement holds both models that it compares"):
-        _batch.ask(measurement, "throughput", against=recording)
+        question.ask(measurement, "throughput", against=recording)
 
 
 def test_speeds_by_hand(tmp_path):
@@ -159,8 +160,8 @@ def test_alike_models_have_an_interval_around_one(tmp_path):
         samples = pd.DataFrame(
             {"batch": 1, "prompt_tokens": 1, "output_tokens": 1, "round": range(9), "s": times_R2[:, 0]}
         )
-        beside = _measured.ratios(samples.assign(s=times_R2[:, 1]), samples, ["s"])
-        found = _measured.summary(beside, _measured.POINT, "s", level=0.95).iloc[0]
+        beside = _cells.ratios(samples.assign(s=times_R2[:, 1]), samples, ["s"])
+        found = _cells.summary(beside, _cells.POINT, "s", level=0.95).iloc[0]
         held += found["low"] <= 1 <= found["high"]
     assert held >= 182  # 95 % of 200 less 2.6 standard errors
 

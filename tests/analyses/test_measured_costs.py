@@ -8,16 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses import _batch, _work, efficiency_waterfall, host_overhead, throughput, utilization
-from analyses._measured import POINT, interval_words
-from analyses.throughput import WHOLE
+from analyses import question
+from analyses.measured import _workload, efficiency_waterfall, host_overhead, throughput, utilization
+from analyses.measured._cells import POINT, interval_words
+from analyses.measured.throughput import WHOLE
 from tests.analyses.test_measured import made, sample
 from tests.efficiency.conftest import measurement  # noqa: F401  the fixture
-from workbench.efficiency import costs
-from workbench.efficiency.asked import Asked
-from workbench.efficiency.measure import profile
+from workbench.efficiency.costs import formulas
+from workbench.efficiency.measurements.measurement import Measurement, write_measurement
+from workbench.efficiency.profiling.profile import profile
+from workbench.efficiency.profiling.settings import Asked
 from workbench.errors import AnalysisError
-from workbench.measurement import Measurement, write_measurement
 from workbench.models.loading import inspect_topology
 from workbench.models.topology import Topology
 
@@ -72,7 +73,7 @@ def test_bytes_take_the_experts_that_were_met(measurement):  # noqa: F811
     assert (worst["distinct"], worst["coverage"]) == (3.0, "measured") and worst["uniform"] > 5
     topology = Topology.from_json(measurement.models["tiny-random-moe"]["topology"])
     steps = [
-        costs.step_bytes(topology, batch=4, context=t, weight_bytes=4, experts_R=np.array([3.0, 3.0]))
+        formulas.step_bytes(topology, batch=4, context=t, weight_bytes=4, experts_R=np.array([3.0, 3.0]))
         for t in (7, 8, 9)
     ]
     assert worst["met_bytes"] == pytest.approx(sum(sum(step.values()) for step in steps))
@@ -81,7 +82,7 @@ def test_bytes_take_the_experts_that_were_met(measurement):  # noqa: F811
 
 
 def test_the_stated_peak_stands_beside_the_ceiling_where_the_table_has_the_device(measurement, tmp_path):  # noqa: F811
-    assert set(utilization.run(measurement).utilization["against"]) == {_work.CEILING}
+    assert set(utilization.run(measurement).utilization["against"]) == {_workload.CEILING}
 
     def bfloat16(manifest: dict) -> dict:
         for model in manifest["models"].values():
@@ -189,7 +190,7 @@ def test_the_steps_multiply_to_the_measured_ratio(measurement):  # noqa: F811
 def test_the_first_step_is_the_ratio_of_flop_and_the_four_are_the_ratio_of_floors(measurement):  # noqa: F811
     found = efficiency_waterfall.run(measurement)
     moe, dense = (Topology.from_json(facts["topology"]) for facts in measurement.models.values())
-    flops = [sum(costs.prefill_flops(t, tokens=6, logits=1).values()) for t in (moe, dense)]
+    flops = [sum(formulas.prefill_flops(t, tokens=6, logits=1).values()) for t in (moe, dense)]
     steps = found.steps[(found.steps["batch"] == 4) & (found.steps["phase"] == "prefill")].set_index("step")
     assert steps.loc["FLOP", "factor"] == pytest.approx(flops[1] / flops[0])
     floors = found.floors[(found.floors["batch"] == 4)].set_index(["model", "phase"])["floor_s"]
@@ -269,4 +270,4 @@ def test_one_new_token_has_a_prefill_and_no_decode(tmp_path, dense):
     assert set(efficiency_waterfall.figures(efficiency_waterfall.run(found))) == {"prefill", "whole"}
     assert set(host_overhead.run(found).overhead["phase"]) == {"prefill"}
     assert set(utilization.run(found).utilization["phase"]) == {"prefill"}
-    assert dataclasses.is_dataclass(found) and _batch.names("measurement")
+    assert dataclasses.is_dataclass(found) and question.names("measurement")

@@ -6,16 +6,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses import _batch, activated, context, coverage, differences, repetition, segment_consistency
-from analyses._controls import Controls
+from analyses import question
+from analyses.comparison import differences
+from analyses.read.controls import Controls
+from analyses.specialization import context
+from analyses.structure import activated, coverage, repetition, segment_consistency
 from tests.analyses.changed import interleaved, numbered, placeless
 from tests.importers import sources
 from workbench.errors import AnalysisError
-from workbench.importers.build import import_trace
-from workbench.recording import Recording
+from workbench.recordings.importers.build import import_trace
+from workbench.recordings.recording import Recording
 
-NAMES = [name for name in _batch.names() if "routing" in _batch.get(name).NEEDS]
-ALONE = [name for name in NAMES if not _batch.takes_two(_batch.get(name))]
+NAMES = [name for name in question.names() if "routing" in question.get(name).NEEDS]
+ALONE = [name for name in NAMES if not question.takes_two(question.get(name))]
 OF_NEIGHBOURS = ("repetition", "segment_consistency", "activated", "coverage")
 
 
@@ -33,8 +36,8 @@ def with_a_gap(document_T: np.ndarray, position_T: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_order_of_rows_changes_nothing(name, recording, tmp_path):
-    module = _batch.get(name)
-    other = [recording] if _batch.takes_two(module) else []
+    module = question.get(name)
+    other = [recording] if question.takes_two(module) else []
     tables = module.tables(module.run(recording, *other))
     moved = module.tables(module.run(interleaved(recording, tmp_path / "moved"), *other))
     assert tables.keys() == moved.keys()
@@ -89,7 +92,7 @@ def test_several_texts_in_one_document_have_no_neighbours(name, recording, tmp_p
     """A forward pass of a server that decodes: each row is of another request, all at nearly the same position."""
     passes = numbered(recording, tmp_path / "r", lambda document_T, position_T: position_T // 4)
     with pytest.raises(AnalysisError, match=f"{name}: .* hold several tokens at one position"):
-        _batch.get(name).run(passes)
+        question.get(name).run(passes)
     runs = activated.run(passes)
     assert set(runs.runs["tokens"]) == {1} and "50 of 50 documents hold several tokens at one position" in runs.note
 
@@ -122,7 +125,7 @@ def test_requests_that_repeat_their_experts_repeat_wholly_however_their_rows_alt
 
 @pytest.mark.parametrize("name", ALONE)
 def test_where_positions_are_not_known_no_number_of_neighbours_is_given(name, recording):
-    module = _batch.get(name)
+    module = question.get(name)
     asked = placeless(recording)
     if name in (*OF_NEIGHBOURS, "position", "token_routing", "router_confidence"):
         with pytest.raises(AnalysisError, match=f"{name}: .* no word on which tokens stand next to one another"):

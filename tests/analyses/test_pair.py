@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from analyses import _pair, differences, saturation
-from analyses._inputs import router_stacks
+from analyses import pairing
+from analyses.comparison import differences, saturation
+from analyses.read.design import router_stacks
 from tests import tiny
 from tests.importers import sources
 from workbench.capture.record import record
 from workbench.errors import AnalysisError
-from workbench.importers.build import import_trace
 from workbench.metrics.sets import as_bits, overlap
 from workbench.models.loading import Model, from_module
-from workbench.recording import Recording
-from workbench.recording_views import of_documents, renamed
+from workbench.recordings.importers.build import import_trace
+from workbench.recordings.recording import Recording
+from workbench.recordings.selection import of_documents, renamed
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def shuffled(model: Model, seed: int) -> tuple[Model, dict[int, np.ndarray]]:
 
 
 def test_the_same_recording_is_compared_whole(recording):
-    both = _pair.pair(recording, recording, analysis="x")
+    both = pairing.pair(recording, recording, analysis="x")
     assert both.one is recording and both.other is recording
     assert both.same_experts and both.said == ()
     assert both.names == ("tiny-random-moe", "tiny-random-moe again")
@@ -66,17 +67,17 @@ def test_the_same_recording_is_compared_whole(recording):
     ],
 )
 def test_which_experts_are_the_same(recording, change, same):
-    both = _pair.pair(recording, named(recording, **change), analysis="x")
+    both = pairing.pair(recording, named(recording, **change), analysis="x")
     assert both.same_experts == same
     assert ("Experts were matched (the models are different)" in both.words) == (not same)
 
 
 def test_a_setting_forces_either(recording, stranger):
-    assert "as asked" in _pair.pair(recording, recording, analysis="x", experts="matched").words
-    forced = _pair.pair(recording, stranger, analysis="x", experts="same")
+    assert "as asked" in pairing.pair(recording, recording, analysis="x", experts="matched").words
+    forced = pairing.pair(recording, stranger, analysis="x", experts="same")
     assert forced.same_experts and "taken as the same, as asked, though the models are different" in forced.words
     with pytest.raises(AnalysisError, match="x: experts is 'any'; auto, same, matched were expected"):
-        _pair.pair(recording, recording, analysis="x", experts="any")
+        pairing.pair(recording, recording, analysis="x", experts="any")
 
 
 def test_documents_in_common_are_used_and_said(moe, recording, tmp_path):
@@ -85,12 +86,12 @@ def test_documents_in_common_are_used_and_said(moe, recording, tmp_path):
     changed = list(corpus.documents)
     changed[7] = dataclasses.replace(first, token_ids=((first.token_ids[0] + 1) % 211, *first.token_ids[1:]))
     edited = record(moe, dataclasses.replace(corpus, documents=tuple(changed)), tmp_path / "edited")
-    both = _pair.pair(recording, edited, analysis="x")
+    both = pairing.pair(recording, edited, analysis="x")
     assert both.words == "Documents in common: 49; one has 50, the other 50, and 1 differ in their tokens."
     assert 7 not in both.one.documents()["document"].tolist()
     # another corpus that holds a few of the documents, in another order
     few = dataclasses.replace(corpus, documents=tuple(corpus.documents[i] for i in (30, 4, 12)))
-    both = _pair.pair(recording, record(moe, few, tmp_path / "few"), analysis="x")
+    both = pairing.pair(recording, record(moe, few, tmp_path / "few"), analysis="x")
     assert "Documents in common: 3; one has 50, the other 3." in both.words
     ids = [each.documents().sort_values("document")["id"].tolist() for each in (both.one, both.other)]
     assert ids == [["d4", "d12", "d30"]] * 2
@@ -99,7 +100,7 @@ def test_documents_in_common_are_used_and_said(moe, recording, tmp_path):
 
 def test_layers_in_common_are_used_and_said(recording, tmp_path):
     one_layer = record(tiny.moe(dense_layers=(1, 2)), tiny.corpus(), tmp_path / "r")
-    both = _pair.pair(recording, one_layer, analysis="x")
+    both = pairing.pair(recording, one_layer, analysis="x")
     assert "Layers in common: 0; one has 2 MoE layers, the other 1." in both.words
     assert both.one.moe_layers == both.other.moe_layers == (0,)
 
@@ -122,8 +123,8 @@ def test_what_cannot_be_compared_is_refused_with_a_reason(recording, moe, dense,
         (known_only, "tokenizer not stated, the other with abababababab, and token ids are not known. Record the same"),
     ):
         with pytest.raises(AnalysisError, match=message):
-            _pair.pair(recording, other, analysis="x")
-    assert _pair.pair(recording, tokenizer, analysis="x").said == ()  # the token ids are the same
+            pairing.pair(recording, other, analysis="x")
+    assert pairing.pair(recording, tokenizer, analysis="x").said == ()  # the token ids are the same
 
 
 def test_other_tokenizers_with_other_tokens_are_refused(recording, moe, tmp_path):
@@ -137,7 +138,7 @@ def test_other_tokenizers_with_other_tokens_are_refused(recording, moe, tmp_path
     edited = record(moe, dataclasses.replace(corpus, documents=changed), tmp_path / "r")
     other = Recording(edited.path, {**edited.manifest, "tokenizer": {"class": "X", "digest": "ab" * 20}})
     with pytest.raises(AnalysisError, match="abababababab, and 1 of 50 documents have other tokens. Record the same"):
-        _pair.pair(recording, other, analysis="x")
+        pairing.pair(recording, other, analysis="x")
 
 
 def test_phases_are_never_mixed(recording):
@@ -145,8 +146,8 @@ def test_phases_are_never_mixed(recording):
         return Recording(recording.path, {**recording.manifest, "phases": list(phases)})
 
     with pytest.raises(AnalysisError, match="one holds prefill, the other decode, which are never averaged"):
-        _pair.pair(recording, with_phases("decode"), analysis="x")
-    both = _pair.pair(recording, with_phases("prefill", "decode"), analysis="x")
+        pairing.pair(recording, with_phases("decode"), analysis="x")
+    both = pairing.pair(recording, with_phases("prefill", "decode"), analysis="x")
     assert "only prefill is compared" in both.words and both.other.chosen_phase == "prefill"
 
 
@@ -180,8 +181,8 @@ def test_a_model_with_its_experts_in_another_order_is_found_again(recording, tmp
 
 def test_matching_is_fitted_on_the_other_half(recording, stranger):
     """The plain way: each half's documents under the matching that maximizes the other half's overlap."""
-    both = _pair.pair(recording, stranger, analysis="x")
-    found = _pair.matched(both, analysis="x")
+    both = pairing.pair(recording, stranger, analysis="x")
+    found = pairing.matched(both, analysis="x")
     half_of = found.other.half_of
     assert set(half_of) == {0, 1}
     mine, theirs, after = (tokens_by_place(each, 0) for each in (recording, stranger, found.other))
@@ -223,7 +224,7 @@ def test_the_ceiling_is_the_same_model_again(recording, moe, stranger, tmp_path)
 
 def test_stacks_pair_the_routers_of_both(recording, tmp_path):
     fewer = record(tiny.moe(top_k=2), tiny.corpus(n_documents=10), tmp_path / "r")
-    ((mine, theirs),) = _pair.stacks(recording, fewer)
+    ((mine, theirs),) = pairing.stacks(recording, fewer)
     assert (mine.top_k, theirs.top_k) == (3, 2)
     assert [r.layer for r in mine.routers] == [r.layer for r in theirs.routers] == [0, 2]
     assert mine.routers == next(router_stacks(recording)).routers

@@ -7,22 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses import (
-    capacity,
-    domain_load,
-    expert_card,
-    expert_load,
-    position,
-    repetition,
-    router_confidence,
-    saturation,
-)
-from analyses._inputs import RATES_HELD
+from analyses.comparison import saturation
+from analyses.read.design import RATES_HELD
+from analyses.routing import capacity, expert_card, expert_load, router_confidence
+from analyses.specialization import domain_load, position
+from analyses.structure import repetition
 from tests import tiny
 from workbench.capture.record import record
-from workbench.metrics import uncertainty
-from workbench.metrics.clusters import MIN_CLUSTERS, Clusters
-from workbench.recording import Recording
+from workbench.recordings.recording import Recording
+from workbench.statistics import intervals
+from workbench.statistics.design import MIN_CLUSTERS, Clusters
 
 COVERAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
 
@@ -100,7 +94,7 @@ def test_what_is_1_by_definition_has_no_width_and_a_margin_may_be_negative(moe, 
 
 def test_a_share_that_rounding_put_beyond_1_lies_within_its_ends():
     clusters = Clusters.of(np.zeros(10))
-    found = uncertainty.ratio_interval(np.full(10, 9.002), np.full(10, 9), clusters=clusters, share=True)
+    found = intervals.ratio_interval(np.full(10, 9.002), np.full(10, 9), clusters=clusters, share=True)
     assert 0 < found.low < found.value == found.high
 
 

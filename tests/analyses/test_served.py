@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses import served
+from analyses.measured import served
 from tests.test_cli import run as command
+from workbench.efficiency.measurements.measurement import Measurement, write_measurement
 from workbench.errors import AnalysisError
-from workbench.measurement import Measurement, write_measurement
 
 NUMBERS = count()
 

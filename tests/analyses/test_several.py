@@ -4,16 +4,16 @@ import os
 
 import pytest
 
-from analyses import _several
+from analyses import pool
 from workbench.errors import AnalysisError
-from workbench.recording import Recording
+from workbench.recordings.recording import Recording
 
 NAMES = ["expert_load", "saturation", "same_token"]
 
 
-def written(recording, out, *, n_processes: int) -> dict[str, _several.Done]:
+def written(recording, out, *, n_processes: int) -> dict[str, pool.Done]:
     settings = {"expert_load": ["n_draws=19"]}
-    done = _several.run(_several.Asked(recording, out, settings), NAMES, n_processes=n_processes)
+    done = pool.run(pool.Asked(recording, out, settings), NAMES, n_processes=n_processes)
     return {one.name: one for one in done}
 
 
@@ -45,8 +45,8 @@ def test_a_process_that_dies_is_told(recording, tmp_path):
 
 
 def test_a_small_recording_is_not_worth_a_second_process(recording, monkeypatch):
-    assert _several.processes(recording, NAMES) == 1
+    assert pool.processes(recording, NAMES) == 1
     monkeypatch.setattr(Recording, "n_tokens", 10**6)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
-    assert _several.processes(recording, NAMES) == 2
-    assert _several.processes(recording, NAMES[:1]) == 1
+    assert pool.processes(recording, NAMES) == 2
+    assert pool.processes(recording, NAMES[:1]) == 1

@@ -8,19 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses import (
-    activated,
-    coactivation,
-    layer_flow,
-    repetition,
-    same_token,
-    saturation,
-    segment_consistency,
-)
+from analyses.comparison import saturation
+from analyses.specialization import same_token
+from analyses.structure import activated, coactivation, layer_flow, repetition, segment_consistency
 from tests import tiny
 from workbench.capture.record import record
 from workbench.errors import AnalysisError
-from workbench.recording import Recording
+from workbench.recordings.recording import Recording
 
 K, E = 3, 8
 

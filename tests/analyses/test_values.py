@@ -6,22 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses import (
-    coactivation,
-    domain_load,
-    expert_load,
-    load_balance,
-    repetition,
-    router_confidence,
-    token_routing,
-)
+from analyses.routing import expert_load, load_balance, router_confidence, token_routing
+from analyses.specialization import domain_load
+from analyses.structure import coactivation, repetition
 from tests import tiny
 from tests.importers import sources
 from workbench.errors import AnalysisError
-from workbench.importers.build import import_trace
 from workbench.metrics import load
-from workbench.metrics.clusters import Clusters
-from workbench.recording import Recording
+from workbench.recordings.importers.build import import_trace
+from workbench.recordings.recording import Recording
+from workbench.statistics.design import Clusters
 
 
 def tokens_of(recording, layer):
@@ -215,7 +209,7 @@ def test_token_routing_refuses_what_is_not_there(recording, settings, message):
 
 
 def test_the_map_of_another_layer_is_that_of_a_run_for_it(recording):
-    from analyses import domain_load
+    from analyses.specialization import domain_load
 
     everything, wanted = domain_load.run(recording), domain_load.Settings(layer=2)
     for seen in (domain_load.viewed(everything, wanted), domain_load.run(recording, wanted)):

@@ -15,8 +15,8 @@ import time
 
 import torch
 
-from workbench.capture.attention import Row, query_statistics
-from workbench.capture.watching import Call
+from workbench.capture.attention.calls import Call
+from workbench.capture.attention.tiles import Row, query_statistics
 
 
 def call(n_tokens: int, n_heads: int = 8, width: int = 64) -> Call:
@@ -50,7 +50,7 @@ def peak_mib(n_tokens: int) -> float:
         "import re, torch\n"
         "from pathlib import Path\n"
         "from tests.benchmarks.attention import call\n"
-        "from workbench.capture.attention import Row, query_statistics\n"
+        "from workbench.capture.attention.tiles import Row, query_statistics\n"
         "def kib(name): return int(re.search(name + r':\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
         f"torch.set_num_threads(1); query_statistics(Row(call(256), 0, 0, 256)); one = call({n_tokens})\n"
         "Path('/proc/self/clear_refs').write_text('5'); before = kib('VmRSS')  # 5: the peak begins anew\n"

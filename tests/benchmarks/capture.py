@@ -15,7 +15,7 @@ import time
 import torch
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
-from workbench.capture.experts import ExpertTracer
+from workbench.capture.contributions import ExpertTracer
 from workbench.capture.hooks import Tracer
 from workbench.models.loading import from_module
 from workbench.models.topology import topology

@@ -7,8 +7,8 @@ seconds later, opens one page in it in a new browser profile: the app has asked 
 browser has cached nothing.
 The first draw counts from the request of the page to the last change of it. Then the layer alone is changed, several
 times: at once, a second after the last change of the page; and by a visitor who looks at each for some seconds, in
-which the app makes other layers ahead (`pages/ahead.py`). At last a prompt is typed over the bundled model, loaded
-before, and timed from the click to the coloured tokens.
+which the app makes other layers ahead (`components/prefetch.py`). At last a prompt is typed over the bundled model,
+loaded before, and timed from the click to the coloured tokens.
 """
 
 import argparse

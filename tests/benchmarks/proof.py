@@ -21,12 +21,12 @@ from unittest.mock import patch
 
 from tests.benchmarks.recording import middle_half, repeated
 from workbench.capture import record as recorder
-from workbench.capture.witness import Witness
-from workbench.capture.written import PartProof
-from workbench.corpus import Corpus
-from workbench.models.check import CheckReport
+from workbench.capture.proof.model import CheckReport
+from workbench.capture.proof.witness import Witness
+from workbench.capture.proof.written_rows import PartProof
 from workbench.models.loading import Model, load
-from workbench.recording_writer import RecordingWriter
+from workbench.recordings.corpus import Corpus
+from workbench.recordings.writer import RecordingWriter
 
 _NONE = CheckReport(0, 0, "", 0.0, 0.0, 0.0, 0.0, 0.0, 0, (), 0.0)
 _OWN = ((Witness, "_keep"), (Witness, "_end"), (Witness, "_gather"), (Witness, "attend"), (PartProof, "add"),

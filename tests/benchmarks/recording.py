@@ -22,11 +22,11 @@ import numpy as np
 import psutil
 import torch
 
-from workbench.capture.plan import make_plan
+from workbench.capture.batching import make_plan
+from workbench.capture.proof.model import check_capture
 from workbench.capture.record import record
-from workbench.corpus import Corpus, Document
-from workbench.models.check import check_capture
 from workbench.models.loading import Model, load
+from workbench.recordings.corpus import Corpus, Document
 
 BATCH_TOKENS = 4096
 

@@ -24,13 +24,13 @@ from pathlib import Path
 
 import psutil
 
-from analyses import _batch, _several
-from analyses._inputs import router_stacks
-from analyses._tokens import token_parts
+from analyses import pool, question
+from analyses.read.design import router_stacks
+from analyses.read.tokens import token_parts
 from tests.benchmarks.synthetic import make
 from workbench.errors import AnalysisError
 from workbench.metrics.sets import joint_counts
-from workbench.recording import Recording
+from workbench.recordings.recording import Recording
 
 USUAL = {"n_resamples": 1000, "n_permutations": 20, "n_draws": None}
 FEWEST = {"n_resamples": 2, "n_permutations": 0, "n_draws": 1, "n_seeds": 1}
@@ -61,7 +61,7 @@ class Peak(threading.Thread):
 
 def settings(name: str, wanted: dict[str, int | None]) -> list[str]:
     """Those of the wanted numbers that the analysis has a setting for."""
-    fields = {field.name for field in dataclasses.fields(_batch.get(name).Settings)}
+    fields = {field.name for field in dataclasses.fields(question.get(name).Settings)}
     return [f"{key}={value}" for key, value in wanted.items() if key in fields and value is not None]
 
 
@@ -85,36 +85,38 @@ _recording: Recording | None = None
 
 
 def _open(path: Path) -> None:
-    global _recording  # noqa: PLW0603  what an initializer of a pool can leave to its calls
-    _recording = Recording.open(path).keeping(_several.KEPT_BYTES)
+    global _recording  # noqa: PLW0603  what an initializer of a processes can leave to its calls
+    _recording = Recording.open(path).keeping(pool.KEPT_BYTES)
 
 
-def _ask(name: str, texts: list[str]) -> _several.Done:
+def _ask(name: str, texts: list[str]) -> pool.Done:
     """Tables and figure specs alone."""
     assert _recording is not None
     started = time.perf_counter()
     try:
-        _batch.ask(_recording, name, settings=texts)
+        question.ask(_recording, name, settings=texts)
     except AnalysisError as error:
-        return _several.Done(name, [], {}, str(error), 0.0)
-    return _several.Done(name, [], {}, "", time.perf_counter() - started)
+        return pool.Done(name, [], {}, str(error), 0.0)
+    return pool.Done(name, [], {}, "", time.perf_counter() - started)
 
 
-def computed(recording: Recording, names: list[str], settings: dict[str, list[str]], n: int) -> Iterator[_several.Done]:
-    """As `_several.run`, without files."""
-    pool = ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), initializer=_open, initargs=(recording.path,))
-    with _several.one_thread_each(), pool:
-        for future in as_completed([pool.submit(_ask, name, settings[name]) for name in _several.in_order(names)]):
+def computed(recording: Recording, names: list[str], settings: dict[str, list[str]], n: int) -> Iterator[pool.Done]:
+    """As `pool.run`, without files."""
+    processes = ProcessPoolExecutor(
+        n, multiprocessing.get_context("spawn"), initializer=_open, initargs=(recording.path,)
+    )
+    with pool.one_thread_each(), processes:
+        for future in as_completed([processes.submit(_ask, name, settings[name]) for name in pool.in_order(names)]):
             yield future.result()
 
 
-def one_by_one(asked: _several.Asked, names: list[str], *, files: bool) -> None:
+def one_by_one(asked: pool.Asked, names: list[str], *, files: bool) -> None:
     """Prints the processor time and the memory of each analysis, alone in its process, the start of it too."""
     for name in names:
         peak, before = Peak(own=False), os.times()
         peak.start()
         if files:
-            (done,) = _in_a_process(_several._open, asked, _several._answer, name)
+            (done,) = _in_a_process(pool._open, asked, pool._answer, name)
         else:
             (done,) = _in_a_process(_open, asked.recording.path, _ask, name, asked.settings[name])
         peak.done.set()
@@ -123,10 +125,10 @@ def one_by_one(asked: _several.Asked, names: list[str], *, files: bool) -> None:
         print(f"{name:20s} {cpu:6.1f} s  {peak.bytes / 2**30:5.2f} GiB  {done.refused[:60]}", flush=True)
 
 
-def _in_a_process(begin: Callable, given: object, ask: Callable, *arguments: object) -> list[_several.Done]:
+def _in_a_process(begin: Callable, given: object, ask: Callable, *arguments: object) -> list[pool.Done]:
     spawn = multiprocessing.get_context("spawn")
-    with _several.one_thread_each(), ProcessPoolExecutor(1, spawn, initializer=begin, initargs=(given,)) as pool:
-        return [pool.submit(ask, *arguments).result()]
+    with pool.one_thread_each(), ProcessPoolExecutor(1, spawn, initializer=begin, initargs=(given,)) as processes:
+        return [processes.submit(ask, *arguments).result()]
 
 
 def main() -> None:
@@ -144,16 +146,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         recording = Recording.open(asked.recording) if asked.recording else make(folder / "r", n_tokens=asked.tokens)
-        names = asked.names or [n for n in _batch.names() if not (asked.structure and n in SPECIALIZATION)]
+        names = asked.names or [n for n in question.names() if not (asked.structure and n in SPECIALIZATION)]
         chosen = {name: settings(name, FEWEST if asked.points else USUAL) for name in names}
         if asked.each:
-            one_by_one(_several.Asked(recording, folder / "out", chosen), names, files=asked.files)
+            one_by_one(pool.Asked(recording, folder / "out", chosen), names, files=asked.files)
             return
         peak = Peak()
         peak.start()
         started, before = time.perf_counter(), os.times()
         runs = (
-            _several.run(_several.Asked(recording, folder / "out", chosen), names, n_processes=asked.jobs)
+            pool.run(pool.Asked(recording, folder / "out", chosen), names, n_processes=asked.jobs)
             if asked.files
             else computed(recording, names, chosen, asked.jobs)
         )

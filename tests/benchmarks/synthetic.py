@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from workbench.models.topology import Router, Topology
-from workbench.recording import Recording
-from workbench.recording_schema import SCHEMA, id_dtype, prefix
-from workbench.recording_writer import RecordingWriter
+from workbench.recordings.recording import Recording
+from workbench.recordings.schema import SCHEMA, id_dtype, prefix
+from workbench.recordings.writer import RecordingWriter
 
 DOMAINS = ("chinese", "code", "english", "math", "multilingual")
 FIELDS = ("routing", "logprob")

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from tests.families import shrunk, table
-from workbench.capture import attention
-from workbench.capture.attention import Row, weights
-from workbench.capture.heads import weighed_statistics
-from workbench.capture.watching import Call, watching
+from workbench.capture.attention import tiles
+from workbench.capture.attention.calls import Call, watching
+from workbench.capture.attention.heads import weighed_statistics
+from workbench.capture.attention.tiles import Row, weights
 from workbench.metrics import attention as plain
 from workbench.metrics.attention import STATISTICS, WEIGHED
 
@@ -92,7 +92,7 @@ def eager_weights(module, ids_BS):
 
 
 def same_as_eager(call, weights_HST, *, row, start, stop):
-    found = attention.query_statistics(Row(call, row, start, stop))
+    found = tiles.query_statistics(Row(call, row, start, stop))
     kept_HS = weights_HST.sum(-1).numpy()
     expected = plain.query_statistics(weights_HST.numpy() / kept_HS[..., None], np.arange(stop - start))
     # granitemoe_swa's eager attention scales its output by what the sink leaves, and not the weights it returns.
@@ -136,13 +136,13 @@ def scores_of(call: Call) -> np.ndarray:
 @pytest.mark.parametrize("shape", [(1, 1, None), (300, 300, None), (1, 200, None), (300, 300, 40)])
 def test_any_cut_into_tiles_gives_the_definitions(budget, of_heads, shape, monkeypatch):
     (heads, groups), (n_queries, n_keys, window) = of_heads, shape
-    monkeypatch.setitem(attention._TILE, "cpu", budget)
+    monkeypatch.setitem(tiles._TILE, "cpu", budget)
     call = call_of(n_queries, n_keys, heads=heads, groups=groups, window=window)
     score_HST = scores_of(call)
     weight_HST = torch.tensor(score_HST).softmax(-1).numpy()
     positions_S = np.arange(n_keys - n_queries, n_keys)
     row = Row(call, 0, 0, n_keys)
-    found = attention.query_statistics(row)
+    found = tiles.query_statistics(row)
     expected = plain.query_statistics(weight_HST, positions_S) | {"max_logit": score_HST.max(-1), "off": 0}
     for name in STATISTICS:
         np.testing.assert_allclose(
@@ -174,7 +174,7 @@ def test_logits_of_any_size_keep_the_tolerance_in_bfloat16(largest):
     score_HST = scores_of(call)
     assert np.abs(score_HST[np.isfinite(score_HST)]).max() > 0.95 * largest
     weight_HST = torch.tensor(score_HST).softmax(-1).numpy()
-    found = attention.query_statistics(Row(call, 0, 0, 400))
+    found = tiles.query_statistics(Row(call, 0, 0, 400))
     expected = plain.query_statistics(weight_HST, np.arange(400))
     assert np.abs(found["entropy"].numpy() - expected["entropy"]).max() < 2e-5 + 5e-7 * largest
     np.testing.assert_allclose(found["spread"], expected["spread"], atol=0.02)
@@ -184,8 +184,8 @@ def test_a_query_that_sees_no_key_is_nan_and_spoils_no_other():
     mask = torch.ones(1, 1, 10, 10).tril().bool()
     mask[0, 0, 4] = False
     call = call_of(10, 10)
-    blind = attention.query_statistics(Row(call_of(10, 10, mask=mask), 0, 0, 10))
-    seeing = attention.query_statistics(Row(call, 0, 0, 10))
+    blind = tiles.query_statistics(Row(call_of(10, 10, mask=mask), 0, 0, 10))
+    seeing = tiles.query_statistics(Row(call, 0, 0, 10))
     for name in STATISTICS:
         assert blind[name][:, 4].isnan().all() or name == "off", name
         others = [i for i in range(10) if i != 4]
@@ -198,7 +198,7 @@ def test_a_block_mask_of_flex_attention_is_understood():
     from torch.nn.attention.flex_attention import create_block_mask
 
     block = create_block_mask(lambda b, h, q, k: (k <= q) & (k > q - 7), None, None, 40, 40, device="cpu")
-    flex = attention.query_statistics(Row(call_of(40, 40, mask=block), 0, 0, 40))
-    window = attention.query_statistics(Row(call_of(40, 40, window=7), 0, 0, 40))
+    flex = tiles.query_statistics(Row(call_of(40, 40, mask=block), 0, 0, 40))
+    window = tiles.query_statistics(Row(call_of(40, 40, window=7), 0, 0, 40))
     for name in STATISTICS:
         torch.testing.assert_close(flex[name], window[name], equal_nan=True)

@@ -10,14 +10,21 @@ import torch
 from tests import tiny
 from tests.capture.test_attention import eager_weights
 from tests.families import shrunk
+from workbench.capture.attention.heads import attention_facts, sampled_queries
 from workbench.capture.generate import Generation
-from workbench.capture.heads import attention_facts, sampled_queries
 from workbench.capture.record import record
-from workbench.corpus import Corpus
 from workbench.errors import CaptureError, RecordingError
 from workbench.metrics import attention as plain
-from workbench.metrics.attention import BIN_EDGES, PROFILED, STATISTICS, WEIGHED
-from workbench.metrics.heads import SINK_OVER, head_divergence, sink_windows
+from workbench.metrics.attention import (
+    BIN_EDGES,
+    PROFILED,
+    SINK_OVER,
+    STATISTICS,
+    WEIGHED,
+    head_divergence,
+    sink_windows,
+)
+from workbench.recordings.corpus import Corpus
 
 FIELDS = ("routing", "logprob", "attention", "attention-tokens", "attention-weights")
 
@@ -171,7 +178,7 @@ def test_fields_that_cannot_be_recorded_are_refused(moe, corpus, tmp_path, given
 
 def test_a_model_that_notices_is_refused(moe, monkeypatch):
     """An attention function that answers otherwise under another name."""
-    from workbench.capture import watching as module
+    from workbench.capture.attention import calls as module
 
     watched = module._watched
 

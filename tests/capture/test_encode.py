@@ -14,9 +14,9 @@ from tests import tiny
 from workbench.capture import encode as encoding
 from workbench.capture.encode import encode
 from workbench.capture.record import record
-from workbench.corpus import Corpus, Document
 from workbench.errors import CorpusError
 from workbench.models.loading import from_module
+from workbench.recordings.corpus import Corpus, Document
 
 WORDS = {"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3, "b": 4, "<lang>": 5}
 

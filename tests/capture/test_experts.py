@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests import tiny
-from workbench.capture.experts import ExpertTracer
+from workbench.capture.contributions import ExpertTracer
 from workbench.capture.generate import Generation
 from workbench.capture.hooks import Tracer, _keys
 from workbench.capture.record import record

@@ -6,9 +6,9 @@ import torch
 from tests import tiny
 from workbench.capture.failures import out_of_memory
 from workbench.capture.generate import Generation
+from workbench.capture.proof.model import check_capture
 from workbench.capture.record import record
 from workbench.errors import CaptureError, RecordingError
-from workbench.models.check import check_capture
 
 ERRORS = [
     IndexError("index out of range in self"),

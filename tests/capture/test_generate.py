@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from analyses import expert_load
+from analyses.routing import expert_load
 from tests import tiny
 from tests.families import shrunk
 from workbench.capture.generate import Generation
 from workbench.capture.hooks import Tracer
 from workbench.capture.record import record
 from workbench.errors import AnalysisError, Cancelled, RecordingError
-from workbench.recording import Recording
+from workbench.recordings.recording import Recording
 
 NEW = 6
 

@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 
 from tests import tiny
-from workbench.recording import Recording, read_manifest
+from workbench.recordings.recording import Recording, read_manifest
 
 SEED = 20240617
 N_KILLS = 20
@@ -33,7 +33,7 @@ for line in sys.stdin:
     pid = os.fork()
     if pid == 0:
         sys.argv = json.loads(line)
-        workbench.cli.main()
+        workbench.cli.main.main()
         os._exit(0)
     print(pid, flush=True)
     _, status = os.waitpid(pid, 0)

@@ -10,8 +10,8 @@ import torch
 from accelerate import dispatch_model
 
 from tests import tiny
+from workbench.capture.proof.model import check_capture
 from workbench.capture.record import record
-from workbench.models.check import check_capture
 from workbench.models.loading import from_module, weights_digest
 
 PLACES = {

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.capture.plan import make_plan
+from workbench.capture.batching import make_plan
 from workbench.errors import CorpusError
 
 lengths_and_domains = st.lists(st.tuples(st.integers(1, 90), st.sampled_from("abc")), min_size=1, max_size=60)

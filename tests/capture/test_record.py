@@ -9,15 +9,15 @@ import torch
 
 from tests import tiny
 from tests.capture.test_hooks import plain_hooks
-from workbench.capture.plan import make_plan
+from workbench.capture.batching import make_plan
 from workbench.capture.record import record
-from workbench.capture.rows import RowRunner
-from workbench.corpus import Corpus, Document
+from workbench.capture.runner import RowRunner
 from workbench.errors import Cancelled, CaptureError, CorpusError, RecordingError
 from workbench.models.loading import load
-from workbench.recording import Recording
-from workbench.recording_schema import FIELDS
-from workbench.recording_writer import RecordingWriter
+from workbench.recordings.corpus import Corpus, Document
+from workbench.recordings.recording import Recording
+from workbench.recordings.schema import FIELDS
+from workbench.recordings.writer import RecordingWriter
 
 SETTINGS = {
     "fields": FIELDS,

@@ -8,12 +8,12 @@ import torch
 
 from tests import tiny
 from workbench.capture.hooks import RouterCapture, Trace
-from workbench.capture.reduce import BatchTokens, logprob_columns, router_scores, routing_columns
-from workbench.capture.vocabulary import TokenBytes, printable, vocabulary_table
+from workbench.capture.routing import BatchTokens, logprob_columns, router_scores, routing_columns
 from workbench.errors import CaptureError
 from workbench.metrics import load
 from workbench.metrics import router as plain
 from workbench.models.loading import load as load_model
+from workbench.recordings.vocabulary import TokenBytes, printable, vocabulary_table
 
 LENGTHS = (9, 4, 1)
 
@@ -155,7 +155,7 @@ def test_chunks_do_not_change_logprobs(monkeypatch):
     logits_BSV = torch.randn(2, 50, 11)
     batch = BatchTokens(torch.randint(0, 11, (2, 50)), torch.tensor([50, 37]))
     whole, _ = logprob_columns(logits_BSV, batch)
-    monkeypatch.setattr("workbench.capture.reduce._CHUNK_VALUES", 77)
+    monkeypatch.setattr("workbench.capture.routing._CHUNK_VALUES", 77)
     parts, _ = logprob_columns(logits_BSV, batch)
     np.testing.assert_array_equal(parts["logprob"], whole["logprob"])
     np.testing.assert_array_equal(parts["predicted"], whole["predicted"])

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from tests import tiny
-from workbench.capture import reduce, rows
+from workbench.capture import routing, runner
+from workbench.capture.batching import make_plan
 from workbench.capture.generate import Generation
 from workbench.capture.hooks import Tracer
-from workbench.capture.plan import make_plan
+from workbench.capture.proof.written_rows import AGAIN_FROM, sampled_parts
 from workbench.capture.record import record
-from workbench.capture.rows import RowRunner
-from workbench.capture.written import AGAIN_FROM, sampled_parts
+from workbench.capture.runner import RowRunner
 from workbench.errors import Cancelled, CaptureError
-from workbench.recording import Recording, read_manifest
-from workbench.recording_writer import RecordingWriter
+from workbench.recordings.recording import Recording, read_manifest
+from workbench.recordings.writer import RecordingWriter
 
 FIELDS = ("routing", "logprob", "logits", "experts")
 SETTINGS = {"fields": FIELDS, "batch_tokens": 256, "shard_tokens": 512}
@@ -152,7 +152,7 @@ def test_columns_mixed_up_in_the_file_are_caught(moe, tmp_path, monkeypatch):
 
 def test_padding_kept_in_the_middle_is_caught(moe, tmp_path, monkeypatch):
     """The reduction itself takes each row one place too late."""
-    plain = reduce.routing_columns
+    plain = routing.routing_columns
 
     def late(trace, batch, topology, *, with_logits):
         shifted = tuple(
@@ -161,7 +161,7 @@ def test_padding_kept_in_the_middle_is_caught(moe, tmp_path, monkeypatch):
         )
         return plain(replace(trace, routers=shifted), batch, topology, with_logits=with_logits)
 
-    monkeypatch.setattr(rows, "routing_columns", late)
+    monkeypatch.setattr(runner, "routing_columns", late)
     with pytest.raises(CaptureError, match="column layer00.ids"):
         record(moe, tiny.corpus(), tmp_path / "r")
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests.efficiency.endpoint import Script, serving
-from workbench.efficiency.asked import Asked
-from workbench.efficiency.endpoints import reach
-from workbench.efficiency.measure import profile
-from workbench.efficiency.serving import Served, serve_bench
-from workbench.measurement import Measurement
+from workbench.efficiency.measurements.measurement import Measurement
+from workbench.efficiency.profiling.profile import profile
+from workbench.efficiency.profiling.settings import Asked
+from workbench.efficiency.serving.benchmark import Served, serve_bench
+from workbench.efficiency.serving.endpoints import reach
 from workbench.models.bundled import MODELS
 from workbench.models.loading import Model
 

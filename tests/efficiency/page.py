@@ -5,13 +5,13 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from analyses import _costs
+from analyses.costs import _run
 from tests.families import shrunk
-from workbench.efficiency.costs import cache_bytes, linear_flops, prefill_flops, uniform_coverage
-from workbench.efficiency.counter import count_flops
-from workbench.efficiency.counterparts import KINDS, counterpart
-from workbench.efficiency.devices import DEVICES
-from workbench.efficiency.subject import Costed, costed, with_published
+from workbench.efficiency.costs.comparison import Costed, costed, with_published
+from workbench.efficiency.costs.counterparts import KINDS, counterpart
+from workbench.efficiency.costs.devices import DEVICES
+from workbench.efficiency.costs.formulas import cache_bytes, linear_flops, prefill_flops, uniform_coverage
+from workbench.efficiency.costs.torch_counter import count_flops
 from workbench.models.loading import inspect_topology
 from workbench.models.topology import topology
 
@@ -86,7 +86,7 @@ depth and width together and fit the FFN. They are fair in what they name and in
 
 ## Where the MoE decodes faster
 
-Floors on one H200, bfloat16, context 1,024, Qwen1.5-32B over Qwen2-57B-A14B (`python -m analyses.crossover`):
+Floors on one H200, bfloat16, context 1,024, Qwen1.5-32B over Qwen2-57B-A14B (`python -m analyses.costs.crossover`):
 
 | batch | {" | ".join(_ratios(subject))} |
 | --- | {" | ".join("---" for _ in _ratios(subject))} |
@@ -182,13 +182,13 @@ def _counterparts(subject: Costed) -> str:
 
 
 def _ratios(subject: Costed) -> dict[str, float]:
-    found = _costs.ask(subject, "crossover").tables["map"]
+    found = _run.ask(subject, "crossover").tables["map"]
     found = found[(found["context"] == 1024) & found["batch"].isin((1, 4, 32, 256))]
     return {str(batch): ratio for batch, ratio in zip(found["batch"], found["ratio"], strict=True)}
 
 
 def _claim(subject: Costed) -> str:
-    result = _costs.ask(subject, "card_claim").result
+    result = _run.ask(subject, "card_claim").result
     different = result.ratios[result.ratios["requests"] == "different"]
     same = result.ratios[result.ratios["requests"] == "identical"]
     nearest = different.iloc[(different["serial"] - different["published"]).abs().argmin()]

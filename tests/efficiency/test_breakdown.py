@@ -5,9 +5,9 @@ import torch
 
 from tests import tiny
 from tests.families import shrunk
-from workbench.efficiency import breakdown, decode
-from workbench.efficiency.breakdown import Marks
-from workbench.efficiency.clock import Clock
+from workbench.efficiency.instruments.clock import Clock
+from workbench.efficiency.profiling import breakdown, timed_run
+from workbench.efficiency.profiling.breakdown import Marks
 
 CPU = torch.device("cpu")
 
@@ -75,7 +75,7 @@ def test_marks_come_in_pairs_and_the_sum_is_the_whole_less_what_lies_between(moe
         def before(step: int) -> None:
             marks.step = step
 
-        done = decode.run(moe.module, ids_BS, output_tokens=3, before_step=before, clock=clock)
+        done = timed_run.run(moe.module, ids_BS, output_tokens=3, before_step=before, clock=clock)
     own = marks.seconds(done.marks_s)
     assert sum(enters for _, _, enters, _ in marks.events) * 2 == len(marks.events) == 3 * 2 * len(parts)
     assert own[0, "attention"] == own[2, "attention"] == 3.0  # three layers, a second between entry and exit
@@ -97,7 +97,7 @@ def test_a_pair_of_marks_costs_something():
 
 def test_watching_changes_no_token():
     model, ids_BS = tiny.moe(), torch.arange(1, 11).reshape(2, 5)
-    plain = decode.run(model.module, ids_BS, output_tokens=4).ids_BN
+    plain = timed_run.run(model.module, ids_BS, output_tokens=4).ids_BN
     with breakdown.watched(model.module, breakdown.parts_of(model.module, model.topology), clock := Clock(CPU)):
-        watched = decode.run(model.module, ids_BS, output_tokens=4, clock=clock).ids_BN
+        watched = timed_run.run(model.module, ids_BS, output_tokens=4, clock=clock).ids_BN
     assert torch.equal(plain, watched)

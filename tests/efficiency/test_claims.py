@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from workbench.efficiency.claims import Claim, bound, common_lengths, published_claims
-from workbench.efficiency.costs import cache_bytes, decode_flops, prefill_flops, step_bytes
-from workbench.efficiency.devices import device, measured
+from workbench.efficiency.costs.claims import Claim, bound, common_lengths, published_claims
+from workbench.efficiency.costs.devices import device, measured
+from workbench.efficiency.costs.formulas import cache_bytes, decode_flops, prefill_flops, step_bytes
 from workbench.errors import ModelError
 from workbench.models.loading import inspect_topology
 

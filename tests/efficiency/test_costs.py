@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from workbench.efficiency import costs
-from workbench.efficiency.costs import (
+from workbench.efficiency.costs import formulas
+from workbench.efficiency.costs.devices import DEVICES, device, measured
+from workbench.efficiency.costs.formulas import (
     cache_bytes,
     decode_flops,
     linear_flops,
@@ -16,8 +17,7 @@ from workbench.efficiency.costs import (
     step_bytes,
     uniform_coverage,
 )
-from workbench.efficiency.devices import DEVICES, device, measured
-from workbench.efficiency.roofline import decode_floor, decode_ratio, floor, prefill_floor
+from workbench.efficiency.costs.roofline import decode_floor, decode_ratio, floor, prefill_floor
 from workbench.errors import ModelError
 from workbench.models.loading import inspect_topology
 from workbench.models.topology import Topology
@@ -224,4 +224,4 @@ def test_devices_that_cannot_be_meant():
 
 
 def test_every_dtype_has_its_bytes():
-    assert costs.dtype_bytes("float32") == 4 and costs.dtype_bytes("float8") == 1
+    assert formulas.dtype_bytes("float32") == 4 and formulas.dtype_bytes("float8") == 1

@@ -2,9 +2,9 @@
 
 import pytest
 
-from workbench.efficiency.costs import linear_flops, memory
-from workbench.efficiency.counterparts import KINDS, counterpart
-from workbench.efficiency.subject import costed, with_published
+from workbench.efficiency.costs.comparison import costed, with_published
+from workbench.efficiency.costs.counterparts import KINDS, counterpart
+from workbench.efficiency.costs.formulas import linear_flops, memory
 from workbench.errors import ModelError
 from workbench.models.configs import on_meta
 from workbench.models.loading import inspect_topology

@@ -6,9 +6,9 @@ import torch
 
 from tests import tiny
 from tests.families import shrunk
-from workbench.efficiency import decode
-from workbench.efficiency.clock import Clock
-from workbench.efficiency.decode import Point
+from workbench.efficiency.instruments.clock import Clock
+from workbench.efficiency.profiling import timed_run
+from workbench.efficiency.profiling.timed_run import Point
 from workbench.errors import MeasurementError
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ def test_it_writes_what_generate_writes(kind, attention):
     model = {"moe": tiny.moe, "dense": tiny.dense}[kind]()
     model.module.set_attn_implementation(attention)
     ids_BS = prompts()
-    done = decode.run(model.module, ids_BS, output_tokens=12)
+    done = timed_run.run(model.module, ids_BS, output_tokens=12)
     assert torch.equal(done.ids_BN, generated(model.module, ids_BS, 12))
 
 
@@ -41,21 +41,21 @@ def test_it_does_so_for_other_families(family):
     """Sliding windows, state-space layers, other caches: what the loop knows of a family is nothing."""
     model = shrunk.build(family)
     ids_BS = prompts(rows=2) % model.topology.vocabulary
-    done = decode.run(model.module, ids_BS, output_tokens=6)
+    done = timed_run.run(model.module, ids_BS, output_tokens=6)
     assert torch.equal(done.ids_BN, generated(model.module, ids_BS, 6))
 
 
 def test_a_row_does_not_see_the_others(moe):
     ids_BS = prompts()
-    together = decode.run(moe.module, ids_BS, output_tokens=8).ids_BN
-    alone = torch.cat([decode.run(moe.module, row[None], output_tokens=8).ids_BN for row in ids_BS])
+    together = timed_run.run(moe.module, ids_BS, output_tokens=8).ids_BN
+    alone = torch.cat([timed_run.run(moe.module, row[None], output_tokens=8).ids_BN for row in ids_BS])
     assert torch.equal(together, alone)
 
 
 def test_each_token_has_its_time_and_the_first_logits_are_the_prompts(moe):
     ids_BS = prompts()
     steps: list[int] = []
-    done = decode.run(moe.module, ids_BS, output_tokens=5, before_step=steps.append)
+    done = timed_run.run(moe.module, ids_BS, output_tokens=5, before_step=steps.append)
     assert steps == [0, 1, 2, 3, 4]
     assert done.token_s_N.shape == (5,) and done.token_s_N[0] > 0 and (np.diff(done.token_s_N) > 0).all()
     assert done.wall_s >= done.token_s_N[-1]
@@ -69,7 +69,7 @@ def test_sizes_below_one_are_refused():
 
 def test_a_clock_counts_from_its_start(monkeypatch):
     now = iter([10.0, 10.0, 10.5, 12.0, 13.0])
-    monkeypatch.setattr("workbench.efficiency.clock.time.perf_counter", lambda: next(now))
+    monkeypatch.setattr("workbench.efficiency.instruments.clock.time.perf_counter", lambda: next(now))
     clock = Clock(CPU).start()
     assert (clock.mark(), clock.mark()) == (1, 2)
     marks_s, wall_s = clock.stop()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from workbench.efficiency.latency import (
+from workbench.efficiency.serving.latency import (
     E2E,
     E2E_CLOSED,
     ITL,

@@ -9,10 +9,10 @@ import torch
 from tests import tiny
 from tests.efficiency.test_decode import prompts
 from tests.families import shrunk
-from workbench.efficiency import decode, launch
-from workbench.efficiency.asked import Asked
-from workbench.efficiency.launch import Compiled, Graph
-from workbench.efficiency.measure import profile
+from workbench.efficiency.profiling import launch, timed_run
+from workbench.efficiency.profiling.launch import Compiled, Graph
+from workbench.efficiency.profiling.profile import profile
+from workbench.efficiency.profiling.settings import Asked
 from workbench.errors import MeasurementError
 
 
@@ -21,9 +21,9 @@ def test_a_traced_step_writes_what_the_plain_one_writes(kind):
     """Traced and not compiled, which is where torch.compile can go wrong by our hand; twice, for a second cache."""
     model = {"moe": tiny.moe, "dense": tiny.dense}[kind]()
     ids_BS, way = prompts(), Compiled(model.module, backend="eager")
-    plain = decode.run(model.module, ids_BS, output_tokens=5).ids_BN
+    plain = timed_run.run(model.module, ids_BS, output_tokens=5).ids_BN
     for _ in range(2):
-        assert torch.equal(decode.run(model.module, ids_BS, output_tokens=5, launcher=way).ids_BN, plain)
+        assert torch.equal(timed_run.run(model.module, ids_BS, output_tokens=5, launcher=way).ids_BN, plain)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
@@ -31,8 +31,8 @@ def test_a_traced_step_writes_what_the_plain_one_writes(kind):
 def test_a_compiled_step_writes_what_the_plain_one_writes():
     model = tiny.dense(n_layers=1)
     ids_BS = prompts()
-    plain = decode.run(model.module, ids_BS, output_tokens=4)
-    compiled = decode.run(model.module, ids_BS, output_tokens=4, launcher=launch.launcher(model.module, "compile"))
+    plain = timed_run.run(model.module, ids_BS, output_tokens=4)
+    compiled = timed_run.run(model.module, ids_BS, output_tokens=4, launcher=launch.launcher(model.module, "compile"))
     assert torch.equal(compiled.ids_BN, plain.ids_BN)
 
 
@@ -57,8 +57,8 @@ def test_a_recorded_step_reads_its_own_tensors_over_one_cache_in_every_run(moe):
     way = Replayed(moe.module)
     for seed in (0, 1):
         ids_BS = prompts(seed=seed)
-        plain = decode.run(moe.module, ids_BS, output_tokens=6)
-        assert torch.equal(decode.run(moe.module, ids_BS, output_tokens=6, launcher=way).ids_BN, plain.ids_BN)
+        plain = timed_run.run(moe.module, ids_BS, output_tokens=6)
+        assert torch.equal(timed_run.run(moe.module, ids_BS, output_tokens=6, launcher=way).ids_BN, plain.ids_BN)
 
 
 def test_a_cache_that_turns_is_refused():
@@ -110,9 +110,9 @@ def test_a_measurement_falls_back_to_eager_and_says_so(dense, tmp_path):
 def test_prompts_read_in_pieces_give_what_the_whole_gives(kind, chunk):
     model = {"moe": tiny.moe, "dense": tiny.dense}[kind]()
     ids_BS = prompts()
-    whole = decode.run(model.module, ids_BS, output_tokens=5)
+    whole = timed_run.run(model.module, ids_BS, output_tokens=5)
     steps: list[int] = []
-    pieces = decode.run(model.module, ids_BS, output_tokens=5, prefill_chunk=chunk, before_step=steps.append)
+    pieces = timed_run.run(model.module, ids_BS, output_tokens=5, prefill_chunk=chunk, before_step=steps.append)
     assert torch.equal(pieces.ids_BN, whole.ids_BN)
     torch.testing.assert_close(pieces.logits_BV, whole.logits_BV)
     assert len(steps) == len(pieces.forward_s_P) == -(-9 // max(chunk // 3, 1)) + 4
@@ -126,5 +126,5 @@ def test_a_family_whose_state_cannot_be_read_in_pieces_is_refused(tmp_path):
 
 
 def test_the_host_is_in_the_forward_for_no_longer_than_the_run(moe):
-    done = decode.run(moe.module, prompts(), output_tokens=5)
+    done = timed_run.run(moe.module, prompts(), output_tokens=5)
     assert 0 < done.forward_s_P.sum() <= done.wall_s and (done.forward_s_P > 0).all()

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from analyses import throughput
+from analyses.measured import throughput
 from tests import tiny
 from tests.efficiency.test_machine import FakeNvml
 from tests.efficiency.test_measure import small
-from workbench.efficiency import busy, energy, forecast, kernels, machine, threads
-from workbench.efficiency.decode import Point
-from workbench.efficiency.measure import profile
+from workbench.efficiency.instruments import energy, kernel_time, machine, threads
+from workbench.efficiency.profiling import kernels, run_memory
+from workbench.efficiency.profiling.profile import profile
+from workbench.efficiency.profiling.timed_run import Point
 from workbench.errors import Cancelled, MeasurementError
 from workbench.models.loading import inspect_topology
 
@@ -23,10 +24,10 @@ BARE = {"parts": False, "checks": False, "routings": ("natural",), "experts": ("
 
 def test_a_forecast_by_hand(dense):
     """Two rows of five tokens: keys and values of two layers, and one pass at its widest, the FFN 48 wide."""
-    found = forecast.of_run(dense.topology, Point(2, 5, 3), value_bytes=4)
+    found = run_memory.of_run(dense.topology, Point(2, 5, 3), value_bytes=4)
     assert found.cache == 2 * 8 * 2 * 2 * 2 * 8 * 4  # rows, tokens, layers, keys and values, groups, width, bytes
     assert found.widest == 2 * 5 * (6 * 32 + 3 * 48) * 4 + 2 * 211 * 8
-    pieces = forecast.of_run(dense.topology, Point(2, 5, 3, prefill_chunk=2), value_bytes=4)
+    pieces = run_memory.of_run(dense.topology, Point(2, 5, 3, prefill_chunk=2), value_bytes=4)
     assert pieces.cache == found.cache and pieces.widest < found.widest
 
 
@@ -34,14 +35,14 @@ def test_the_large_model_at_256_rows_does_not_fit_one_h200_in_one_pass():
     """139 GiB less the weights; as the sizes were worked out before: the prefill in pieces, or 128 rows."""
     topology = inspect_topology("qwen2-57b-a14b")
     free = 139 * 2**30 - 2 * topology.parameters_total
-    whole = forecast.of_run(topology, Point(256, 1000, 100), value_bytes=2)
-    assert forecast.refusal("it", "256", whole, free)
-    pieces = forecast.of_run(topology, Point(256, 1000, 100, prefill_chunk=32_768), value_bytes=2)
-    assert forecast.refusal("it", "256", pieces, free) == ""
+    whole = run_memory.of_run(topology, Point(256, 1000, 100), value_bytes=2)
+    assert run_memory.refusal("it", "256", whole, free)
+    pieces = run_memory.of_run(topology, Point(256, 1000, 100, prefill_chunk=32_768), value_bytes=2)
+    assert run_memory.refusal("it", "256", pieces, free) == ""
 
 
 def test_a_point_that_will_not_fit_is_left_out_with_the_figures_and_what_to_change(dense, tmp_path, monkeypatch):
-    needed = forecast.of_run(dense.topology, Point(1, 2, 2), value_bytes=4).total
+    needed = run_memory.of_run(dense.topology, Point(1, 2, 2), value_bytes=4).total
     monkeypatch.setattr(kernels, "free_bytes", lambda device: needed)
     found = profile(dense, tmp_path / "m", asked=small(batches=(1, 2), **{**BARE, "experts": None}))
     assert set(found.table("samples")["batch"]) == {1}
@@ -54,15 +55,15 @@ def test_a_point_that_will_not_fit_is_left_out_with_the_figures_and_what_to_chan
 
 def test_a_cache_that_stays_is_counted_beside_the_runs_of_the_others():
     """A graph keeps its cache of 10 while an eager run takes 10 and 5 more; and an eager one alone takes 15."""
-    eager, graph = forecast.Forecast(10, 5), forecast.Forecast(10, 5)
-    assert forecast.together([(eager, False), (eager, False)]).total == 15
-    assert forecast.together([(eager, False), (graph, True)]).total == 25
-    assert forecast.together([(graph, True)]).total == 15
+    eager, graph = run_memory.Forecast(10, 5), run_memory.Forecast(10, 5)
+    assert run_memory.together([(eager, False), (eager, False)]).total == 15
+    assert run_memory.together([(eager, False), (graph, True)]).total == 25
+    assert run_memory.together([(graph, True)]).total == 15
 
 
 def test_what_has_no_formula_has_no_forecast(moe):
     unknown = replace(moe.topology, parts=replace(moe.topology.parts, unknown=("a: B",)))
-    assert forecast.of_run(unknown, Point(1, 1, 1), value_bytes=4) is None
+    assert run_memory.of_run(unknown, Point(1, 1, 1), value_bytes=4) is None
 
 
 def test_when_the_time_is_up_what_was_measured_is_written_and_the_rest_named(dense, tmp_path, monkeypatch):
@@ -114,7 +115,7 @@ class Spent(FakeNvml):
 def test_energy_of_a_token_with_and_without_the_idle_machines(dense, tmp_path, monkeypatch):
     counted, _ = energy.counters("cuda", nvml=Spent())
     monkeypatch.setattr(energy, "counters", lambda device_type: (counted, ""))
-    monkeypatch.setattr("workbench.efficiency.rows.ENERGY_WINDOW_S", 0.05)
+    monkeypatch.setattr("workbench.efficiency.profiling.tables.ENERGY_WINDOW_S", 0.05)
     found = profile(dense, tmp_path / "m", asked=small(**{**BARE, "experts": None}))
     raw = found.table("energy").iloc[0]
     table = throughput.tables(throughput.run(found))["energy"].iloc[0]
@@ -160,5 +161,5 @@ class FakeProfiler:
 
 def test_a_device_is_busy_for_as_long_as_its_kernels():
     ran: list[int] = []
-    assert busy.busy_seconds(lambda: ran.append(1), CPU, profiler=FakeProfiler()) == pytest.approx(2e-3)
+    assert kernel_time.busy_seconds(lambda: ran.append(1), CPU, profiler=FakeProfiler()) == pytest.approx(2e-3)
     assert ran == [1]

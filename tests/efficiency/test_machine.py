@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from tests import tiny
-from workbench.efficiency import energy, kernels, machine, peak
-from workbench.efficiency.decode import Point
-from workbench.efficiency.utilization import Work, utilization
+from workbench.efficiency.costs.utilization import Work, utilization
+from workbench.efficiency.instruments import energy, machine, peak_memory
+from workbench.efficiency.profiling import kernels
+from workbench.efficiency.profiling.timed_run import Point
 from workbench.errors import MeasurementError
 
 CPU = torch.device("cpu")
@@ -20,8 +21,8 @@ MIB = 2**20
 def test_a_run_that_takes_memory_shows_it_and_one_after_it_does_not():
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("the kernel tells no high-water mark here")
-    large = peak.peak_of(lambda: torch.ones(200 * MIB, dtype=torch.uint8), CPU)
-    small = peak.peak_of(lambda: torch.ones(8, dtype=torch.uint8), CPU)
+    large = peak_memory.peak_of(lambda: torch.ones(200 * MIB, dtype=torch.uint8), CPU)
+    small = peak_memory.peak_of(lambda: torch.ones(8, dtype=torch.uint8), CPU)
     assert large.peak_bytes - large.before_bytes > 190 * MIB
     assert small.peak_bytes - small.before_bytes < 50 * MIB
 
@@ -30,11 +31,11 @@ def test_where_no_mark_can_be_reset_nothing_is_claimed(tmp_path):
     (tmp_path / "status").write_text("VmRSS:\t100 kB\nVmHWM:\t300 kB\n")
     (tmp_path / "clear_refs").mkdir()  # nothing can be written into it
     done: list[int] = []
-    found = peak.peak_of(lambda: done.append(1), CPU, process=tmp_path)
+    found = peak_memory.peak_of(lambda: done.append(1), CPU, process=tmp_path)
     assert (found.before_bytes, found.peak_bytes, done) == (None, None, [1])
     assert "the high-water mark cannot be reset here" in found.counter
     (tmp_path / "clear_refs").rmdir()
-    found = peak.peak_of(lambda: None, CPU, process=tmp_path)
+    found = peak_memory.peak_of(lambda: None, CPU, process=tmp_path)
     assert (found.before_bytes, found.peak_bytes) == (100 * 1024, 300 * 1024)
 
 
@@ -160,5 +161,5 @@ def test_a_gpus_memory_is_the_allocators(monkeypatch):
         max_memory_allocated=lambda i: 50 + i,
     )  # fmt: skip
     monkeypatch.setattr(torch, "cuda", fake)
-    found = peak.peak_of(lambda: None, torch.device("cuda"))
+    found = peak_memory.peak_of(lambda: None, torch.device("cuda"))
     assert (found.before_bytes, found.peak_bytes) == (21, 101)

@@ -14,14 +14,14 @@ import torch
 from tests import tiny
 from tests.efficiency.conftest import ASKED
 from tests.test_cli import run as command
-from workbench.efficiency import forecast, kernels
-from workbench.efficiency.asked import Asked
-from workbench.efficiency.contest import order_of, warm_up
-from workbench.efficiency.decode import Point, Run
-from workbench.efficiency.measure import profile
-from workbench.efficiency.prompts import kind_of, prompts
+from workbench.efficiency.measurements.measurement import Measurement, is_measurement, write_measurement
+from workbench.efficiency.profiling import kernels, run_memory
+from workbench.efficiency.profiling.profile import profile
+from workbench.efficiency.profiling.prompts import kind_of, prompts
+from workbench.efficiency.profiling.settings import Asked
+from workbench.efficiency.profiling.timed_run import Point, Run
+from workbench.efficiency.profiling.variants import order_of, warm_up
 from workbench.errors import MeasurementError
-from workbench.measurement import Measurement, is_measurement, write_measurement
 
 
 def test_every_round_holds_every_contestant_once_in_turning_order(measurement):
@@ -165,7 +165,7 @@ def test_an_occupied_folder_is_refused_before_measuring(tmp_path, dense):
 
 def test_batched_mm_is_left_out_where_its_copies_do_not_fit(moe, tmp_path, monkeypatch):
     monkeypatch.setattr(kernels, "free_bytes", lambda device: 1000)
-    monkeypatch.setattr(forecast, "of_run", lambda *_, **__: None)  # which would leave the point out
+    monkeypatch.setattr(run_memory, "of_run", lambda *_, **__: None)  # which would leave the point out
     found = profile(moe, tmp_path / "m", asked=small(parts=False, routings=("natural",)))
     assert "batched_mm" not in set(found.table("samples")["experts"])
     assert any(re.match(r"batched_mm at 1 x 2 \+ 2 tokens: it would copy", line) for line in found.manifest["left_out"])
@@ -279,5 +279,5 @@ def test_the_command_says_no(tmp_path, monkeypatch, capsys):
 
 
 def test_measuring_needs_no_nnsight():
-    code = "import sys, workbench.efficiency.measure; sys.exit('nnsight' in sys.modules)"
+    code = "import sys, workbench.efficiency.profiling.profile; sys.exit('nnsight' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

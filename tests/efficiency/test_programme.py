@@ -16,17 +16,17 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from analyses import efficiency_waterfall, recording_overhead, throughput
+from analyses.measured import efficiency_waterfall, recording_overhead, throughput
 from tests import tiny
-from workbench import cli
-from workbench.efficiency import programme
-from workbench.efficiency.asked import Asked
-from workbench.efficiency.joined import join
-from workbench.efficiency.measure import profile
-from workbench.efficiency.profile_command import option, without
-from workbench.efficiency.programme import Piece, Programme, read_programme, run_programme
+from workbench.cli import main
+from workbench.cli.profile import option, without
+from workbench.efficiency.measurements import programme
+from workbench.efficiency.measurements.measurement import Measurement
+from workbench.efficiency.measurements.merge import join
+from workbench.efficiency.measurements.programme import Piece, Programme, read_programme, run_programme
+from workbench.efficiency.profiling.profile import profile
+from workbench.efficiency.profiling.settings import Asked
 from workbench.errors import AnalysisError, MeasurementError
-from workbench.measurement import Measurement
 
 MODELS = {"moe": tiny.moe, "dense": tiny.dense}
 BARE = Asked(
@@ -153,9 +153,9 @@ def test_the_programmes_are_as_they_promise():
     assert [piece.name for piece in full.pieces] == [piece.name for piece in rehearsal.pieces]
     assert full.joins == rehearsal.joins == (("pair", ("moe-1", "dense", "moe-2")),)
     assert all(piece.limit_s + programme.GRACE_S <= 480 for piece in full.pieces) and full.total_s <= 1500
-    for module in cli.COMMANDS:
-        __import__(module, fromlist=["register"]).register(cli.app)
-    command = get_command(cli.app).commands["profile"]  # type: ignore[attr-defined]
+    for module in main.COMMANDS:
+        __import__(module, fromlist=["register"]).register(main.app)
+    command = get_command(main.app).commands["profile"]  # type: ignore[attr-defined]
     for each, other in zip(full.pieces, rehearsal.pieces, strict=True):
         context = command.make_context("profile", [*each.words[1:], "--out", "x"])
         assert context.params["weights"] == "dummy" and context.params["dtype"] == "bfloat16"
@@ -256,9 +256,9 @@ def test_two_models_one_after_the_other_make_one_measurement(monkeypatch, tmp_pa
     words = ["profile", "tiny-moe", "--against", "tiny-dense", "--out", str(out), "--routing", "uniform,natural",
              "--rounds", "5", "--device", "cpu", "--sequential"]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["workbench", *words])
-    for module in cli.COMMANDS:
-        __import__(module, fromlist=["register"]).register(cli.app)
-    done = CliRunner().invoke(cli.app, words)
+    for module in main.COMMANDS:
+        __import__(module, fromlist=["register"]).register(main.app)
+    done = CliRunner().invoke(main.app, words)
     assert done.exit_code == 0, done.output
     common = ("--device", "cpu")
     assert ran[0] == ("profile", "tiny-moe", "--routing", "uniform,natural", *common, "--rounds", "3")
@@ -269,7 +269,7 @@ def test_two_models_one_after_the_other_make_one_measurement(monkeypatch, tmp_pa
 
 
 def test_models_that_do_not_fit_together_are_measured_in_turn(monkeypatch, capsys):
-    from workbench.efficiency.profile_command import _both_fit
+    from workbench.cli.profile import _both_fit
     from workbench.models import loading
     from workbench.models.memory import MemoryForecast
 

@@ -6,9 +6,9 @@ import torch
 
 from tests import tiny
 from workbench.capture.hooks import Tracer
-from workbench.efficiency import decode, routing
-from workbench.efficiency.decode import Point
-from workbench.efficiency.routing import Routing
+from workbench.efficiency.profiling import forced_routing, timed_run
+from workbench.efficiency.profiling.forced_routing import Routing
+from workbench.efficiency.profiling.timed_run import Point
 from workbench.errors import MeasurementError
 from workbench.metrics.sequence import uniform_activated_experts
 
@@ -17,7 +17,7 @@ POINT = Point(4, 5, 3)
 
 
 def planned(model, text: str, point: Point = POINT, seed: int = 0):
-    return routing.plan(Routing.parse(text), model.topology, point, device=CPU, seed=seed)
+    return forced_routing.plan(Routing.parse(text), model.topology, point, device=CPU, seed=seed)
 
 
 @pytest.mark.parametrize("text", ["uniform", "round-robin", "zipf:1.2", "worst"])
@@ -84,8 +84,8 @@ def test_the_planned_experts_are_met_and_counted(moe, text):
     plan = planned(moe, text)
     ids_BS = torch.ones((POINT.batch, POINT.prompt_tokens), dtype=torch.long)
     module, routers = moe.module, moe.topology.routers
-    with routing.forced(module, moe.topology, plan) as tell, routing.counted(module, routers) as counts:
-        decode.run(module, ids_BS, output_tokens=POINT.output_tokens, before_step=tell)
+    with forced_routing.forced(module, moe.topology, plan) as tell, forced_routing.counted(module, routers) as counts:
+        timed_run.run(module, ids_BS, output_tokens=POINT.output_tokens, before_step=tell)
     for router in routers:
         for got_E, wanted in zip(counts[router.experts_path], plan, strict=True):
             ids = wanted[router.experts_path].reshape(-1).numpy()
@@ -94,8 +94,8 @@ def test_the_planned_experts_are_met_and_counted(moe, text):
 
 def test_counts_of_natural_routing_are_those_that_a_trace_sees(moe):
     ids_BS = torch.arange(1, 13).reshape(3, 4)
-    with routing.counted(moe.module, moe.topology.routers) as counts:
-        decode.run(moe.module, ids_BS, output_tokens=1)
+    with forced_routing.counted(moe.module, moe.topology.routers) as counts:
+        timed_run.run(moe.module, ids_BS, output_tokens=1)
     trace = Tracer(moe.module, moe.topology).run(ids_BS)
     for router, seen in zip(moe.topology.routers, trace.routers, strict=True):
         wanted_E = np.bincount(seen.ids_TK.reshape(-1).numpy(), minlength=router.n_experts)
@@ -104,14 +104,14 @@ def test_counts_of_natural_routing_are_those_that_a_trace_sees(moe):
 
 def test_its_own_choice_forced_changes_nothing_and_another_does(moe):
     ids_BS = torch.arange(1, 13).reshape(3, 4)
-    natural = decode.run(moe.module, ids_BS, output_tokens=1).logits_BV
+    natural = timed_run.run(moe.module, ids_BS, output_tokens=1).logits_BV
     seen = Tracer(moe.module, moe.topology).run(ids_BS).routers
     own = [{r.experts_path: s.ids_TK.clone() for r, s in zip(moe.topology.routers, seen, strict=True)}]
     for plan, same in ((own, True), (planned(moe, "worst", Point(3, 4, 1)), False)):
-        with routing.forced(moe.module, moe.topology, plan) as tell:
-            forced = decode.run(moe.module, ids_BS, output_tokens=1, before_step=tell).logits_BV
+        with forced_routing.forced(moe.module, moe.topology, plan) as tell:
+            forced = timed_run.run(moe.module, ids_BS, output_tokens=1, before_step=tell).logits_BV
         assert bool(torch.allclose(forced, natural, atol=1e-5)) is same
-    assert torch.equal(decode.run(moe.module, ids_BS, output_tokens=1).logits_BV, natural)  # the hooks are gone
+    assert torch.equal(timed_run.run(moe.module, ids_BS, output_tokens=1).logits_BV, natural)  # the hooks are gone
 
 
 def test_replay_takes_the_recordings_rows(moe, recording):

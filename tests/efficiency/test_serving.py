@@ -12,17 +12,17 @@ import numpy as np
 import psutil
 import pytest
 
-from analyses import served as analysis
+from analyses.measured import served as analysis
 from tests.efficiency.conftest import BOTH
 from tests.efficiency.endpoint import Script, serving
 from tests.test_cli import run as command
-from workbench.efficiency import load, servers
-from workbench.efficiency.endpoints import Endpoint, reach
-from workbench.efficiency.load import OUTCOMES, Load, send
-from workbench.efficiency.serving import Served, serve_bench
-from workbench.efficiency.texts import Texts, counter
+from workbench.efficiency.measurements.measurement import Measurement
+from workbench.efficiency.serving import guidellm, local_servers
+from workbench.efficiency.serving.benchmark import Served, serve_bench
+from workbench.efficiency.serving.endpoints import Endpoint, reach
+from workbench.efficiency.serving.guidellm import OUTCOMES, Load, send
+from workbench.efficiency.serving.prompts import Texts, counter
 from workbench.errors import MeasurementError
-from workbench.measurement import Measurement
 from workbench.models.bundled import MODELS
 
 TOKENIZER = str(MODELS / "tiny-moe")
@@ -156,8 +156,8 @@ def test_a_load_generator_that_breaks_is_said_in_every_row(monkeypatch):
 
 
 def test_other_errors_have_a_name():
-    assert load._failure("KeyError('x')") == "other error"
-    assert load._failure("HTTPStatusError(\"Client error '404 Not Found' for url 'http://x/500'\")") == "HTTP 4xx"
+    assert guidellm._failure("KeyError('x')") == "other error"
+    assert guidellm._failure("HTTPStatusError(\"Client error '404 Not Found' for url 'http://x/500'\")") == "HTTP 4xx"
 
 
 def test_a_closed_loop_never_has_more_in_flight_than_asked():
@@ -283,7 +283,7 @@ def test_a_corpus_that_is_too_small_and_a_tokenizer_that_is_not_there_are_refuse
 
 def test_a_server_ends_with_who_started_it():
     process = subprocess.Popen(
-        [sys.executable, "-m", "workbench.efficiency.server_process", TOKENIZER], stdin=subprocess.PIPE,
+        [sys.executable, "-m", "workbench.efficiency.serving.server_process", TOKENIZER], stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     assert process.stdin is not None
@@ -294,18 +294,18 @@ def test_a_server_ends_with_who_started_it():
 def test_what_cannot_be_served_is_refused_and_what_a_server_said_is_told(tmp_path):
     with (
         pytest.raises(MeasurementError, match="--launch cannot serve 'nothing'.*tiny-dense, tiny-moe"),
-        servers.launched(["nothing"]),
+        local_servers.launched(["nothing"]),
     ):
         pass
     (tmp_path / "config.json").write_text("{}")
     with (
         pytest.raises(MeasurementError, match="transformers serve of .* ended with .*; the end of what it said: "),
-        servers.launched([str(tmp_path)]),
+        local_servers.launched([str(tmp_path)]),
     ):
         pass
     with (
         pytest.raises(MeasurementError, match="transformers serve of tiny-moe did not answer in 0 s"),
-        servers.launched(["tiny-moe"], healthy_s=0.0),
+        local_servers.launched(["tiny-moe"], healthy_s=0.0),
     ):
         pass
     assert not _servers()
@@ -329,7 +329,7 @@ def test_an_interrupt_ends_the_servers_and_leaves_nothing(tmp_path):
 
 def _servers(pid: int | None = None) -> list[psutil.Process]:
     children = psutil.Process(pid or os.getpid()).children(recursive=True)
-    return [each for each in children if "workbench.efficiency.server_process" in " ".join(each.cmdline())]
+    return [each for each in children if "workbench.efficiency.serving.server_process" in " ".join(each.cmdline())]
 
 
 def test_the_whole_path_with_transformers_serve(tmp_path, monkeypatch, capsys):

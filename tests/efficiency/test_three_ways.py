@@ -5,8 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.families import shrunk
-from workbench.efficiency.costs import linear_flops, parameters, prefill_flops
-from workbench.efficiency.counter import count_flops
+from workbench.efficiency.costs.formulas import linear_flops, parameters, prefill_flops
+from workbench.efficiency.costs.torch_counter import count_flops
 from workbench.errors import ModelError
 from workbench.models.topology import topology
 

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from workbench.efficiency import costs
-from workbench.efficiency.devices import DEVICES, known_as
-from workbench.efficiency.work import Task, prefill_widths, seconds_at
+from workbench.efficiency.costs import formulas
+from workbench.efficiency.costs.devices import DEVICES, known_as
+from workbench.efficiency.costs.workload import Task, prefill_widths, seconds_at
 from workbench.errors import ModelError
 
 
@@ -19,17 +19,17 @@ def task(model, phase: str, **changed) -> Task:
 def test_prefill_by_hand(moe):
     """Two rows of five tokens, logits at the last position, the weights read once, the cache written."""
     found = task(moe, "prefill").work
-    assert found.active_flops == 2 * sum(costs.prefill_flops(moe.topology, tokens=5, logits=1).values())
-    read = sum(costs.weights_read(moe.topology, tokens=10, weight_bytes=4).values())
+    assert found.active_flops == 2 * sum(formulas.prefill_flops(moe.topology, tokens=5, logits=1).values())
+    read = sum(formulas.weights_read(moe.topology, tokens=10, weight_bytes=4).values())
     # the attention of three layers keeps 2 · 2 groups · 8 values of each token
     assert found.met_bytes == pytest.approx(read + 2 * 5 * 3 * 2 * 2 * 8 * 4)
 
 
 def test_decode_is_the_sum_of_its_steps_each_a_token_longer(moe):
-    steps = [costs.decode_flops(moe.topology, context=context) for context in (6, 7, 8)]
+    steps = [formulas.decode_flops(moe.topology, context=context) for context in (6, 7, 8)]
     found = task(moe, "decode")
     assert found.work.active_flops == pytest.approx(2 * sum(sum(step.values()) for step in steps))
-    moved = [costs.step_bytes(moe.topology, batch=2, context=context, weight_bytes=4) for context in (6, 7, 8)]
+    moved = [formulas.step_bytes(moe.topology, batch=2, context=context, weight_bytes=4) for context in (6, 7, 8)]
     assert found.work.met_bytes == pytest.approx(sum(sum(step.values()) for step in moved))
 
 

@@ -13,7 +13,7 @@ import torch
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from workbench.capture.reduce import router_scores
+from workbench.capture.routing import router_scores
 from workbench.models.loading import Model, from_module
 from workbench.models.topology import Router, Topology, topology
 

@@ -16,16 +16,16 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelF
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tests.families import shrunk, table
-from workbench.capture.experts import ExpertTracer
+from workbench.capture.contributions import ExpertTracer
+from workbench.capture.expert_weights import neuron_parts
 from workbench.capture.hooks import Tracer
+from workbench.capture.proof.router import other_implementation
 from workbench.capture.record import record
-from workbench.capture.reduce import router_scores
-from workbench.corpus import Corpus, Document
+from workbench.capture.routing import router_scores
 from workbench.errors import CaptureError, ModelError
-from workbench.models.check_router import other_implementation
-from workbench.models.expert_weights import neuron_parts
 from workbench.models.families import FAMILIES as ROWS
 from workbench.models.topology import topology
+from workbench.recordings.corpus import Corpus, Document
 
 FAMILIES = shrunk.declared_families()
 LAYOUTS = ("qwen2_moe", "aria_text", "dbrx", "gpt_oss", "llama4_text", "longcat_flash", "nemotron_h")

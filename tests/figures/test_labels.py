@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.figures.examples import examples
-from workbench.figures import page as module
-from workbench.figures.page import LONGEST, MOST_LINES, SMALL_PT, say, shorten, width_in, wrap
-from workbench.figures.paper import paper, save
-from workbench.figures.screen import screen
+from workbench.figures.matplotlib import layout as module
+from workbench.figures.matplotlib.draw import paper, save
+from workbench.figures.matplotlib.layout import LONGEST, MOST_LINES, SMALL_PT, say, shorten, width_in, wrap
+from workbench.figures.plotly.draw import screen
 
 TEXTS = {
     "long": "x" * 3_000,

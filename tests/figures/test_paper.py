@@ -14,9 +14,9 @@ import pytest
 from matplotlib.text import Text
 
 from tests.figures.examples import CANARY, awkward, examples, load_map, strip
-from workbench.figures.page import say
-from workbench.figures.paper import paper, save
-from workbench.figures.strip import BOX_IN, place
+from workbench.figures.matplotlib.draw import paper, save
+from workbench.figures.matplotlib.layout import say
+from workbench.figures.matplotlib.token_strip import BOX_IN, place
 
 FIGURES = {**examples(), **awkward()}
 WIDE = ("domains-4x32", "balance-4", "bars-panels", "strip-loss")

@@ -9,8 +9,8 @@ import pytest
 
 from tests.figures.examples import CANARY, awkward, examples, load_map, series, strip, waterfall
 from workbench.figures import Bars
-from workbench.figures.canvas import as_text
-from workbench.figures.screen import screen
+from workbench.figures.plotly.canvas import as_text
+from workbench.figures.plotly.draw import screen
 
 FIGURES = {**examples(), **awkward()}
 

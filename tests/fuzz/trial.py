@@ -185,15 +185,15 @@ class Trial:
 
 def _main(words: tuple[str, ...]) -> int:
     """The command line, in this process; its exit status."""
-    from workbench import cli
+    from workbench.cli import main
 
     global _REGISTERED  # noqa: PLW0603  what is there before the first command registers its own
     if _REGISTERED is None:
-        _REGISTERED = list(cli.app.registered_commands)
-    cli.app.registered_commands[:] = _REGISTERED
+        _REGISTERED = list(main.app.registered_commands)
+    main.app.registered_commands[:] = _REGISTERED
     before, sys.argv = sys.argv, ["workbench", *words]
     try:
-        cli.main()
+        main.main()
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     finally:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from workbench.recording import Recording
+from workbench.recordings.recording import Recording
 
 E, K, LAYERS = 4, 2, (1, 2)  # layer 0 is dense
 IDS_TLK = np.array(

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from analyses import _batch
+from analyses import question
 from tests.importers import sources
 from workbench.errors import AnalysisError, RecordingError
-from workbench.importers.build import import_trace
+from workbench.recordings.importers.build import import_trace
 
-NAMES = _batch.names()
+NAMES = question.names()
 _RECORD = "Record the model itself"
 _GATE = f"which has no gate of the shared expert. {_RECORD}"
 _TEXT = "which has no token ids, so no text"
@@ -93,15 +93,15 @@ def imported(recording, tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 def test_it_works_or_says_what_is_missing(name, kind, imported, tmp_path):
     sentence = SAYS[kind].get(name)
-    against = imported[kind] if _batch.takes_two(_batch.get(name)) else None
+    against = imported[kind] if question.takes_two(question.get(name)) else None
     if sentence is None:
-        files, _ = _batch.analyze(imported[kind], name, tmp_path, against=against)
+        files, _ = question.analyze(imported[kind], name, tmp_path, against=against)
         assert all(file.stat().st_size for file in files)
         return
     with pytest.raises(
         AnalysisError, match=f"{name}: {'' if sentence.startswith('its') else '.* was imported from .*'}{sentence}"
     ):
-        _batch.analyze(imported[kind], name, tmp_path, against=against)
+        question.analyze(imported[kind], name, tmp_path, against=against)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -110,7 +110,7 @@ def test_it_works_or_says_what_is_missing(name, kind, imported, tmp_path):
     ("name", "table"), [("expert_load", "experts"), ("load_balance", "tests"), ("domain_load", "experts")]
 )
 def test_numbers_are_those_of_the_native_recording(name, table, kind, imported, recording):
-    module = _batch.get(name)
+    module = question.get(name)
     native, ours = (module.tables(module.run(r))[table] for r in (recording, imported[kind]))
     if kind == "counts alone":  # its passes are one cluster, so only sums can agree
         kept = [
@@ -129,7 +129,7 @@ def test_numbers_are_those_of_the_native_recording(name, table, kind, imported, 
 
 def test_what_is_lacking_is_left_out_of_tables(imported):
     alone = imported["ids alone"]
-    expert_load, load_balance, domain_load = (_batch.get(n) for n in ("expert_load", "load_balance", "domain_load"))
+    expert_load, load_balance, domain_load = (question.get(n) for n in ("expert_load", "load_balance", "domain_load"))
     assert "weight_over_balance" not in expert_load.run(alone).experts
     assert "weight_over_balance" in expert_load.run(imported["tokens and weights"]).experts
     assert "balance loss" not in set(load_balance.run(alone).layers["measure"])
@@ -140,14 +140,14 @@ def test_what_is_lacking_is_left_out_of_tables(imported):
 
 
 def test_captions_say_that_it_is_imported(imported):
-    sample = _batch.get("expert_load").run(imported["ids alone"]).sample
+    sample = question.get("expert_load").run(imported["ids alone"]).sample
     assert sample.endswith("imported from numpy, prefill and decoding not told apart")
-    sample = _batch.get("expert_load").run(imported["counts alone"]).sample
+    sample = question.get("expert_load").run(imported["counts alone"]).sample
     assert "of 50 forward passes in 5 domains, imported from sglang" in sample
 
 
 def test_passes_of_one_dump_give_no_interval(imported):
-    table = _batch.get("expert_load").run(imported["counts alone"]).experts
+    table = question.get("expert_load").run(imported["counts alone"]).experts
     assert table["low"].isna().all()
 
 
@@ -174,7 +174,7 @@ def test_accessors_say_what_is_missing(imported):
 
 
 def test_a_field_that_no_trace_has_is_said_so(imported, monkeypatch):
-    from analyses._inputs import require
+    from analyses.read.design import require
 
     with pytest.raises(AnalysisError, match="x: .* was imported from numpy .*which has no router logits"):
         require(imported["ids alone"], ("routing", "logits"), "x")
@@ -187,8 +187,8 @@ def test_phases_are_never_averaged_and_the_option_is_named(tmp_path):
     ]
     got = import_trace("sglang", sources.sglang_file(tmp_path / "d.pt", *records), tmp_path / "r")
     with pytest.raises(AnalysisError, match="holds prefill and decode, .*choose one: --phase prefill or"):
-        _batch.get("expert_load").run(got)
+        question.get("expert_load").run(got)
     for phase in ("prefill", "decode"):
         one = got.of_phase(phase)
-        assert len(_batch.get("expert_load").run(one).experts) > 0
+        assert len(question.get("expert_load").run(one).experts) > 0
         assert one.counts(one.moe_layers[0]).sum() == one.ids(one.moe_layers[0]).size > 0

@@ -14,9 +14,9 @@ import torch
 
 from tests.importers import sources
 from workbench.errors import TraceError, WorkbenchError
-from workbench.importers import limits
-from workbench.importers.build import import_trace
-from workbench.importers.layout import parse_layers
+from workbench.recordings.importers import limits
+from workbench.recordings.importers.build import import_trace
+from workbench.recordings.importers.layout import parse_layers
 
 E = sources.E
 GIVEN = {"n_experts": E, "layers": sources.LAYERS}
@@ -342,7 +342,7 @@ def test_answers_of_servers_say_how_to_save_them(tmp_path):
 
 
 def test_documents_of_many_experts_make_smaller_parts(tmp_path, monkeypatch):
-    from workbench.importers import pieces
+    from workbench.recordings.importers import pieces
 
     monkeypatch.setattr(pieces, "_SHARD_COUNTERS", 2 * 2 * E)  # two documents of two layers
     np.save(tmp_path / "t.npy", np.stack([sources.IDS_TLK] * 5))

@@ -13,8 +13,8 @@ import torch
 
 from tests.importers import sources
 from tests.importers.sources import COUNTS_LE, IDS_TLK, LAYERS, TOKENS
-from workbench.importers.build import NOT_PROVED, import_trace
-from workbench.recording import Recording
+from workbench.recordings.importers.build import NOT_PROVED, import_trace
+from workbench.recordings.recording import Recording
 
 E = sources.E
 
@@ -316,12 +316,12 @@ def test_the_same_import_twice_gives_one_recording(tmp_path):
 
 
 def test_an_import_that_was_stopped_goes_on(recording, tmp_path, monkeypatch):
-    from workbench import writable
     from workbench.errors import RecordingError
+    from workbench.files import writing
 
-    opened = writable._open_for_writing
+    opened = writing._open_for_writing
     monkeypatch.setattr(
-        writable,
+        writing,
         "_open_for_writing",
         lambda file: open("/dev/full", "wb") if "part-00002" in file.name else opened(file),  # noqa: SIM115
     )

@@ -7,8 +7,8 @@ import pytest
 
 from tests.importers import sources
 from workbench.errors import TraceError
-from workbench.importers.build import import_trace
-from workbench.importers.notes import import_notes
+from workbench.recordings.importers.build import import_trace
+from workbench.recordings.importers.notes import import_notes
 
 E = sources.E
 GIVEN = {"n_experts": E, "layers": sources.LAYERS}

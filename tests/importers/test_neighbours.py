@@ -9,9 +9,9 @@ import pytest
 
 from tests.importers import sources
 from workbench.errors import RecordingError, TraceError
-from workbench.importers.build import import_trace
-from workbench.importers.notes import import_notes
-from workbench.recording import Recording
+from workbench.recordings.importers.build import import_trace
+from workbench.recordings.importers.notes import import_notes
+from workbench.recordings.recording import Recording
 
 E = sources.E
 

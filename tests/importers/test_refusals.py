@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from tests.importers import sources
 from tests.importers.sources import IDS_TLK, LAYERS, TOKENS
 from workbench.errors import ModelError, RecordingError, TraceError
-from workbench.importers.build import import_trace
-from workbench.importers.checks import checked
-from workbench.importers.layout import layout_of, parse_layers
-from workbench.importers.trace import Trace, TracedDocument
+from workbench.recordings.importers.build import import_trace
+from workbench.recordings.importers.checks import checked
+from workbench.recordings.importers.layout import layout_of, parse_layers
+from workbench.recordings.importers.trace import Trace, TracedDocument
 
 E = sources.E
 

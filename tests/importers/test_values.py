@@ -5,10 +5,10 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.importers import sources
-from workbench.cli import app
+from workbench.cli.main import app
 from workbench.errors import TraceError
-from workbench.importers.build import import_trace
-from workbench.importers.notes import import_notes
+from workbench.recordings.importers.build import import_trace
+from workbench.recordings.importers.notes import import_notes
 
 E = sources.E
 GIVEN = {"n_experts": E, "layers": sources.LAYERS}

@@ -15,9 +15,9 @@ import numpy as np
 
 from tests.metrics import permutations, simulation
 from tests.metrics.simulation import LENGTHS, PAIRS, M, document_weights, pair_probability
-from workbench.metrics.bags import bag_interval, deal
-from workbench.metrics.clusters import Clusters
-from workbench.metrics.uncertainty import domain_ratio_interval
+from workbench.statistics.design import Clusters
+from workbench.statistics.intervals import domain_ratio_interval
+from workbench.statistics.jackknife import bag_interval, deal
 
 # what documents prefer, and how many are in a domain
 AWAY, BALANCE, FEW = ("skewed", 24), ("mild", 24), ("skewed", 8)

@@ -9,8 +9,8 @@ import numpy as np
 
 from tests.metrics.simulation import LENGTHS, MEMBERS_PE, E, K, M, pair_probability
 from workbench.metrics import load, specialization
-from workbench.metrics.bags import Bags, deal, left_out_interval
-from workbench.metrics.clusters import Clusters
+from workbench.statistics.design import Clusters
+from workbench.statistics.jackknife import Bags, deal, left_out_interval
 
 MOST_GROUPS = 16
 ALPHA = 25.0  # how much documents of a domain are alike

@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from analyses._tokens import p_value
+from analyses.read.tokens import p_value
 from tests.metrics import simulation
 from tests.metrics.simulation import PAIRS, E
 from workbench.metrics import specialization, structure
-from workbench.metrics.clusters import Clusters
 from workbench.metrics.sets import Pairings, as_bits, indicators, overlap, shuffled_within, swapped_within
+from workbench.statistics.design import Clusters
 
 DOCUMENTS, LENGTH, DRAWS = 6, 30, 19
 STARTS = np.array([0, 4, 16])  # first positions of the ranges

@@ -9,8 +9,9 @@ from functools import cache
 
 import numpy as np
 
-from workbench.metrics import extremes, load, nulls, specialization, uncertainty
-from workbench.metrics.clusters import Clusters
+from workbench.metrics import balance, load, specialization
+from workbench.statistics import extremes, intervals
+from workbench.statistics.design import Clusters
 
 E, K, M = 16, 2, 5
 LENGTHS = np.array([[40, 160], [60, 240], [40, 160], [80, 320], [40, 160]])  # tokens, uniform, by domain
@@ -135,8 +136,8 @@ def print_sizes(n_sets: int = 1000, n_draws: int = 399) -> None:
             if n_domains == 1 and scenario == "domains":
                 continue
             sample = draw(scenario, n_sets=n_sets, n_domains=n_domains, per_domain=per_domain, seed=1)
-            test = nulls.balance_test(sample.counts_DSE, clusters=sample.clusters, n_draws=n_draws)
-            experts = nulls.max_t_test(sample.counts_DSE, clusters=sample.clusters, n_draws=n_draws)
+            test = balance.balance_test(sample.counts_DSE, clusters=sample.clusters, n_draws=n_draws)
+            experts = balance.max_t_test(sample.counts_DSE, clusters=sample.clusters, n_draws=n_draws)
             print(
                 f"{n_domains} x {per_domain:2d}  {scenario:11s}  {rejections(test.p):12.3f}  "
                 f"{rejections(experts.p.min(axis=-1)):10.3f} | "
@@ -157,40 +158,40 @@ def coverage(
     share_E = total_E / total_E.sum()
     held: dict[str, list[np.ndarray]] = {}
 
-    def hold(name: str, interval: uncertainty.Interval, value: np.ndarray | float) -> None:
+    def hold(name: str, interval: intervals.Interval, value: np.ndarray | float) -> None:
         held.setdefault(name, []).append((interval.low <= value) & (value <= interval.high))
 
     for start in range(0, n_sets, block):  # bounds the memory of the resamples
         counts_DSE = sample.counts_DSE[:, start : start + block]
         total_DS1 = counts_DSE.sum(axis=-1, keepdims=True)
-        resamples = uncertainty.cluster_bootstrap(counts_DSE, clusters=clusters)
+        resamples = intervals.cluster_bootstrap(counts_DSE, clusters=clusters)
         for name in ("coefficient_of_variation", "gini", "load_entropy", "effective_experts"):
             statistic = getattr(load, name)
             rooted = name in ("coefficient_of_variation", "gini")
-            interval = uncertainty.bias_corrected_interval(
+            interval = intervals.bias_corrected_interval(
                 statistic, resamples.corpus, scale="square" if rooted else "plain"
             )
             hold(name, interval, statistic(total_E))
             if rooted:
-                interval = uncertainty.bias_corrected_interval(statistic, resamples.corpus)
+                interval = intervals.bias_corrected_interval(statistic, resamples.corpus)
                 hold(f"plain {name}", interval, statistic(total_E))
             ends = np.quantile(statistic(resamples.corpus.drawn), [0.025, 0.975], axis=0)
             held.setdefault(f"percentile {name}", []).append(
                 (ends[0] <= statistic(total_E)) & (statistic(total_E) <= ends[1])
             )
         information = specialization.domain_information
-        interval = uncertainty.bias_corrected_interval(information, resamples.domains)
+        interval = intervals.bias_corrected_interval(information, resamples.domains)
         hold("domain_information", interval, information(truth))
         ends = np.quantile(information(resamples.domains.drawn), [0.025, 0.975], axis=0)
         held.setdefault("percentile domain_information", []).append(
             (ends[0] <= information(truth)) & (information(truth) <= ends[1])
         )
-        hold("load", uncertainty.ratio_interval(counts_DSE, total_DS1, clusters=clusters), share_E)
-        by_domain = uncertainty.domain_ratio_interval(counts_DSE, total_DS1, clusters=clusters)
+        hold("load", intervals.ratio_interval(counts_DSE, total_DS1, clusters=clusters), share_E)
+        by_domain = intervals.domain_ratio_interval(counts_DSE, total_DS1, clusters=clusters)
         hold("domain load", by_domain, (truth / truth.sum(axis=-1, keepdims=True))[:, None])
         held["domain load"][-1] = np.moveaxis(held["domain load"][-1], 0, 1)
         squared_cv = load.coefficient_of_variation(total_E) ** 2
-        hold("imbalance", uncertainty.jackknife_interval(counts_DSE, clusters=clusters), squared_cv)
+        hold("imbalance", balance.jackknife_interval(counts_DSE, clusters=clusters), squared_cv)
         band = extremes.max_t_band(resamples.corpus)
         hold("all loads at once", band, share_E)
         held["all loads at once"][-1] = held["all loads at once"][-1].all(axis=-1)
@@ -198,7 +199,7 @@ def coverage(
         hold("min_violation", extremes.min_violation_interval(band), load.min_violation(total_E))
         dead = extremes.dead_experts_interval(band, threshold=0.8)
         hold("dead_experts at .8", dead, load.dead_experts(total_E, threshold=0.8))
-        test = nulls.balance_test(counts_DSE, clusters=clusters, n_draws=199)
+        test = balance.balance_test(counts_DSE, clusters=clusters, n_draws=199)
         held.setdefault("balance is rejected", []).append(test.p <= 0.05)
     return {name: np.concatenate(parts) for name, parts in held.items()}
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from tests.metrics.test_sets import random_sets
 from workbench.metrics import agreement, sets
-from workbench.metrics.clusters import Clusters
+from workbench.statistics import token_labels
+from workbench.statistics.design import Clusters
 
 
 def sums_of(ids_TK, label_T, row_T, *, n_labels, n_documents, n_experts, runs=(slice(None),), weigh=False):
@@ -15,7 +16,7 @@ def sums_of(ids_TK, label_T, row_T, *, n_labels, n_documents, n_experts, runs=(s
     counts_VE = np.zeros((n_labels, n_experts), dtype=np.int64)
     tokens_V, squares_V = np.zeros(n_labels, dtype=np.int64), np.zeros(n_labels, dtype=np.int64)
     parts = [
-        (ids_TK[run], agreement.labels(label_T[run], row_T[run], n_labels=n_labels, n_documents=n_documents))
+        (ids_TK[run], token_labels.labels(label_T[run], row_T[run], n_labels=n_labels, n_documents=n_documents))
         for run in runs
     ]
     for ids, labels in parts:
@@ -134,7 +135,7 @@ def test_the_estimate_has_no_bias_and_its_interval_covers():
         label_T = rng.integers(0, 3, len(row_T))
         noise_D = rng.beta(2, 2, n_documents)  # how seldom a document goes by the token
         ids_TK = np.where(rng.random(len(row_T)) < noise_D[row_T], rng.integers(0, 4, len(row_T)), own_V[label_T])
-        labels = agreement.labels(label_T, row_T, n_labels=3, n_documents=n_documents)
+        labels = token_labels.labels(label_T, row_T, n_labels=3, n_documents=n_documents)
         counts_VE = agreement.label_counts(ids_TK[:, None], labels, n_experts=4)
         same = agreement.pair_sums(ids_TK[:, None], labels, counts_VE=counts_VE, weight_Vx=np.ones(3))
         counts_DE = np.bincount(row_T * 4 + ids_TK, minlength=n_documents * 4).reshape(n_documents, 4)
@@ -193,14 +194,17 @@ def test_without_pairs_nothing_is_known():
 
 
 def test_wrong_input_is_refused():
-    labels = agreement.labels(np.array([0]), np.array([0]), n_labels=1, n_documents=1)
+    labels = token_labels.labels(np.array([0]), np.array([0]), n_labels=1, n_documents=1)
     bits = sets.as_bits(np.array([[0], [1]]), n_experts=2)
     for call, message in (
         (lambda: agreement.saturation(bits, bits[:1], top_k=1), "expected the same: pass the same tokens"),
         (lambda: agreement.saturation(bits, bits, top_k=0), "top_k is 0, expected 1 or more"),
         (lambda: agreement.load_matched_agreement(np.ones(2), np.ones(2), top_k=3), "top_k is 3, expected 1 to 2"),
-        (lambda: agreement.labels(np.array([3]), np.array([0]), n_labels=2, n_documents=1), "label_T spans 3 to 3"),
-        (lambda: agreement.labels(np.array([0]), np.array([1]), n_labels=2, n_documents=1), "document_T spans 1 to 1"),
+        (lambda: token_labels.labels(np.array([3]), np.array([0]), n_labels=2, n_documents=1), "label_T spans 3 to 3"),
+        (
+            lambda: token_labels.labels(np.array([0]), np.array([1]), n_labels=2, n_documents=1),
+            "document_T spans 1 to 1",
+        ),
         (lambda: agreement.label_counts(np.array([[4]]), labels, n_experts=2), "ids_TK spans 4 to 4, expected 0 to 1"),
         (
             lambda: agreement.pair_sums(np.array([[0]]), labels, counts_VE=np.ones((2, 2)), weight_Vx=np.ones(2)),

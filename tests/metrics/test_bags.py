@@ -6,8 +6,8 @@ import pytest
 from tests.metrics.coverage import pair_of_experts
 from tests.metrics.simulation import E
 from workbench.metrics import structure
-from workbench.metrics.bags import MOST_BAGS, bag_interval, deal
-from workbench.metrics.clusters import Clusters
+from workbench.statistics.design import Clusters
+from workbench.statistics.jackknife import MOST_BAGS, bag_interval, deal
 
 
 @pytest.mark.parametrize("per_domain", [8, 24, 100])

@@ -5,7 +5,7 @@ import pytest
 
 from tests.metrics.test_sets import random_sets
 from workbench.metrics import sequence, sets
-from workbench.metrics.coverage import batch_activated_experts
+from workbench.metrics.distinct_experts import batch_activated_experts
 
 
 def plainly(ids_TK, sequence_T, batch):

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from workbench.metrics.clusters import Clusters
-from workbench.metrics.uncertainty import domain_ratio_interval
+from workbench.statistics.design import Clusters
+from workbench.statistics.intervals import domain_ratio_interval
 
 
 def test_without_clusters_every_document_is_its_own():

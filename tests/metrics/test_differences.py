@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tests.metrics import pairs
-from workbench.metrics.bags import deal, left_out_interval
-from workbench.metrics.clusters import Clusters
+from workbench.statistics.design import Clusters
+from workbench.statistics.jackknife import deal, left_out_interval
 
 SMOOTH = ("load of an expert", "imbalance", "entropy / ln E", "domain information", "coefficient of variation")
 

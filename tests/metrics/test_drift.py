@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.metrics import drift as m
+from workbench.metrics import load as m
 
 
 def test_divergence_and_drift_by_hand():

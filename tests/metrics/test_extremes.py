@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from workbench.metrics import extremes as m
 from workbench.metrics import load
-from workbench.metrics.clusters import Clusters
-from workbench.metrics.uncertainty import Interval, cluster_bootstrap
+from workbench.statistics import extremes as m
+from workbench.statistics.design import Clusters
+from workbench.statistics.intervals import Interval, cluster_bootstrap
 
 BAND = Interval(
     value=np.array([[0.4, 0.3, 0.2, 0.1]]),

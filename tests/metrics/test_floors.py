@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.metrics import floors as m
-from workbench.metrics import load
+from workbench.metrics import balance, load
+from workbench.statistics import expected_at_random as m
 
 EXPECTED = {
     m.expected_squared_cv: lambda c: load.coefficient_of_variation(c) ** 2,
@@ -107,7 +107,7 @@ def test_pseudo_documents_equal_a_shuffle_of_tokens():
     ids_TK[rng.random(105) < 0.3] = [4, 0]
     at = {"n_documents": 6, "n_experts": 5}
     counts_DE = load.document_counts(ids_TK, document_T, **at)
-    shuffled_RDE = np.stack([m.pseudo_document_counts(ids_TK, document_T, seed=s, **at) for s in range(1500)])
+    shuffled_RDE = np.stack([balance.pseudo_document_counts(ids_TK, document_T, seed=s, **at) for s in range(1500)])
     np.testing.assert_array_equal(shuffled_RDE[0].sum(axis=1), counts_DE.sum(axis=1))
     np.testing.assert_array_equal(shuffled_RDE[0].sum(axis=0), counts_DE.sum(axis=0))
     simulated_RD = load.coefficient_of_variation(shuffled_RDE) ** 2
@@ -138,6 +138,6 @@ def test_refusals():
             call()
     ids_TK, document_T = np.array([[0, 1]]), np.array([3])
     with pytest.raises(ValueError, match=r"document_T spans 3 to 3, expected 0 to 1"):
-        m.pseudo_document_counts(ids_TK, document_T, n_documents=2, n_experts=2, seed=0)
+        balance.pseudo_document_counts(ids_TK, document_T, n_documents=2, n_experts=2, seed=0)
     with pytest.raises(ValueError, match=r"ids_TK spans 0 to 1, expected 0 to 0"):
-        m.pseudo_document_counts(ids_TK, document_T, n_documents=4, n_experts=1, seed=0)
+        balance.pseudo_document_counts(ids_TK, document_T, n_documents=4, n_experts=1, seed=0)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from workbench.metrics import folds as m
 from workbench.metrics import heldout
-from workbench.metrics.clusters import Clusters
+from workbench.statistics import folds as m
+from workbench.statistics.design import Clusters
 
 CLUSTERS = Clusters.of(np.repeat(["a", "b"], 40))
 

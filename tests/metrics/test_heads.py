@@ -3,8 +3,13 @@
 import numpy as np
 import pytest
 
-from workbench.metrics.attention import weighed_statistics
-from workbench.metrics.heads import group_similarity, head_divergence, repeated_scores, sink_windows
+from workbench.metrics.attention import (
+    group_similarity,
+    head_divergence,
+    repeated_scores,
+    sink_windows,
+    weighed_statistics,
+)
 
 
 def causal(rng, n_heads, n):

@@ -6,7 +6,7 @@ from hypothesis.extra.numpy import arrays
 
 from tests.oracles import pooled_balance_loss
 from workbench.metrics import load as m
-from workbench.metrics.clusters import Clusters
+from workbench.statistics.design import Clusters
 
 DESCRIPTORS = [
     m.load,
@@ -190,7 +190,7 @@ def test_blocks_of_layers_give_what_single_layers_give(monkeypatch):
     rng = np.random.default_rng(3)
     counts_DLE, clusters = rng.integers(0, 20, (12, 5, 4)), Clusters.of(np.repeat([0, 1], 6))
     alone = [m.imbalance(counts_DLE[:, layer], clusters=clusters) for layer in range(5)]
-    monkeypatch.setattr("workbench.metrics._arithmetic.BLOCK", 2 * 12 * 4)
+    monkeypatch.setattr("workbench.statistics.arithmetic.BLOCK", 2 * 12 * 4)
     np.testing.assert_allclose(m.imbalance(counts_DLE, clusters=clusters), alone)
     effective = m.effective_tokens(counts_DLE, top_k=2, clusters=clusters)
     alone = [m.effective_tokens(counts_DLE[:, layer], top_k=2, clusters=clusters) for layer in range(5)]

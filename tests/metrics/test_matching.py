@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from workbench.metrics.matching import match_experts, matching_consistency
 from workbench.metrics.sets import as_bits, joint_counts, overlap
+from workbench.statistics.matching import match_experts, matching_consistency
 
 
 def choices(rng: np.random.Generator, n_tokens: int, n_experts: int, top_k: int) -> np.ndarray:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.metrics import neighbours
+from workbench.statistics import neighbours
 
 ROWS = st.lists(st.tuples(st.integers(0, 3), st.integers(-1, 8)), max_size=24)
 

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from tests.metrics import simulation
+from workbench.metrics import balance as m
 from workbench.metrics import load
-from workbench.metrics import nulls as m
-from workbench.metrics.clusters import Clusters
-from workbench.metrics.uncertainty import Interval
+from workbench.statistics.design import Clusters
+from workbench.statistics.intervals import Interval
 
 TWO_DOMAINS = Clusters.of(np.repeat(["a", "b"], 10))
 

@@ -14,18 +14,16 @@ from tests.metrics.test_sets import random_sets
 from workbench.metrics import (
     agreement,
     capacity,
-    drift,
-    floors,
     heldout,
     load,
-    neighbours,
     sequence,
     specialization,
     structure,
     vocabulary,
 )
-from workbench.metrics.clusters import Clusters
 from workbench.metrics.sets import as_bits, overlap, shuffled_within
+from workbench.statistics import expected_at_random, neighbours, token_labels
+from workbench.statistics.design import Clusters
 
 SHAPES = {  # E, K, experts' groups and how many of them are open to a token
     "Mixtral": (8, 2, 1, 1),
@@ -94,11 +92,11 @@ def test_load(routing):
     even = routing.n_experts / routing.top_k - 1
     assert abs(load.imbalance(routing.counts_DE, clusters=CLUSTERS)) <= SD * routing.noise * even / TOKENS
     statistics = {
-        floors.expected_squared_cv: lambda counts: load.coefficient_of_variation(counts) ** 2,
-        floors.expected_gini: load.gini,
-        floors.expected_entropy_deficit: lambda counts: 1 - load.load_entropy(counts),
-        floors.expected_max_violation: load.max_violation,
-        floors.expected_min_violation: load.min_violation,
+        expected_at_random.expected_squared_cv: lambda counts: load.coefficient_of_variation(counts) ** 2,
+        expected_at_random.expected_gini: load.gini,
+        expected_at_random.expected_entropy_deficit: lambda counts: 1 - load.load_entropy(counts),
+        expected_at_random.expected_max_violation: load.max_violation,
+        expected_at_random.expected_min_violation: load.min_violation,
     }
     for expected, statistic in statistics.items():
         floor = expected(np.array([LENGTH]), **routing.shape)[0]
@@ -169,7 +167,7 @@ def test_repetition_windows_and_runs(routing):
 
 
 def test_what_token_and_domain_tell(routing):
-    labels = agreement.labels(routing.token_T, DOCUMENT_T, n_labels=IDS, n_documents=DOCUMENTS)
+    labels = token_labels.labels(routing.token_T, DOCUMENT_T, n_labels=IDS, n_documents=DOCUMENTS)
     counts_VE = agreement.label_counts(routing.ids_TK, labels, n_experts=routing.n_experts)
     same = agreement.pair_sums(routing.ids_TK, labels, counts_VE=counts_VE, weight_Vx=np.ones(IDS))
     other = agreement.other_pair_sums(routing.counts_DE, same, top_k=routing.top_k)
@@ -209,4 +207,4 @@ def test_drift(routing):
     counts_PE = vocabulary.label_counts(bin_T, routing.ids_TK, n_labels=4, n_experts=routing.n_experts)
     expected = 3 * (routing.n_experts - routing.top_k) / (2 * TOKENS * routing.top_k)
     slack = SD * routing.noise / np.sqrt(3)
-    assert drift.position_drift(counts_PE) == pytest.approx(expected, rel=slack)
+    assert load.position_drift(counts_PE) == pytest.approx(expected, rel=slack)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from workbench.metrics.rounds import halves, median_interval
+from workbench.statistics.timing import halves, median_interval
 
 
 def test_by_hand():

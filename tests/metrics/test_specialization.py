@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from workbench.metrics import specialization as m
-from workbench.metrics.clusters import Clusters
+from workbench.statistics.design import Clusters
 
 AT = {"n_experts": 6, "top_k": 2}
 

@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from workbench.metrics import load, specialization
-from workbench.metrics import uncertainty as m
-from workbench.metrics.clusters import Clusters
+from workbench.metrics.balance import jackknife_interval
+from workbench.statistics import intervals as m
+from workbench.statistics.design import Clusters
 
 TWO_DOMAINS = Clusters.of(np.repeat(["a", "b"], 10))
 
@@ -237,7 +238,7 @@ def slow_jackknife(counts_DE, domain_D):
 def test_jackknife_equals_leaving_out(sizes):
     domain_D = np.repeat(np.arange(len(sizes)), sizes)
     counts_DE = counts(5, (sum(sizes), 4))
-    interval = m.jackknife_interval(counts_DE, clusters=Clusters.of(domain_D))
+    interval = jackknife_interval(counts_DE, clusters=Clusters.of(domain_D))
     reach = stats.t.ppf(0.975, sum(sizes) - len(sizes)) * slow_jackknife(counts_DE, domain_D)
     assert interval.high - interval.value == pytest.approx(reach)
     assert interval.value == pytest.approx(load.imbalance(counts_DE, clusters=Clusters.of(domain_D)))
@@ -246,15 +247,15 @@ def test_jackknife_equals_leaving_out(sizes):
 def test_jackknife_of_one_domain_is_the_plain_one():
     counts_DE = counts(6, (9, 4))
     thetas = np.array([load.imbalance(np.delete(counts_DE, d, axis=0)) for d in range(9)])
-    interval = m.jackknife_interval(counts_DE, clusters=Clusters.of(np.zeros(9)))
+    interval = jackknife_interval(counts_DE, clusters=Clusters.of(np.zeros(9)))
     reach = stats.t.ppf(0.975, 8) * np.sqrt(8 / 9 * ((thetas - thetas.mean()) ** 2).sum())
     assert interval.high - interval.value == pytest.approx(reach)
 
 
 def test_jackknife_maps_over_layers():
     counts_DLE = counts()
-    layers = m.jackknife_interval(counts_DLE, clusters=TWO_DOMAINS)
-    alone = m.jackknife_interval(counts_DLE[:, 1], clusters=TWO_DOMAINS)
+    layers = jackknife_interval(counts_DLE, clusters=TWO_DOMAINS)
+    alone = jackknife_interval(counts_DLE[:, 1], clusters=TWO_DOMAINS)
     assert layers.low[1] == pytest.approx(alone.low)
 
 
@@ -270,7 +271,7 @@ def test_too_few_clusters_give_no_interval_and_say_so():
         m.ratio_interval(counts_DE, total_D1, clusters=clusters),
         m.bias_corrected_interval(load.gini, bootstrap.corpus),
         m.bias_corrected_interval(load.gini, bootstrap.corpus, scale="square"),
-        m.jackknife_interval(counts_DE, clusters=clusters),
+        jackknife_interval(counts_DE, clusters=clusters),
     ):
         assert np.isnan(interval.low).all()
         assert np.isnan(interval.high).all()
@@ -291,7 +292,7 @@ def test_a_domain_with_few_clusters_is_drawn_with_another_and_named(alone):
         return [
             m.ratio_interval(counts_DE, total_D1, clusters=clusters),
             m.bias_corrected_interval(load.gini, bootstrap.corpus),
-            m.jackknife_interval(counts_DE, clusters=clusters),
+            jackknife_interval(counts_DE, clusters=clusters),
         ]
 
     for found, expected in zip(intervals(clusters), intervals(merged), strict=True):
@@ -314,13 +315,13 @@ def test_refusals():
         lambda: m.ratio_interval(counts_DE, ones_D1, clusters=TWO_DOMAINS, level=1.0),
         lambda: m.domain_ratio_interval(counts_DE, ones_D1, clusters=TWO_DOMAINS, level=1.0),
         lambda: m.bias_corrected_interval(load.gini, bootstrap.corpus, level=1.0),
-        lambda: m.jackknife_interval(counts_DE, clusters=TWO_DOMAINS, level=1.0),
+        lambda: jackknife_interval(counts_DE, clusters=TWO_DOMAINS, level=1.0),
     ):
         with pytest.raises(ValueError, match=r"level is 1.0, expected between 0 and 1: 0.95 is usual"):
             call()
     with pytest.raises(ValueError, match=r"n_resamples is 1, expected 2 or more: 400 gives"):
         m.cluster_bootstrap(counts_DE, clusters=TWO_DOMAINS, n_resamples=1)
-    for call in (m.cluster_bootstrap, m.jackknife_interval):
+    for call in (m.cluster_bootstrap, jackknife_interval):
         with pytest.raises(ValueError, match=r"counts hold -1"):
             call(np.full((20, 3), -1), clusters=TWO_DOMAINS)
         with pytest.raises(ValueError, match=r"has 19 rows, but the clusters were made of 20"):

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tests.oracles import type_averaged_specialization
 from workbench.metrics import specialization
 from workbench.metrics import vocabulary as m
-from workbench.metrics._arithmetic import group_numbers
 from workbench.metrics.sets import shuffled_within
+from workbench.statistics.arithmetic import group_numbers
 
 
 def token_sets(n_tokens: int, n_experts: int, top_k: int, seed: int = 0) -> np.ndarray:

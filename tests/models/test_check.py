@@ -7,12 +7,12 @@ import torch
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from tests import tiny
-from workbench.capture import reduce
+from workbench.capture import routing
 from workbench.capture.hooks import Tracer
-from workbench.capture.reduce import BatchTokens
+from workbench.capture.proof import padding
+from workbench.capture.proof.model import check_capture
+from workbench.capture.routing import BatchTokens
 from workbench.errors import CaptureError
-from workbench.models import check_company
-from workbench.models.check import check_capture
 from workbench.models.loading import with_module
 
 
@@ -179,8 +179,8 @@ def test_a_choice_derived_again_from_bfloat16_logits_is_caught(monkeypatch):
 def test_padding_that_is_kept_is_caught(monkeypatch):
     def without_mask(trace, batch, facts, *, with_logits):
         whole = torch.full_like(batch.lengths_B, batch.ids_BS.shape[1])
-        return reduce.routing_columns(trace, BatchTokens(batch.ids_BS, whole), facts, with_logits=with_logits)
+        return routing.routing_columns(trace, BatchTokens(batch.ids_BS, whole), facts, with_logits=with_logits)
 
-    monkeypatch.setattr(check_company, "routing_columns", without_mask)
+    monkeypatch.setattr(padding, "routing_columns", without_mask)
     with pytest.raises(CaptureError, match="proof of padding: expected 63 tokens .*padding was kept"):
         check_capture(tiny.moe())

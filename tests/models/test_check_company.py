@@ -7,16 +7,16 @@ from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausa
 
 from tests import tiny
 from tests.families import shrunk
+from workbench.capture.batching import make_plan, rows_to_prove
 from workbench.capture.generate import Generation
 from workbench.capture.hooks import Tracer
-from workbench.capture.plan import make_plan, rows_to_prove
+from workbench.capture.proof.model import check_capture
 from workbench.capture.record import record
-from workbench.corpus import Corpus, Document
 from workbench.errors import CaptureError, RecordingError
-from workbench.models.borders import NO_BORDERS, Borders, length_borders
-from workbench.models.check import check_capture
 from workbench.models.loading import Model, from_module
-from workbench.recording import Recording
+from workbench.models.rope_lengths import NO_BORDERS, Borders, length_borders
+from workbench.recordings.corpus import Corpus, Document
+from workbench.recordings.recording import Recording
 
 SWITCH = 48
 LONGROPE = {

@@ -11,7 +11,7 @@ from transformers.models.auto import auto_factory
 
 from tests.families import shrunk
 from workbench.errors import ModelError
-from workbench.models import checkpoint, checkpoint_proof
+from workbench.models.checkpoint import accounting, comparison
 from workbench.models.loading import load, weights_digest
 
 FAMILIES = shrunk.declared_families()  # doge and jetmoe cannot be captured (docs/families.md)
@@ -137,7 +137,7 @@ def test_two_tensors_for_one_place_are_refused_where_they_differ(folder):
 
 def test_what_is_in_the_model_must_be_what_is_on_disk(folder, monkeypatch):
     """A fault planted in the library's conversion: two experts change places."""
-    plain = checkpoint.AutoModelForCausalLM.from_pretrained
+    plain = accounting.AutoModelForCausalLM.from_pretrained
 
     def swapped(*arguments, **keywords):
         module = plain(*arguments, **keywords)
@@ -154,8 +154,8 @@ def test_what_is_in_the_model_must_be_what_is_on_disk(folder, monkeypatch):
 
 def test_of_a_large_checkpoint_some_layers_are_compared(folder, monkeypatch):
     whole = load(str(folder)).checkpoint
-    monkeypatch.setattr(checkpoint_proof, "WHOLE_UP_TO_BYTES", 0)
-    monkeypatch.setattr(checkpoint_proof, "_looked_at", lambda groups, _: [n for n in sorted(groups) if n < 1])
+    monkeypatch.setattr(comparison, "WHOLE_UP_TO_BYTES", 0)
+    monkeypatch.setattr(comparison, "_looked_at", lambda groups, _: [n for n in sorted(groups) if n < 1])
     assert 0 < load(str(folder)).checkpoint.compared < whole.compared
 
 

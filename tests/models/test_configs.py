@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from tests import tiny
 from tests.families import shrunk
-from workbench.cli import app
+from workbench.cli.main import app
 from workbench.errors import ModelError
 from workbench.models import loading
 from workbench.models.configs import on_meta, quantization_method

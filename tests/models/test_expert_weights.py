@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from tests import tiny
+from workbench.capture.expert_weights import check_parent, expert_weights, neuron_parts
 from workbench.capture.record import record
 from workbench.errors import ModelError, RecordingError
 from workbench.metrics import similarity
-from workbench.models.expert_weights import check_parent, expert_weights, neuron_parts
 from workbench.models.loading import load
 from workbench.models.upcycling import UpcyclingRecipe, neuron_sources
-from workbench.recording import Recording
-from workbench.recording_schema import EXPERT_WEIGHTS
+from workbench.recordings.recording import Recording
+from workbench.recordings.schema import EXPERT_WEIGHTS
 
 BUNDLED = UpcyclingRecipe(n_experts=32, expert_width=40, top_k=4, shared_width=160)  # data/models/train.py, seed 0
 

@@ -5,7 +5,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 
 from workbench.errors import CorpusError, ModelError
-from workbench.models.foreign import foreign_errors, reason
+from workbench.models.library_errors import foreign_errors, reason
 
 
 @pytest.mark.parametrize(

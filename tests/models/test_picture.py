@@ -7,15 +7,15 @@ from dataclasses import asdict
 import pytest
 
 from tests import tiny
-from workbench.figures.paper import paper
-from workbench.figures.screen import screen
-from workbench.models import picture
-from workbench.models.check import check_capture
+from workbench.capture.proof.model import check_capture
+from workbench.figures.matplotlib.draw import paper
+from workbench.figures.plotly.draw import screen
+from workbench.models import diagram
 from workbench.models.topology import Topology
 
 
 def test_a_row_for_each_layer_and_a_column_for_each_part(moe):
-    figure = picture.picture(moe.topology, "tiny")
+    figure = diagram.picture(moe.topology, "tiny")
     table = figure.table.set_index(["layer", "part"])
     for layer in (0, 2):
         assert table.loc[(layer, "5"), "share"] == pytest.approx(3 / 8)
@@ -29,7 +29,7 @@ def test_a_row_for_each_layer_and_a_column_for_each_part(moe):
 
 
 def test_a_dense_model_has_a_picture_too():
-    figure = picture.picture(tiny.dense().topology, "dense")
+    figure = diagram.picture(tiny.dense().topology, "dense")
     assert set(figure.table["part"]) == {"attention", "dense"}
     screen(figure)
 
@@ -38,16 +38,16 @@ def test_two_routers_of_a_layer_stand_side_by_side(moe):
     value = moe.topology.to_json()
     first = value["routers"][0]
     twice = Topology.from_json({**value, "routers": [first, {**first, "site": "second"}]})
-    parts = picture.picture(twice, "two").table.query("layer == 0")["part"].tolist()
+    parts = diagram.picture(twice, "two").table.query("layer == 0")["part"].tolist()
     assert {"mlp 0", "second 7", "mlp shared", "second shared"} <= set(parts)
     assert len(parts) == len(set(parts))
 
 
 def test_facts_in_a_few_words(moe):
-    facts = picture.facts(moe.topology)
+    facts = diagram.facts(moe.topology)
     assert facts["layers"] == "3, 2 MoE" and facts["experts"] == "8, top-3"
     assert facts["shared width"] == "24 gated" and facts["heads"] == "4, 2 groups"
-    assert picture.facts(tiny.dense().topology)["experts"] == "none"
+    assert diagram.facts(tiny.dense().topology)["experts"] == "none"
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_facts_in_a_few_words(moe):
     [(57_408_658_944, "57.41 B"), (141_000_000_000, "141.0 B"), (2_951_808, "2.95 M"), (950, "950")],
 )
 def test_parameters_to_four_digits(parameters, text):
-    assert picture.short(parameters) == text
+    assert diagram.short(parameters) == text
 
 
 @pytest.mark.parametrize(("free", "sentence"), [(2**32, "4.00 GiB are free on cpu"), (2**20, "it would be refused")])
@@ -64,17 +64,17 @@ def test_a_memory_forecast_in_a_sentence(free, sentence):
         "weights_bytes": 2**30, "buffers_bytes": 2**29, "needed_bytes": 3 * 2**29, "kv_cache_bytes": 0,
         "free_bytes": free, "device": "cpu", "fits": free >= 3 * 2**29,
     }  # fmt: skip
-    table, said = picture.memory(forecast)
+    table, said = diagram.memory(forecast)
     assert sentence in said and "Recording needs 1.50 GiB" in said
     assert table["GiB"].tolist() == [1, 0.5, 1.5, free / 2**30, 0]
 
 
 def test_every_proof_is_named(moe):
-    table = picture.proofs(asdict(check_capture(moe)))
+    table = diagram.proofs(asdict(check_capture(moe)))
     assert table["measured"].iloc[0] == "2"
     assert len(table) == 9 and table["of"].is_unique
 
 
 def test_it_needs_no_torch():
-    code = "import sys, workbench.models.picture; sys.exit('torch' in sys.modules)"
+    code = "import sys, workbench.models.diagram; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

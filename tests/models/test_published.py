@@ -5,8 +5,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.families.shrunk import decide
+from workbench.capture.proof.model import check_capture
 from workbench.models import bundled
-from workbench.models.check import check_capture
 from workbench.models.loading import from_module, inspect_topology
 from workbench.models.topology import topology
 

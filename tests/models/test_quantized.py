@@ -14,7 +14,7 @@ from tests import tiny
 from tests.families import shrunk
 from workbench.capture.record import record
 from workbench.errors import ModelError
-from workbench.models import quantized
+from workbench.models.checkpoint import quantization
 from workbench.models.loading import load
 
 WEIGHTS = "model.safetensors"
@@ -62,9 +62,9 @@ def fp8(folder, family, *, scales="weight_scale_inv", config=FP8, size=8):
     return numbers
 
 
-def state_config(folder, quantization):
+def state_config(folder, stated):
     file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": quantization}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": stated}))
 
 
 @pytest.mark.parametrize("family", ["qwen2_moe", "deepseek_v3", "qwen3_moe"])
@@ -106,7 +106,7 @@ def test_blocks_that_do_not_fit_are_never_spread_evenly(tmp_path):
 
 def mxfp4(values):
     """Float4 codes [experts, rows, blocks, 16] and exponents of blocks of 32, of numbers that they hold exactly."""
-    table = torch.tensor(quantized._E2M1)
+    table = torch.tensor(quantization._E2M1)
     experts, rows, columns = values.shape
     blocks = values.reshape(experts, rows, columns // 32, 32)
     exponents = torch.floor(torch.log2(blocks.abs().amax(-1).clamp(min=2.0**-60))) - 2
@@ -126,7 +126,7 @@ def test_float4_blocks_become_the_numbers_they_stand_for(tmp_path):
         state[f"{name}_blocks"], state[f"{name}_scales"], codes, exponents = mxfp4(value)
         numbers = np.zeros(codes.shape, np.float32)
         for at, code in np.ndenumerate(codes.numpy()):
-            numbers[at] = quantized._E2M1[code] * 2.0 ** float(exponents[at[:-1]])
+            numbers[at] = quantization._E2M1[code] * 2.0 ** float(exponents[at[:-1]])
         expected[name] = torch.from_numpy(numbers).reshape(value.shape).transpose(-1, -2)
     save_file(state, tmp_path / WEIGHTS, metadata={"format": "pt"})
     state_config(tmp_path, {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]})

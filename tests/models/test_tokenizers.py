@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerFast
 
 from tests import tiny
 from workbench.capture.record import record
-from workbench.capture.vocabulary import TokenBytes
-from workbench.corpus import Corpus, Document
-from workbench.efficiency.texts import counter
+from workbench.efficiency.serving.prompts import counter
 from workbench.errors import CorpusError, MeasurementError, ModelError
 from workbench.models.loading import load, load_tokenizer
+from workbench.recordings.corpus import Corpus, Document
+from workbench.recordings.vocabulary import TokenBytes
 
 ADDED = ("        ", "  ", "|||IP_ADDRESS|||", "<｜tool▁calls▁begin｜>", "<tool call>", "→", "é", "水")
 

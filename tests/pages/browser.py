@@ -43,11 +43,11 @@ class App:
 
     def model_process(self) -> psutil.Process:
         """The process that owns the model."""
-        return next(p for p in self.children() if "workbench.host_worker" in _command(p))
+        return next(p for p in self.children() if "workbench.jobs.worker" in _command(p))
 
     def has_model_process(self) -> bool:
         """Whether it has been started."""
-        return any("workbench.host_worker" in _command(p) for p in self.children())
+        return any("workbench.jobs.worker" in _command(p) for p in self.children())
 
     def children(self) -> list[psutil.Process]:
         """All processes below the command's."""

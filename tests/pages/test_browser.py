@@ -11,9 +11,9 @@ import pytest
 
 from tests.pages.browser import Visitor, serving
 from tests.test_latex import compiled
-from workbench.corpus import Corpus
-from workbench.host_kept import keep_request
-from workbench.recording import Recording
+from workbench.jobs.storage import keep_request
+from workbench.recordings.corpus import Corpus
+from workbench.recordings.recording import Recording
 
 PAGES = {"/": "Models", "/record": "Record", "/tokens": "Tokens", "/utilization": "Utilization",
          "/load_balance": "Load balance", "/attention": "Attention", "/compare": "Compare",

@@ -82,7 +82,7 @@ def test_the_bundle_is_what_the_command_writes(app, data, tmp_path):
     """Its files are byte by byte those that its own reproduce.sh makes."""
     both = f"{ASIDE}|of=shared&analysis=expert_load&against=second&names=layers"
     opened(app, "export", aside=both)
-    printing = sys.modules["printing"]
+    printing = sys.modules["components.export_preview"]
     with zipfile.ZipFile(io.BytesIO(printing._pack(list(results_of(both)), "text"))) as archive:
         archive.extractall(tmp_path)
     bundle = tmp_path / "bundle"
@@ -100,7 +100,8 @@ def test_the_bundle_is_what_the_command_writes(app, data, tmp_path):
 
 
 def results_of(text):
-    showing, recordings, aside = (sys.modules[name] for name in ("showing", "recordings", "aside"))
-    for asked in aside.read(text):
+    names = ("results", "recordings", "export_basket")
+    results, recordings, export_basket = (sys.modules[f"components.{name}"] for name in names)
+    for asked in export_basket.read(text):
         recording, against = (recordings.opened(name) if name else None for name in (asked.recording, asked.against))
-        yield showing._found(recording, asked.analysis, against, asked.experts, asked.settings), asked.names
+        yield results._found(recording, asked.analysis, against, asked.experts, asked.settings), asked.names

@@ -16,7 +16,7 @@ from websockets.sync.client import connect
 
 from tests.pages.browser import App, serving
 from tests.pages.test_pages import PAGES
-from workbench.host_rules import Limits, Rules, rules_to_json
+from workbench.jobs.limits import Limits, Rules, rules_to_json
 
 MIB = 2**20
 ENDPOINTS = (
@@ -209,7 +209,7 @@ def test_on_ones_own_machine_a_session_keeps_one_file_too(local):
 @pytest.fixture
 def uploads(monkeypatch):
     monkeypatch.syspath_prepend(str(PAGES))
-    import uploads
+    from server import uploads
 
     return uploads
 
@@ -219,7 +219,7 @@ def gate(monkeypatch):
     monkeypatch.syspath_prepend(str(PAGES))
     monkeypatch.setenv("WORKBENCH_RULES", rules_to_json(Rules(limits=Limits())))
     monkeypatch.delenv("WORKBENCH_PROXY_HEADER", raising=False)
-    import gate
+    from server import gate
 
     return gate
 

@@ -18,35 +18,17 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from analyses import _batch
+from analyses import question
 from tests.efficiency.conftest import measurement  # noqa: F401  the fixture
 from tests.hostile import HOSTILE
 from workbench.errors import RecordingError
-from workbench.host import Host
-from workbench.recording import recording_digest
-from workbench.recording_schema import FIELDS
+from workbench.jobs.service import Host
+from workbench.recordings.recording import recording_digest
+from workbench.recordings.schema import FIELDS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = ROOT / "pages"
-HELPERS = (
-    *(
-        "access",
-        "ahead",
-        "app",
-        "aside",
-        "back",
-        "drawing",
-        "experts",
-        "foreseen",
-        "gate",
-        "jobs",
-        "jumping",
-        "kept",
-        "mapping",
-        "measuring",
-    ),
-    *("printing", "recordings", "serve", "served", "shared", "showing", "troubles", "uploads"),
-)
+HELPERS = ("app", "serve", "entry")
 NAMES = sorted(file.stem for file in PAGES.glob("*.py") if file.stem not in HELPERS)
 EXPLORING = ("attention", "tokens", "utilization", "load_balance", "specialization", "structure")
 
@@ -66,8 +48,8 @@ def data(recording, tmp_path_factory):
     os.utime(data / "recordings" / "second" / "manifest.json", (1, 1))
     os.utime(data / "recordings" / "shared" / "manifest.json", (0, 0))  # the oldest is the one that opens by itself
     yield data
-    if "jobs" in sys.modules:
-        sys.modules["jobs"]._host.clear()  # ends the host's process
+    if "components.jobs" in sys.modules:
+        sys.modules["components.jobs"]._host.clear()  # ends the host's process
 
 
 @pytest.fixture
@@ -99,7 +81,7 @@ def test_a_recording_that_goes_while_pages_look_at_it_is_a_sentence(app, data):
     finally:
         shutil.rmtree(data / "recordings" / "gone")
     with pytest.raises(RecordingError, match="the recording 'gone' is gone: it was deleted or moved meanwhile"):
-        sys.modules["recordings"].opened("gone")
+        sys.modules["components.recordings"].opened("gone")
 
 
 @pytest.mark.parametrize(
@@ -117,7 +99,7 @@ def test_a_recording_that_goes_while_pages_look_at_it_is_a_sentence(app, data):
 )  # fmt: skip
 def test_what_the_weights_came_from_is_said(app, model, words):
     app.run()
-    assert sys.modules["recordings"].source_of(model) == words
+    assert sys.modules["components.recordings"].source_of(model) == words
 
 
 def test_a_recording_of_a_quantized_source_says_so_where_it_is_chosen_and_listed(app, data):
@@ -157,10 +139,10 @@ def test_a_page_is_thin_and_computes_nothing(page):
     assert not [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
 
 
-@pytest.mark.parametrize("file", sorted(PAGES.glob("*.py")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted(PAGES.rglob("*.py")), ids=lambda file: file.stem)
 def test_no_page_writes_markup(file):
     text = file.read_text(encoding="utf-8")
-    assert not any(way in text for way in ("unsafe_allow", "st.html", "components.", "unsafe_"))
+    assert not any(way in text for way in ("unsafe_allow", "st.html", "st.components", "components.v1", "unsafe_"))
 
 
 @pytest.mark.parametrize("page", EXPLORING)
@@ -324,7 +306,7 @@ def test_a_dense_model_has_no_routing_and_the_page_says_so(app, data, dense, pag
 
 
 def test_definitions_are_those_of_the_analysis():
-    from analyses._definitions import definitions
+    from analyses.definitions import definitions
 
     said, source = definitions("load_balance")["load.coefficient_of_variation"]
     assert said.startswith("Spread of the load over its mean, std(c) / mean(c)") and "Args" not in said
@@ -351,8 +333,10 @@ PARTS = {
 def test_a_part_that_is_opened_asks_its_question_and_draws(app, page, part, monkeypatch):
     app.run()
     shown = []
-    monkeypatch.setattr(sys.modules["drawing"], "draw", lambda figure, key, **how: shown.append((key, how["follow"])))
-    monkeypatch.setattr(sys.modules["showing"], "folded", opening(part))
+    monkeypatch.setattr(
+        sys.modules["components.charts"], "draw", lambda figure, key, **how: shown.append((key, how["follow"]))
+    )
+    monkeypatch.setattr(sys.modules["components.results"], "folded", opening(part))
     app = opened(app, page, layer="2", expert="1")
     assert not app.exception and not app.error, said(app)
     assert len(shown) > 2 or part == "Two occurrences of one token"
@@ -400,7 +384,7 @@ def test_an_untrained_router_is_chosen_as_a_control(app):
 
 
 def test_another_layer_is_counted_alone(app, data, monkeypatch):
-    from analyses import coactivation
+    from analyses.structure import coactivation
     from tests import tiny
     from workbench.capture.record import record
 
@@ -546,7 +530,7 @@ def test_one_recording_alone_cannot_be_compared_and_the_page_says_how_to_go_on(
         assert any(button.label.startswith("Record tiny") for button in app.button)
     else:
         assert [link.label for link in app.page_link] == ["Record another model over the same corpus"]
-    sys.modules["jobs"]._host.clear()
+    sys.modules["components.jobs"]._host.clear()
 
 
 def test_costs_of_a_model_are_shown_beside_its_counterpart(app):
@@ -560,7 +544,9 @@ def test_costs_of_a_model_are_shown_beside_its_counterpart(app):
     assert not app.exception and not app.error
     assert "tiny-moe against iso-active (4 layers, width 128, FFN 331; 1,231,488 of 1,231,488 parameters" in captions
     assert "2xh100, bfloat16" in captions
-    assert any("analyses.crossover tiny-moe --against iso-active --set device=2xh100" in c.value for c in app.code)
+    assert any(
+        "analyses.costs.crossover tiny-moe --against iso-active --set device=2xh100" in c.value for c in app.code
+    )
 
 
 def test_a_device_that_is_not_there_is_said(app):
@@ -575,8 +561,8 @@ def test_measurements_are_shown_with_every_analysis_that_their_tables_allow(app,
         assert not app.exception and not app.error
         assert app.selectbox(key="measurement").value == "pair"
         titles = {expander.label for expander in app.expander}
-        first = next(name for name in sys.modules["measuring"].FIRST)
-        known = {name.replace("_", " ").capitalize() for name in _batch.names("measurement") if name != first}
+        first = next(name for name in sys.modules["components.measurements"].FIRST)
+        known = {name.replace("_", " ").capitalize() for name in question.names("measurement") if name != first}
         lacking = [caption.value.replace("\\", "") for caption in app.caption if caption.value.startswith("Not asked")]
         assert {title for title in known if not any(title in line for line in lacking)} <= titles
         commands, folder = [code.value for code in app.code], data / "measurements"
@@ -608,7 +594,7 @@ def test_a_damaged_measurement_is_a_sentence(app, data, measurement):  # noqa: F
 
 def test_text_is_shown_letter_by_letter(app):
     app.run()
-    plain = sys.modules["jobs"].plain
+    plain = sys.modules["components.jobs"].plain
     assert plain("<b> *a* $x$ :red[y] `c` \\") == r"\<b\> \*a\* \$x\$ \:red\[y\] \`c\` \\"
     assert plain("l’été 中文 12") == "l’été 中文 12"
     assert plain("a\u202eb\x00\nc") == "a⟨202E⟩b⟨0000⟩\nc"
@@ -626,7 +612,7 @@ def test_the_command_on_the_page_makes_what_is_shown(app, data):
 
 def test_a_result_is_kept_by_what_it_depends_on(app):
     app.run()
-    kept = inspect.signature(sys.modules["showing"]._result.__wrapped__).parameters
+    kept = inspect.signature(sys.modules["components.results"]._result.__wrapped__).parameters
     assert [name for name in kept if not name.startswith("_")] == ["digest", "path", "source", "name", "pairs"]
 
 

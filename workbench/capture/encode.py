@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from workbench.corpus import Corpus, Document
 from workbench.errors import CorpusError
 from workbench.models.loading import Model
+from workbench.recordings.corpus import Corpus, Document
 
 _MOST_CHARACTERS = 50_000_000  # of one document: half a minute of a fast tokenizer
 

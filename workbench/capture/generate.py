@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from workbench.capture.hooks import RouterCapture, Trace, Tracer
-from workbench.capture.reduce import BatchTokens
+from workbench.capture.routing import BatchTokens
 from workbench.errors import RecordingError
 
 

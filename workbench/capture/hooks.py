@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from nnsight import NNsight
 
+from workbench.capture.experts_call import Inputs, bound, of_scores, with_ids, with_scores
 from workbench.errors import CaptureError
-from workbench.models.borders import forget_lengths, length_borders
-from workbench.models.experts_call import Inputs, bound, of_scores, with_ids, with_scores
 from workbench.models.placement import here
+from workbench.models.rope_lengths import forget_lengths, length_borders
 from workbench.models.topology import Router, Topology
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from workbench.capture.plan import Plan
-from workbench.corpus import Corpus
-from workbench.models.borders import NO_BORDERS, Borders
+from workbench.capture.batching import Plan
 from workbench.models.loading import Model, config_digest, weights_digest
-from workbench.recording import json_digest
-from workbench.recording_schema import SCHEMA
+from workbench.models.rope_lengths import NO_BORDERS, Borders
+from workbench.recordings.corpus import Corpus
+from workbench.recordings.recording import json_digest
+from workbench.recordings.schema import SCHEMA
 
 
 def manifest_of(

@@ -14,28 +14,28 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from workbench.capture.attention.heads import attention_facts
+from workbench.capture.batching import Batch, Plan, make_plan, rows_to_prove
+from workbench.capture.contributions import ExpertTracer
 from workbench.capture.encode import encode
-from workbench.capture.experts import ExpertTracer
+from workbench.capture.expert_weights import check_parent, expert_weights
 from workbench.capture.failures import forward_errors, out_of_memory
 from workbench.capture.generate import Generation
-from workbench.capture.heads import attention_facts
 from workbench.capture.hooks import Tracer
 from workbench.capture.manifest import manifest_of
-from workbench.capture.plan import Batch, Plan, make_plan, rows_to_prove
-from workbench.capture.rows import RowRunner
-from workbench.capture.vocabulary import vocabulary_table
-from workbench.capture.witness import Witness
-from workbench.capture.written import WrittenProof, summary
-from workbench.corpus import Corpus
+from workbench.capture.proof.model import CheckReport, check_capture
+from workbench.capture.proof.witness import Witness
+from workbench.capture.proof.written_rows import WrittenProof, summary
+from workbench.capture.runner import RowRunner
 from workbench.errors import Cancelled, RecordingError
-from workbench.models.borders import Borders, length_borders
-from workbench.models.check import CheckReport, check_capture
-from workbench.models.expert_weights import check_parent, expert_weights
+from workbench.files.writing import refuse_unwritable
 from workbench.models.loading import Model, weights_digest
-from workbench.recording import Recording
-from workbench.recording_schema import FIELDS, part_name
-from workbench.recording_writer import RecordingWriter
-from workbench.writable import refuse_unwritable
+from workbench.models.rope_lengths import Borders, length_borders
+from workbench.recordings.corpus import Corpus
+from workbench.recordings.recording import Recording
+from workbench.recordings.schema import FIELDS, part_name
+from workbench.recordings.vocabulary import vocabulary_table
+from workbench.recordings.writer import RecordingWriter
 
 DEFAULT_FIELDS = ("routing", "logprob")
 SKIPPED = "skipped (--no-check)"

@@ -5,144 +5,17 @@ Every spec is checked when it is made, so that a renderer never meets a column t
 """
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 
-from workbench.errors import AnalysisError
+from workbench.figures.base import Spec
 
 
 @dataclass(frozen=True, eq=False)
-class _Spec:
-    """What all figures have.
-
-    Attributes:
-        table: One row per mark, in long form.
-        title: One line over the figure.
-        caption: What it shows, with unit, interval method and null: the text under it in a paper.
-        alt: What a reader who cannot see it should know.
-        panel: Column whose values get a panel each.
-        hover: Further columns that the screen shows on hover.
-    """
-
-    table: pd.DataFrame
-    _: KW_ONLY
-    title: str
-    caption: str
-    alt: str
-    panel: str | None = None
-    hover: tuple[str, ...] = ()
-
-    KEYS: ClassVar[tuple[str, ...]] = ("panel",)
-    """Fields that name columns of positions and groups."""
-    NUMBERS: ClassVar[tuple[str, ...]] = ()
-    """Fields that name columns of numbers, the one that carries the figure first."""
-    TEXTS: ClassVar[tuple[str, ...]] = ()
-    """Fields that name columns of texts."""
-    WORDS: ClassVar[tuple[str, ...]] = ("title", "caption", "alt")
-    """Fields that must not be empty."""
-
-    def __post_init__(self) -> None:
-        for field in self.WORDS:
-            if not str(getattr(self, field)).strip():
-                raise self._error(f"{field} is empty; say it in words, the reader has nothing else")
-        for field, column in self._named():
-            if column not in self.table.columns:
-                known = ", ".join(map(str, self.table.columns))
-                raise self._error(
-                    f"{field} names the column {column!r}, which the table does not have; name one of: {known}"
-                )
-        if self.table.empty:
-            raise self._error("the table has no rows, at least one is expected; look at what the analysis dropped")
-        for column in self._columns(self.KEYS):
-            if missing := int(self.table[column].isna().sum()):
-                raise self._error(
-                    f"column {column!r} is empty in {missing} rows; a position or group is expected in each"
-                )
-        for column in self._columns(self.NUMBERS):
-            self._check_numbers(column)
-        if (main := self._columns(self.NUMBERS[:1])) and np.isnan(self.numbers(main[0])).all():
-            rows = len(self.table)
-            raise self._error(f"column {main[0]!r} is NaN in all {rows} rows, a number is expected in at least one")
-
-    def _named(self) -> Iterator[tuple[str, str]]:
-        for field in (*self.KEYS, *self.NUMBERS, *self.TEXTS):
-            if (column := getattr(self, field)) is not None:
-                yield field, column
-        yield from (("hover", column) for column in self.hover)
-
-    def _columns(self, fields: tuple[str, ...]) -> list[str]:
-        return [column for field in fields if (column := getattr(self, field)) is not None]
-
-    def _check_numbers(self, column: str) -> None:
-        if not pd.api.types.is_numeric_dtype(self.table[column]):
-            raise self._error(
-                f"column {column!r} holds {self.table[column].dtype}, numbers are expected; convert it first"
-            )
-        if np.isinf(self.numbers(column)).any():
-            raise self._error(f"column {column!r} holds an infinite value; use NaN for what is not known")
-
-    def _check_positive(self, *columns: str | None) -> None:
-        for column in columns:
-            if column is not None and (self.numbers(column) < 0).any():
-                raise self._error(f"log is set and column {column!r} is below zero somewhere; use log=False")
-
-    def _check_rises(self, lower: str, upper: str) -> None:
-        crossed = np.flatnonzero(self.numbers(lower) > self.numbers(upper))
-        if crossed.size:
-            where = f"column {lower!r} exceeds column {upper!r} in row {crossed[0]}"
-            raise self._error(f"{where}; the lower one is expected in {lower!r}")
-
-    def _check_once(self, *columns: str | None) -> None:
-        keys = [column for column in columns if column is not None]
-        doubled = self.table.duplicated(keys, keep=False)
-        if doubled.any():
-            row = ", ".join(f"{k} {v}" for k, v in self.table.loc[doubled, keys].iloc[0].items())
-            raise self._error(f"{row} stands in more than one row, one is expected; aggregate in the analysis")
-
-    def _error(self, sentence: str) -> AnalysisError:
-        return AnalysisError(f"{type(self).__name__} {self.title!r}: {sentence}.")
-
-    def columns(self) -> list[str]:
-        """Every column that the figure uses, once."""
-        return list(dict.fromkeys(column for _, column in self._named()))
-
-    def numbers(self, column: str) -> np.ndarray:
-        """A column as float64, NaN where it is empty."""
-        return self.table[column].to_numpy(dtype=float, na_value=np.nan)
-
-    def order(self, column: str) -> list:
-        """The distinct values of a column: numbers ascending, categories in their order, the rest as they come."""
-        values = self.table[column]
-        if isinstance(values.dtype, pd.CategoricalDtype):
-            present = set(values)
-            return [value for value in values.cat.categories if value in present]
-        distinct = values.drop_duplicates().tolist()
-        return sorted(distinct) if pd.api.types.is_numeric_dtype(values) else distinct
-
-    def parts(self, field: str, within: pd.DataFrame | None = None) -> list[tuple[str, pd.DataFrame]]:
-        """The table, or rows of it, cut by the column that `field` ("panel" or "group") names; else in one part.
-
-        The parts come in the order of the whole table, empty ones too: the n-th group is the n-th in every panel.
-        """
-        table = self.table if within is None else within
-        column = getattr(self, field)
-        if column is None:
-            return [("", table)]
-        return [(self.name(column, value), table[table[column] == value]) for value in self.order(column)]
-
-    def name(self, column: str, value: object) -> str:
-        """How a panel or group is called: a number needs its column's name, "layer 3"."""
-        return (
-            f"{column.replace('_', ' ')} {value}" if pd.api.types.is_numeric_dtype(self.table[column]) else str(value)
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class HeatMap(_Spec):
+class HeatMap(Spec):
     """Cells coloured by a value; rows run downwards.
 
     Attributes:
@@ -170,7 +43,7 @@ class HeatMap(_Spec):
 
     KEYS: ClassVar[tuple[str, ...]] = ("x", "y", "panel")
     NUMBERS: ClassVar[tuple[str, ...]] = ("value",)
-    WORDS: ClassVar[tuple[str, ...]] = (*_Spec.WORDS, "x_label", "y_label", "value_label")
+    WORDS: ClassVar[tuple[str, ...]] = (*Spec.WORDS, "x_label", "y_label", "value_label")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -182,7 +55,7 @@ class HeatMap(_Spec):
 
 
 @dataclass(frozen=True, eq=False)
-class _Series(_Spec):
+class _Series(Spec):
     """A value over positions, with its interval and the value expected under the null.
 
     Attributes:
@@ -214,7 +87,7 @@ class _Series(_Spec):
 
     KEYS: ClassVar[tuple[str, ...]] = ("x", "group", "panel")
     NUMBERS: ClassVar[tuple[str, ...]] = ("y", "low", "high", "null")
-    WORDS: ClassVar[tuple[str, ...]] = (*_Spec.WORDS, "x_label", "y_label", "interval_label", "null_label")
+    WORDS: ClassVar[tuple[str, ...]] = (*Spec.WORDS, "x_label", "y_label", "interval_label", "null_label")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -281,7 +154,7 @@ class Lines(_Series):
 
 
 @dataclass(frozen=True, eq=False)
-class Points(_Spec):
+class Points(Spec):
     """A point per row.
 
     Attributes:
@@ -312,7 +185,7 @@ class Points(_Spec):
     KEYS: ClassVar[tuple[str, ...]] = ("group", "panel")
     NUMBERS: ClassVar[tuple[str, ...]] = ("y", "x", "size")
     TEXTS: ClassVar[tuple[str, ...]] = ("label",)
-    WORDS: ClassVar[tuple[str, ...]] = (*_Spec.WORDS, "x_label", "y_label")
+    WORDS: ClassVar[tuple[str, ...]] = (*Spec.WORDS, "x_label", "y_label")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -326,7 +199,7 @@ class Points(_Spec):
 
 
 @dataclass(frozen=True, eq=False)
-class Distribution(_Spec):
+class Distribution(Spec):
     """Boxes from quantiles: the middle half as a box, 5–95 % as a whisker, median and mean marked.
 
     Attributes:
@@ -358,7 +231,7 @@ class Distribution(_Spec):
 
     KEYS: ClassVar[tuple[str, ...]] = ("x", "group", "panel")
     NUMBERS: ClassVar[tuple[str, ...]] = ("q50", "q05", "q25", "q75", "q95", "mean", "null")
-    WORDS: ClassVar[tuple[str, ...]] = (*_Spec.WORDS, "x_label", "y_label", "null_label")
+    WORDS: ClassVar[tuple[str, ...]] = (*Spec.WORDS, "x_label", "y_label", "null_label")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -371,7 +244,7 @@ class Distribution(_Spec):
 
 
 @dataclass(frozen=True, eq=False)
-class TokenStrip(_Spec):
+class TokenStrip(Spec):
     """A text as its tokens, in order, one row each, coloured by a number or by a category.
 
     Attributes:
@@ -394,7 +267,7 @@ class TokenStrip(_Spec):
     KEYS: ClassVar[tuple[str, ...]] = ("category", "panel")
     NUMBERS: ClassVar[tuple[str, ...]] = ("value",)
     TEXTS: ClassVar[tuple[str, ...]] = ("text",)
-    WORDS: ClassVar[tuple[str, ...]] = (*_Spec.WORDS, "value_label")
+    WORDS: ClassVar[tuple[str, ...]] = (*Spec.WORDS, "value_label")
 
     def __post_init__(self) -> None:
         if (self.value is None) == (self.category is None):
@@ -406,7 +279,7 @@ class TokenStrip(_Spec):
 
 
 @dataclass(frozen=True, eq=False)
-class Flow(_Spec):
+class Flow(Spec):
     """Streams from one column of nodes to another, as wide as their values.
 
     Attributes:
@@ -428,7 +301,7 @@ class Flow(_Spec):
 
     KEYS: ClassVar[tuple[str, ...]] = ("source", "target", "panel")
     NUMBERS: ClassVar[tuple[str, ...]] = ("value",)
-    WORDS: ClassVar[tuple[str, ...]] = (*_Spec.WORDS, "source_label", "target_label", "value_label")
+    WORDS: ClassVar[tuple[str, ...]] = (*Spec.WORDS, "source_label", "target_label", "value_label")
 
     def __post_init__(self) -> None:
         super().__post_init__()

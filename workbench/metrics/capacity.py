@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Integer, Num
 from scipy.special import betainc
 
-from workbench.metrics._arithmetic import check_ids, checked_counts
+from workbench.statistics.arithmetic import check_ids, checked_counts
 
 SMALL = np.iinfo(np.uint16).max  # keys up to here are sorted by radix, in linear time
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int, Integer, Num
 
-from workbench.metrics._arithmetic import check_ids, checked_counts
+from workbench.statistics.arithmetic import check_ids, checked_counts
 
 STRENGTHS = (0.5, 4.0, 32.0, np.inf)  # tokens that the broader prediction counts for; inf ignores the context
 MIXTURES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)  # weights of what is known before

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int, Num
 from scipy.special import expit, log_softmax
 
-from workbench.metrics._arithmetic import check_ids, entropy
+from workbench.statistics.arithmetic import check_ids, entropy
 
 SUM_TOLERANCE = 1e-2  # bfloat16 scores, each off by up to 2e-3 of itself, still sum to 1 within it
 

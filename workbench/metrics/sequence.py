@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Int, Num, UInt64
 from scipy.special import gammaln
 from scipy.stats import binom
 
-from workbench.metrics._arithmetic import checked_counts
 from workbench.metrics.sets import indicators, overlap
+from workbench.statistics.arithmetic import checked_counts
 
 _WINDOWS = 1 << 14  # at a time: what is made of them stays in the cache
 _ADDED = 255  # bytes of 0 and 1 whose sum is a byte

@@ -9,7 +9,7 @@ x any further axes (layers).
 import numpy as np
 from jaxtyping import Int, Integer, Shaped, UInt8, UInt64
 
-from workbench.metrics._arithmetic import GOLDEN, check_range, mixed, refuse_twice
+from workbench.statistics.arithmetic import GOLDEN, check_range, mixed, refuse_twice
 
 _BLOCK = 1 << 12  # tokens of one block of indicators: they stay in the cache, and every count is exact in float32
 

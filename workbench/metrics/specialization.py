@@ -9,10 +9,10 @@ chosen per token, V distinct token ids, C cells (documents of one cluster in one
 import numpy as np
 from jaxtyping import Float, Int, Num
 
-from workbench.metrics._arithmetic import GOLDEN, checked_counts, entropy, mixed
-from workbench.metrics.clusters import Clusters
 from workbench.metrics.load import load
-from workbench.metrics.nulls import NullTest
+from workbench.statistics.arithmetic import GOLDEN, checked_counts, entropy, mixed
+from workbench.statistics.design import Clusters
+from workbench.statistics.null_test import NullTest
 
 
 def domain_counts(counts_DxE: Num[np.ndarray, "D *x E"], *, clusters: Clusters) -> Float[np.ndarray, "M *x E"]:

@@ -9,8 +9,8 @@ D documents, E routed experts, K chosen per token; x any further axes (layers, b
 import numpy as np
 from jaxtyping import Float, Int, Integer, Num
 
-from workbench.metrics._arithmetic import checked_counts, entropy
 from workbench.metrics.sets import as_bits, joint_counts
+from workbench.statistics.arithmetic import checked_counts, entropy
 
 _STEPS, _NEWTON_STEPS = 60, 40  # of the fit of weights; 20 and none suffice unless an expert is nearly always chosen
 _TOLERANCE = 1e-9

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int, Integer, Num
 
-from workbench.metrics._arithmetic import check_ids, checked_counts, group_numbers
+from workbench.statistics.arithmetic import check_ids, checked_counts, group_numbers
 
 _BLOCK_TOKENS = 1 << 14
 _BLOCK_IDS = 256  # ids at a time: their tables stay in the cache

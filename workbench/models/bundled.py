@@ -1,17 +1,11 @@
 """What ships with the project: models with their earlier checkpoints, and published configs. Names only, no torch."""
 
 import re
-from pathlib import Path
 
-from workbench.recording_schema import FIELDS
+from workbench.paths import BUNDLED
 
-DATA = Path(__file__).resolve().parent.parent.parent / "data"
-MODELS = DATA / "models"
-CONFIGS = DATA / "configs"
-
-# The first recording, of the app and of `workbench demo`: everything but the logits.
-DEMO_MODEL, DEMO_PARENT = "tiny-moe", "tiny-dense@parent"
-DEMO_FIELDS = tuple(field for field in FIELDS if field != "logits")
+MODELS = BUNDLED / "models"
+CONFIGS = BUNDLED / "configs"
 
 
 def bundled_models() -> dict[str, list[str]]:

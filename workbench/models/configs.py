@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from workbench.errors import ModelError
-from workbench.models.foreign import foreign_errors
+from workbench.models.library_errors import foreign_errors
 from workbench.models.sources import Source
 
 _LARGEST_FILE_BYTES = 64 * 2**20

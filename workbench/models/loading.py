@@ -14,9 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from workbench.errors import ModelError
-from workbench.models.checkpoint import CheckpointFacts, load_checkpoint, refuse_not_finite
+from workbench.models.checkpoint.accounting import CheckpointFacts, load_checkpoint, refuse_not_finite
 from workbench.models.configs import on_meta, quantization_method, read_config, refuse_kernel
-from workbench.models.foreign import foreign_errors, quiet
+from workbench.models.library_errors import foreign_errors, quiet
 from workbench.models.memory import MemoryForecast, forecast_memory, gib
 from workbench.models.placement import named_weights
 from workbench.models.sources import reached, resolve

@@ -17,7 +17,7 @@ from huggingface_hub.utils import get_session
 
 from workbench.errors import ModelError
 from workbench.models.bundled import CONFIGS, MODELS, bundled_names, published_configs, revisions
-from workbench.models.foreign import reason
+from workbench.models.library_errors import reason
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_ANSWERS_WITHIN_S = 5.0

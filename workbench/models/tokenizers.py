@@ -16,7 +16,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 
 from workbench.errors import ModelError
-from workbench.models.foreign import foreign_errors, quiet, reason
+from workbench.models.library_errors import foreign_errors, quiet, reason
 from workbench.models.sources import Source
 
 _GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")

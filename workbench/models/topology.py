@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from workbench.models.families import family_facts
-from workbench.models.parts import Parts, read_parts
 from workbench.models.routers import TOWERS, Router, of_layer, read_routers, unused_parameters
+from workbench.models.weights import Parts, read_parts
 
 __all__ = ["Router", "Topology", "topology"]
 

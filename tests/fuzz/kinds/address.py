@@ -103,12 +103,12 @@ def _signature(found: Any) -> str:
 def _app(data: Path) -> Iterator[None]:
     """The app over a data folder, with a model host whose process follows a script."""
     from tests.hosting import ScriptedProcess
-    from workbench import host_queue
+    from workbench.jobs import queue
 
     main, path = sys.modules["__main__"], list(sys.path)
     sys.path.insert(0, str(PAGES))
     with (
-        patch.object(host_queue, "ModelProcess", ScriptedProcess),
+        patch.object(queue, "ModelProcess", ScriptedProcess),
         patch.dict(os.environ, {"WORKBENCH_DATA": str(data)}),
     ):
         try:

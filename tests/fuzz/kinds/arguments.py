@@ -32,8 +32,8 @@ def prepare(base: Path) -> None:
     """A model, a corpus, a trace, recordings and a measurement."""
     from tests.fuzz.kinds import measurement
     from workbench.capture.record import record
-    from workbench.corpus import Corpus
     from workbench.models.loading import load
+    from workbench.recordings.corpus import Corpus
 
     bases.model_folder(base / "model")
     bases.write_rows(base / "corpus.jsonl", bases.corpus_rows())
@@ -135,14 +135,12 @@ def _options(command: str) -> list[tuple[str, str, str]]:
     """Name, flag and type of each option, as the command itself declares them."""
     import typer
 
-    from analyses import _commands
-    from workbench import app as app_command
-    from workbench import cli
-    from workbench.efficiency import profile_command, programme_command, serve_command
+    from workbench.cli import analyze, main, profile, programme, serve_bench
+    from workbench.cli import app as app_command
 
     app = typer.Typer()
-    app.registered_commands = list(cli.app.registered_commands)
-    for module in (profile_command, programme_command, serve_command, _commands, app_command):
+    app.registered_commands = list(main.app.registered_commands)
+    for module in (profile, programme, serve_bench, analyze, app_command):
         module.register(app)
     found: Any = typer.main.get_command(app)
     declared = found.commands[command]
@@ -194,7 +192,7 @@ def _typed(word: str) -> str:
 @contextlib.contextmanager
 def _no_server() -> Iterator[None]:
     """`workbench app` gets as far as the server, which stands for itself."""
-    from workbench import app
+    from workbench.cli import app
 
     class Server:
         def __init__(self, *_: Any, **__: Any) -> None: ...

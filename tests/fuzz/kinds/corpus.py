@@ -14,7 +14,7 @@ from tests.fuzz.kinds.model import record_with
 from tests.fuzz.mutate import NUMBERS, TEXTS, damaged, encoded, mutated, strange
 from tests.fuzz.tables import mutated_table, written
 from tests.fuzz.trial import Trial
-from workbench.corpus import Corpus
+from workbench.recordings.corpus import Corpus
 
 SHAPES: tuple[Any, ...] = (
     {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
@@ -61,10 +61,10 @@ def _record(trial: Trial, folder: str, corpus: Corpus, out: Path) -> None:
     short = Corpus(corpus.name, corpus.documents[:8])
     recording = record_with(trial, bases.model_with_tokenizer(folder), out, short)
     if recording is not None:
-        from analyses import _batch
+        from analyses import question
 
-        name = trial.rng.choice(_batch.names())
-        trial.attempt(f"analysis {name}", _batch.ask, recording, name)
+        name = trial.rng.choice(question.names())
+        trial.attempt(f"analysis {name}", question.ask, recording, name)
 
 
 def _upload(data: Path, name: str, content: bytes) -> None:
@@ -72,12 +72,12 @@ def _upload(data: Path, name: str, content: bytes) -> None:
     from unittest.mock import patch
 
     from tests.hosting import ScriptedProcess
-    from workbench import host_queue
-    from workbench.host import Host
-    from workbench.host_rules import Limits, Rules
+    from workbench.jobs import queue
+    from workbench.jobs.limits import Limits, Rules
+    from workbench.jobs.service import Host
 
     data.mkdir()
-    with patch.object(host_queue, "ModelProcess", ScriptedProcess):
+    with patch.object(queue, "ModelProcess", ScriptedProcess):
         host = Host(data, rules=Rules(limits=Limits(jobs=100, jobs_per_minute=100)))
         try:
             host.keep_upload(name, content, owner="visitor")

@@ -66,7 +66,7 @@ def _record(trial: Trial, out: Path) -> None:
 
 
 def _import(trial: Trial, out: Path) -> None:
-    from workbench.importers.build import import_trace
+    from workbench.recordings.importers.build import import_trace
 
     trial.attempt("import", import_trace, "numpy", trial.base / "arrays.npz", out, n_experts=4)
 

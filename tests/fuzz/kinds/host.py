@@ -13,9 +13,9 @@ from unittest.mock import patch
 from tests.fuzz import bases
 from tests.fuzz.mutate import NUMBERS, TEXTS, damaged, encoded, mutated
 from tests.fuzz.trial import Trial
-from workbench.host import Host
-from workbench.host_rules import Limits, Rules
-from workbench.recording_schema import FIELDS
+from workbench.jobs.limits import Limits, Rules
+from workbench.jobs.service import Host
+from workbench.recordings.schema import FIELDS
 
 _NAMES = ("a.jsonl", "a.txt", "a.parquet", "a", ".jsonl", "../a.jsonl", "a.jsonl.exe", "A.JSONL", "x" * 300 + ".jsonl")
 
@@ -36,13 +36,13 @@ def prepare(base: Path) -> None:
 def run(trial: Trial) -> None:
     """Sends a few requests, as one visitor or as several."""
     from tests.hosting import ScriptedProcess
-    from workbench import host_queue
+    from workbench.jobs import queue
 
     rng = trial.rng
     data = trial.out / "data"
     shutil.copytree(trial.base / "data", data)
     limits = Limits(jobs=3, jobs_per_minute=20) if rng.random() < 0.5 else None
-    with patch.object(host_queue, "ModelProcess", ScriptedProcess):
+    with patch.object(queue, "ModelProcess", ScriptedProcess):
         host = trial.attempt("start", Host, data, rules=Rules(limits=limits))
         if host is None:
             return

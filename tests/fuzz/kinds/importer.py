@@ -18,7 +18,7 @@ from tests.fuzz import bases
 from tests.fuzz.mutate import NUMBERS, TEXTS, as_json, damaged, mutated, near, strange
 from tests.fuzz.tables import mutated_table, written
 from tests.fuzz.trial import Trial
-from workbench.importers.build import READERS, import_trace
+from workbench.recordings.importers.build import READERS, import_trace
 
 NAMES = ("npz", "npy", "olmoe", "parquet", "token", "rids", "stat")
 
@@ -61,10 +61,10 @@ def run(trial: Trial) -> None:
         trial.refuse_leftovers(out, whole=True)
         return
     trial.attempt("verify", recording.verify)
-    from analyses import _batch
+    from analyses import question
 
-    for analysis in rng.sample(_batch.names(), 2):
-        trial.attempt(f"analysis {analysis}", _batch.ask, recording, analysis)
+    for analysis in rng.sample(question.names(), 2):
+        trial.attempt(f"analysis {analysis}", question.ask, recording, analysis)
 
 
 _OPTIONS = {"n_experts": "experts", "top_k": "top-k", "shard_tokens": "shard-tokens"}

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 from tests.fuzz.mutate import as_json, damaged, held_object, mutated
 from tests.fuzz.tables import mutated_table, written
 from tests.fuzz.trial import Trial
-from workbench.measurement import Measurement
-from workbench.recording import file_digest, json_digest
+from workbench.efficiency.measurements.measurement import Measurement
+from workbench.recordings.recording import file_digest, json_digest
 
 _NOT_IN_DIGEST = ("created", "digest")
 
@@ -38,9 +38,9 @@ def run(trial: Trial) -> None:
     trial.note("untouched" if trial.untouched else change.__name__)
     if not trial.untouched:
         change(trial, folder)
-    from analyses import _batch
+    from analyses import question
 
-    names = _batch.names("measurement")
+    names = question.names("measurement")
     if rng.random() < 0.15:
         trial.command("analyze", str(folder), rng.choice(names), "--out", str(trial.out), "--jobs", "1")
         return
@@ -48,7 +48,7 @@ def run(trial: Trial) -> None:
     if opened is not None:
         trial.attempt("verify", opened.verify)
         for name in rng.sample(names, 3):
-            trial.attempt(f"analysis {name}", _batch.ask, opened, name)
+            trial.attempt(f"analysis {name}", question.ask, opened, name)
 
 
 def _sign(folder: Path, held: Any) -> None:

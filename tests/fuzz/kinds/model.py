@@ -78,19 +78,19 @@ def ask(trial: Trial, folder: Path) -> None:
 
 
 def _costs(name: str) -> None:
-    from analyses import _costs
-    from workbench.efficiency.subject import costed
+    from analyses.costs import _run
+    from workbench.efficiency.costs.comparison import costed
 
     subject = costed(name)
-    for analysis in _costs.names():
-        _costs.ask(subject, analysis)
+    for analysis in _run.names():
+        _run.ask(subject, analysis)
 
 
 def record_with(trial: Trial, model: Any, out: Path, corpus: Any = None) -> Any:
     """Records a few tokens with a model, with fields of chance."""
     from workbench.capture.generate import Generation
     from workbench.capture.record import record
-    from workbench.recording_schema import FIELDS
+    from workbench.recordings.schema import FIELDS
 
     rng = trial.rng
     fields = rng.choice((("routing", "logprob"), ("routing", "logprob"), ("routing", "logits"), FIELDS, ("logprob",)))

@@ -14,7 +14,7 @@ from tests.fuzz import bases
 from tests.fuzz.mutate import as_json, damaged, held_object, mutated
 from tests.fuzz.tables import mutated_table, written
 from tests.fuzz.trial import Trial
-from workbench.recording import Recording, recording_digest, recordings_below
+from workbench.recordings.recording import Recording, recording_digest, recordings_below
 
 NAMES = ("whole", "plain", "dense", "written", "imported-npz", "imported-stat")
 
@@ -40,11 +40,11 @@ def run(trial: Trial) -> None:
 
 def ask(trial: Trial, folder: Path) -> None:
     """What can be asked of a recording."""
-    from analyses import _batch
-    from workbench.host_kept import unfinished
+    from analyses import question
+    from workbench.jobs.storage import unfinished
 
     rng = trial.rng
-    names = rng.sample(_batch.names(), 2)
+    names = rng.sample(question.names(), 2)
     if rng.random() < 0.15:
         trial.command("verify", str(folder))
         trial.command("recordings", str(folder.parent))
@@ -57,13 +57,13 @@ def ask(trial: Trial, folder: Path) -> None:
     if recording is not None and trial.attempt("verify", recording.verify) is not None:
         for name in names:
             settings = _settings(rng, name)
-            trial.attempt(f"analysis {name}", _batch.ask, recording, name, settings=settings)
+            trial.attempt(f"analysis {name}", question.ask, recording, name, settings=settings)
         if rng.random() < 0.15:
-            trial.attempt(f"written {names[0]}", _batch.analyze, recording, names[0], trial.out)
+            trial.attempt(f"written {names[0]}", question.analyze, recording, names[0], trial.out)
         if rng.random() < 0.15:
             other = Recording.open(trial.base / rng.choice(NAMES))
             trial.attempt(
-                "two", _batch.ask, recording, rng.choice(("differences", "saturation", "expert_load")), against=other
+                "two", question.ask, recording, rng.choice(("differences", "saturation", "expert_load")), against=other
             )
         if rng.random() < 0.1:
             trial.attempt("phase", recording.of_phase, rng.choice(("prefill", "decode")))
@@ -75,9 +75,9 @@ def _settings(rng: Random, name: str) -> list[str]:
     """At times a setting of the analysis, of the right type or not."""
     import dataclasses
 
-    from analyses import _batch
+    from analyses import question
 
-    known = [field.name for field in dataclasses.fields(_batch.get(name).Settings)]
+    known = [field.name for field in dataclasses.fields(question.get(name).Settings)]
     if not known or rng.random() < 0.7:
         return []
     return [

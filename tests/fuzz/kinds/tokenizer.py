@@ -9,8 +9,8 @@ from tests.fuzz import bases
 from tests.fuzz.kinds.model import record_with
 from tests.fuzz.mutate import NUMBERS, TEXTS, as_json, damaged, held_object, mutated
 from tests.fuzz.trial import Trial
-from workbench.corpus import Corpus
 from workbench.models.loading import load, load_tokenizer
+from workbench.recordings.corpus import Corpus
 
 KINDS = ("bpe", "words", "pieces")
 

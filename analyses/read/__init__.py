@@ -1,0 +1,1 @@
+"""What analyses read: tokens, their order, counts by document, controls."""

@@ -1,0 +1,1 @@
+"""Questions about which experts are chosen."""

@@ -1,0 +1,1 @@
+"""Questions about experts together: in a token, across layers, along a text."""

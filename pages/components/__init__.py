@@ -1,0 +1,1 @@
+"""Parts of pages: what more than one page shows or asks for."""

@@ -1,0 +1,1 @@
+"""Attention statistics of a run, by tiles."""

@@ -1,0 +1,38 @@
+"""`workbench demo`: the bundled corpus, recorded with the bundled model, and a report over every analysis."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.cli.analyze import run_all
+from workbench.cli.console import console, token_progress
+from workbench.errors import AnalysisError, RecordingError
+from workbench.files.writing import refuse_unwritable
+from workbench.paths import data_folder
+from workbench.recordings.demo import DEMO_FIELDS, DEMO_MODEL, DEMO_PARENT
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command()(demo)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="folder of the report")] = Path("report"),
+) -> None:
+    """Records the bundled corpus with the bundled model and writes a report over every analysis."""
+    from analyses import pool, question
+    from workbench.capture.record import record
+    from workbench.models.loading import load
+
+    started = time.perf_counter()
+    folder = data_folder() / "recordings" / "demo"
+    refuse_unwritable(folder, RecordingError, option="data folder")
+    refuse_unwritable(out, AnalysisError)
+    model, parent = (load(name, device="cpu") for name in (DEMO_MODEL, DEMO_PARENT))
+    with token_progress(f"recording {model.name} over demo") as update:
+        recording = record(model, "demo", folder, fields=DEMO_FIELDS, parent=parent, on_progress=update)
+    run_all(pool.Asked(recording, out), question.names())
+    console.print(f"done in {time.perf_counter() - started:.0f} s")

@@ -1,0 +1,1 @@
+"""What timed runs are measured with: clocks, counters, the machine."""

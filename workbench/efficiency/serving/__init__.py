@@ -1,0 +1,1 @@
+"""Served endpoints under load."""

@@ -1,0 +1,1 @@
+"""Intervals, nulls and designs over documents and clusters: arrays in, arrays out."""
