@@ -182,7 +182,7 @@ def test_a_log_in_without_sharing_is_refused(how):
 @pytest.mark.parametrize("header", ["", "X Y", "X:Y", "X\nY", "é"])
 def test_a_header_has_a_headers_name(header):
     with pytest.raises(
-        HostError, match="--proxy-header is .*; the name of a header, such as X-Forwarded-User, was want"
+        HostError, match="--proxy-header is .*; the name of a header, such as X-Forwarded-User, was expected"
     ):
         asked(proxy_header=header)
 

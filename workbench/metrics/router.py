@@ -125,6 +125,6 @@ def _checked_scores(scores_TE: np.ndarray) -> np.ndarray:
         token = int(wrong_T.argmax())
         raise ValueError(
             f"scores_TE of token {token} sum to {sum_T[token]:.4g} with a minimum of {scores_TE[token].min():.4g}, "
-            "wanted normalized scores: pass softmax(logits), or sigmoid(logits) over their sum"
+            "expected normalized scores: pass softmax(logits), or sigmoid(logits) over their sum"
         )
     return scores_TE
