@@ -21,7 +21,7 @@ from analyses.read.design import sample_words
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Figure, HeatMap, Lines
 from workbench.recordings.recording import Recording
-from workbench.recordings.views import of_documents
+from workbench.recordings.selection import of_documents
 from workbench.statistics.design import Clusters
 from workbench.statistics.jackknife import Bags, deal, left_out_interval
 

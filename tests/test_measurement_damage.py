@@ -14,7 +14,7 @@ from tests.test_recording_damage import VALUES, places, put
 from workbench.efficiency.measurements.measurement import Measurement, is_measurement, write_measurement
 from workbench.efficiency.measurements.shape import TABLES, fault_of
 from workbench.errors import MeasurementError
-from workbench.recordings.recording import json_digest
+from workbench.recordings.manifest import json_digest
 
 
 def made(path, **tables) -> Measurement:
@@ -91,7 +91,7 @@ def test_columns_that_a_table_cannot_have_are_refused(tmp_path, change, message)
     change(whole.table("samples")).to_parquet(file, index=False)
     with pytest.raises(MeasurementError, match="is not as it was written: its digest does not match"):
         Measurement.open(whole.path).table("samples")
-    from workbench.recordings.recording import file_digest
+    from workbench.recordings.manifest import file_digest
 
     close_over(whole.path, put(whole.manifest, ("tables", "samples", "sha256"), file_digest(file)))
     for read in (lambda m: m.table("samples"), lambda m: m.verify()):

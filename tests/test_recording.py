@@ -17,7 +17,8 @@ from workbench.capture.record import record
 from workbench.errors import RecordingError
 from workbench.files import writing
 from workbench.files.writing import write_whole
-from workbench.recordings.recording import Recording, read_manifest, recording_digest, recordings_below
+from workbench.recordings.manifest import read_manifest, recording_digest, recordings_below
+from workbench.recordings.recording import Recording
 from workbench.recordings.schema import SCHEMA, prefix
 
 

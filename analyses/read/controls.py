@@ -19,7 +19,6 @@ from workbench.metrics.specialization import hash_router_counts
 from workbench.models.topology import Router
 from workbench.recordings.recording import Recording
 from workbench.recordings.schema import prefix
-from workbench.recordings.views import View
 
 NAMES = {"untrained": "untrained router", "again": "the model recorded again", "hashed": "hash of the token id"}
 """Columns of controls, and what figures call them."""
@@ -111,28 +110,6 @@ def hashed_sets(n_ids: int, *, n_experts: int, top_k: int, seed: int) -> np.ndar
     return np.nonzero(sets_VE)[1].reshape(n_ids, top_k)
 
 
-class _Hashed(View):
-    """A recording one of whose routers goes by the token id alone.
-
-    Attributes:
-        at: Column prefix of that router.
-        sets_VK: Its choices, by token id.
-        counts_NE: Its counts, by document number.
-    """
-
-    at: str
-    sets_VK: np.ndarray
-    counts_NE: np.ndarray
-
-    def parts(self, columns: list[str], *, table: str = "tokens") -> Iterator[dict[str, np.ndarray]]:
-        """As of a recording, with that router's ids and counts."""
-        known, key = ("counts", "document") if table == "documents" else ("ids", "token")
-        of = self.counts_NE if table == "documents" else self.sets_VK
-        replaced = f"{self.at}.{known}"
-        for part in super().parts([name for name in dict.fromkeys([*columns, key]) if name != replaced], table=table):
-            yield {name: of[part[key]] if name == replaced else part[name] for name in columns}
-
-
 def routed_by_token(recording: Recording, router: Router, *, seed: int) -> Recording:
     """The recording as it would be were this router a hash of the token id; `seed` says which hash."""
     n_ids = int(recording.vocabulary["token"].max()) + 1
@@ -143,6 +120,6 @@ def routed_by_token(recording: Recording, router: Router, *, seed: int) -> Recor
         counts_NE += document_counts(
             sets_VK[part["token"]], part["document"], n_documents=n_numbers, n_experts=router.n_experts
         )
-    return _Hashed.of(
-        recording, at=prefix(router, recording.topology), sets_VK=sets_VK.astype(np.int32), counts_NE=counts_NE
-    )
+    at = prefix(router, recording.topology)
+    by_token = {f"{at}.ids": ("token", sets_VK.astype(np.int32)), f"{at}.counts": ("document", counts_NE)}
+    return recording.selected(looked_up=by_token)

@@ -7,7 +7,8 @@ from typing import Any
 import streamlit as st
 
 from workbench.errors import RecordingError
-from workbench.recordings.recording import Recording, read_manifest
+from workbench.recordings.manifest import read_manifest
+from workbench.recordings.recording import Recording
 from workbench.recordings.schema import MANIFEST
 
 from . import jobs

@@ -207,7 +207,7 @@ def test_tables_without_a_row_in_common_are_refused(recording):
 
 
 def test_two_are_asked_from_the_command_line(recording, other, tmp_path):
-    code = "from workbench.cli.analyze import register; from workbench.cli import app; register(app); app()"
+    code = "from workbench.cli.main import main; main()"
 
     def run(*arguments: str) -> subprocess.CompletedProcess:
         return subprocess.run(

@@ -166,7 +166,7 @@ def test_two_recordings_have_no_controls(recording, stranger, again):
 
 
 def test_controls_on_the_command_line(recording, again, stranger, tmp_path):
-    code = "from workbench.cli.analyze import register; from workbench.cli import app; register(app); app()"
+    code = "from workbench.cli.main import main; main()"
 
     def run(*arguments: object) -> subprocess.CompletedProcess:
         words = [sys.executable, "-c", code, "analyze", *map(str, arguments), "--out", str(tmp_path / "o")]

@@ -183,7 +183,7 @@ def test_matching_is_fitted_on_the_other_half(recording, stranger):
     """The plain way: each half's documents under the matching that maximizes the other half's overlap."""
     both = pairing.pair(recording, stranger, analysis="x")
     found = pairing.matched(both, analysis="x")
-    half_of = found.other.half_of
+    half_of = found.other.selection.half_of
     assert set(half_of) == {0, 1}
     mine, theirs, after = (tokens_by_place(each, 0) for each in (recording, stranger, found.other))
     for half in (0, 1):

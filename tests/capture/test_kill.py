@@ -19,7 +19,8 @@ import pandas as pd
 import pytest
 
 from tests import tiny
-from workbench.recordings.recording import Recording, read_manifest
+from workbench.recordings.manifest import read_manifest
+from workbench.recordings.recording import Recording
 
 SEED = 20240617
 N_KILLS = 20

@@ -16,7 +16,8 @@ from workbench.capture.proof.written_rows import AGAIN_FROM, sampled_parts
 from workbench.capture.record import record
 from workbench.capture.runner import RowRunner
 from workbench.errors import Cancelled, CaptureError
-from workbench.recordings.recording import Recording, read_manifest
+from workbench.recordings.manifest import read_manifest
+from workbench.recordings.recording import Recording
 from workbench.recordings.writer import RecordingWriter
 
 FIELDS = ("routing", "logprob", "logits", "experts")

@@ -12,7 +12,7 @@ from workbench.capture.batching import Plan
 from workbench.models.loading import Model, config_digest, weights_digest
 from workbench.models.rope_lengths import NO_BORDERS, Borders
 from workbench.recordings.corpus import Corpus
-from workbench.recordings.recording import json_digest
+from workbench.recordings.manifest import json_digest
 from workbench.recordings.schema import SCHEMA
 
 

@@ -90,7 +90,7 @@ def recordings(
     ] = None,
 ) -> None:
     """Lists the recordings in a folder, the damaged ones too."""
-    from workbench.recordings.recording import recordings_below
+    from workbench.recordings.manifest import recordings_below
 
     folder = folder or data_folder() / "recordings"
     table = Table("folder", "model", "corpus", "tokens", "fields", "state")

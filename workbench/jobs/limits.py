@@ -18,7 +18,7 @@ from pathlib import Path
 from workbench.errors import CorpusError, HostError
 from workbench.models.bundled import MODELS, bundled_models, published_configs
 from workbench.recordings.corpus import CORPORA, Corpus
-from workbench.recordings.recording import json_digest
+from workbench.recordings.manifest import json_digest
 
 LONGEST_PROMPT = 20_000  # characters
 LARGEST_UPLOAD = 20 * 2**20  # bytes; as `server.maxUploadSize`

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import HostError, RecordingError
-from workbench.recordings.recording import read_manifest
+from workbench.recordings.manifest import read_manifest
 from workbench.recordings.schema import MANIFEST
 from workbench.recordings.writer import locked
 

@@ -35,7 +35,7 @@ from workbench.recordings.checks import (
     read_whole,
     verify_file,
 )
-from workbench.recordings.manifest import file_digest, json_digest, read_manifest, recording_digest, recordings_below
+from workbench.recordings.manifest import read_manifest
 from workbench.recordings.missing import absent_sentence
 from workbench.recordings.schema import (
     DOCUMENT_COLUMNS,
@@ -131,7 +131,8 @@ class Recording:
             RecordingError: names the first file whose digest is not what was written, or whose values contradict
                 others.
         """
-        listed = [(part_name(table, p["index"]), p[table]) for p in self.manifest["parts"] for table in self._schemas()]
+        parts = self.manifest["parts"]
+        listed = [(part_name(table, part["index"]), part[table]) for part in parts for table in self._schemas()]
         listed.append((VOCABULARY, self.manifest["vocabulary"]))
         if "weights" in self.fields:
             listed.append((EXPERT_WEIGHTS, self.manifest["expert_weights"]))
@@ -268,7 +269,7 @@ class Recording:
     def _rows_of_document(self) -> str | None:
         """Which rows of a document, in which form, are here: under this they are kept; None where they are not."""
         chosen = self.selection
-        if chosen.number_of is not None or chosen.half_of is not None:
+        if chosen.changes_documents:
             return None
         return f"phase {chosen.phase}" if chosen.phase else "whole"
 
@@ -280,7 +281,8 @@ class Recording:
                 imported recording did not have, with what to do.
         """
         if self.selection:
-            whole = self.selected(phase=None, number_of=None, half_of=None)
+            whole = copy.copy(self)
+            whole.selection = Selection()
             yield from (self.selection.of(p, columns) for p in whole.parts(self.selection.needs(columns), table=table))
             return
         known = self._schemas()[table].names
@@ -395,8 +397,3 @@ class Recording:
         """A file that is small and read at once, so that its digest is compared first."""
         verify_file(self.path, name, self.manifest[key])
         return read_whole(self.path, name, schema)
-
-
-__all__ = [
-    "Recording", "Verification", "file_digest", "json_digest", "read_manifest", "recording_digest", "recordings_below",
-]  # fmt: skip

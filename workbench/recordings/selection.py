@@ -30,21 +30,29 @@ class Selection:
             they are.
         half_of: 0 or 1 for each document number here, where experts have other ids.
         label_of: By column prefix of a router: the id here of each expert, [2, E], a row for each half of documents.
+        looked_up: Columns whose rows come from elsewhere: by name, the column that says which row, and the rows.
     """
 
     phase: str | None = None
     number_of: np.ndarray | None = None
     half_of: np.ndarray | None = None
     label_of: Mapping[str, np.ndarray] = field(default_factory=dict)
+    looked_up: Mapping[str, tuple[str, np.ndarray]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return self.phase is not None or self.number_of is not None or self.half_of is not None
+        return self.phase is not None or self.changes_documents
+
+    @property
+    def changes_documents(self) -> bool:
+        """Whether documents have other numbers here, or their rows other values."""
+        return self.number_of is not None or self.half_of is not None or bool(self.looked_up)
 
     def needs(self, columns: Sequence[str]) -> list[str]:
         """The columns to read for these."""
         of_rows = ["phase"] if self.phase else []
         of_documents = ["document"] if self.number_of is not None or self.half_of is not None else []
-        return list(dict.fromkeys([*columns, *of_rows, *of_documents]))
+        read = [self.looked_up[name][0] if name in self.looked_up else name for name in columns]
+        return list(dict.fromkeys([*read, *of_rows, *of_documents]))
 
     def of(self, read: Mapping[str, np.ndarray], columns: Sequence[str]) -> dict[str, np.ndarray]:
         """The columns as they are here, of what was read of a part."""
@@ -53,7 +61,10 @@ class Selection:
         here = {name: given[name] if kept_T.all() else given[name][kept_T] for name in self.needs(columns)}
         if self.half_of is not None:
             half_T = self.half_of[here["document"]]
-            here = {name: self._renamed(name, here[name], half_T) for name in columns}
+            here = {name: self._renamed(name, values, half_T) for name, values in here.items()}
+        for name in self.looked_up.keys() & set(columns):
+            key, rows = self.looked_up[name]
+            here[name] = rows[here[key]]
         return {name: here[name] for name in columns}
 
     def frame(self, frame: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from tests.fuzz.mutate import as_json, damaged, held_object, mutated
 from tests.fuzz.tables import mutated_table, written
 from tests.fuzz.trial import Trial
 from workbench.efficiency.measurements.measurement import Measurement
-from workbench.recordings.recording import file_digest, json_digest
+from workbench.recordings.manifest import file_digest, json_digest
 
 _NOT_IN_DIGEST = ("created", "digest")
 

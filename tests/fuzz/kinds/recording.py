@@ -14,7 +14,8 @@ from tests.fuzz import bases
 from tests.fuzz.mutate import as_json, damaged, held_object, mutated
 from tests.fuzz.tables import mutated_table, written
 from tests.fuzz.trial import Trial
-from workbench.recordings.recording import Recording, recording_digest, recordings_below
+from workbench.recordings.manifest import recording_digest, recordings_below
+from workbench.recordings.recording import Recording
 
 NAMES = ("whole", "plain", "dense", "written", "imported-npz", "imported-stat")
 

@@ -21,7 +21,8 @@ from workbench.recordings.importers.layout import Layout, layout_of
 from workbench.recordings.importers.limits import MOST_ROWS
 from workbench.recordings.importers.pieces import Piece, Source, Survey
 from workbench.recordings.importers.trace import Trace
-from workbench.recordings.recording import Recording, file_digest, json_digest
+from workbench.recordings.manifest import file_digest, json_digest
+from workbench.recordings.recording import Recording
 from workbench.recordings.schema import PHASES, SCHEMA, prefix
 from workbench.recordings.writer import RecordingWriter
 
