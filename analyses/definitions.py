@@ -6,7 +6,7 @@ import pkgutil
 from collections.abc import Callable, Iterator
 
 import workbench.metrics
-from analyses import question
+from analyses import catalogue
 
 _TOOLS = ("sets", "balance")
 """Modules of selections, intervals and tests, which metrics are made of or stand beside."""
@@ -30,13 +30,13 @@ def metrics() -> Iterator[tuple[str, str]]:
 
 def analyses_of(metric: str) -> list[str]:
     """The analyses that answer with a metric, by name."""
-    return [name for name in question.names("") if metric in map(named, question.get(name).METRICS)]
+    return [name for name in catalogue.names() if metric in map(named, catalogue.get(name).METRICS)]
 
 
 def definitions(analysis: str) -> dict[str, tuple[str, str]]:
     """The metrics that an analysis answers with: of each, by `module.name`, its definition and its source, in words."""
     found = {}
-    for metric in sorted(question.get(analysis).METRICS, key=named):
+    for metric in sorted(catalogue.get(analysis).METRICS, key=named):
         doc = inspect.getdoc(metric) or ""
         said, _, _ = doc.partition("\n\nArgs:")
         said, _, _ = said.partition("\n\nRaises:")

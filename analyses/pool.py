@@ -1,4 +1,4 @@
-"""Runs several analyses of one recording, on several cores where it is large; each stays as it is when run alone.
+"""Answers several questions about one recording, on several cores where it is large; each as when it is asked alone.
 
 A process of its own for each core, since much of an analysis holds Python's lock; each keeps decoded ids from one
 question to the next. Results come as they are done.
@@ -14,14 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from analyses import question
-from workbench.efficiency.measurements.measurement import Measurement
+from analyses.question import Question
+from workbench.efficiency.costs.comparison import Costed
 from workbench.errors import AnalysisError
-from workbench.figures.theme import Width
 from workbench.recordings.recording import Recording
 
 KEPT_BYTES = 256 << 20  # of decoded ids in each process: those of a million tokens of 28 layers, K = 8
@@ -62,92 +61,63 @@ class Done:
     seconds: float
 
 
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """What analyses are asked of.
-
-    Attributes:
-        recording: The recording.
-        out: Folder for the results of all.
-        settings: `key=value` texts of those that have any, by name.
-        width: Of figures.
-        against: A second recording to compare with.
-        experts: Of two recordings: `auto`, `same` or `matched`.
-        only: Figures and tables to write, where one analysis is asked; all unless given.
-        label: Name of its folder in `out`; the analysis' unless given.
-    """
-
-    recording: Recording | Measurement
-    out: Path
-    settings: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    width: Width = "column"
-    against: Recording | None = None
-    experts: str = "auto"
-    only: Sequence[str] = ()
-    label: str = ""
-
-    def keeping(self) -> "Asked":
-        """The same for several questions in a row."""
-        if isinstance(self.recording, Measurement):
-            return self
-        return replace(self, recording=self.recording.keeping(KEPT_BYTES))
-
-    def _how(self, name: str) -> dict[str, Any]:
-        of_two = {"against": self.against, "experts": self.experts}
-        narrowed = {"only": self.only, "label": self.label, "width": self.width}
-        return {"settings": self.settings.get(name, ()), **of_two, **narrowed}
-
-    def answer(self, name: str) -> Done:
-        """Runs one analysis."""
-        started = time.perf_counter()
-        try:
-            files, drawn = question.analyze(self.recording, name, self.out, **self._how(name))
-        except AnalysisError as error:
-            return Done(name, [], {}, str(error), time.perf_counter() - started)
-        return Done(name, files, drawn, "", time.perf_counter() - started)
+def _answer(question: Question, out: Path) -> Done:
+    """Runs one analysis and writes its answer."""
+    started = time.perf_counter()
+    try:
+        files, drawn = question.write(out)
+    except AnalysisError as error:
+        return Done(question.analysis, [], {}, str(error), time.perf_counter() - started)
+    return Done(question.analysis, files, drawn, "", time.perf_counter() - started)
 
 
-def processes(recording: Recording | Measurement, names: Sequence[str]) -> int:
+def keeping(questions: Sequence[Question]) -> list[Question]:
+    """The same, of recordings that keep what they decoded for the next question."""
+    kept = {id(each.of): each.of.keeping(KEPT_BYTES) for each in questions if isinstance(each.of, Recording)}
+    return [replace(each, of=kept.get(id(each.of), each.of)) for each in questions]
+
+
+def processes(questions: Sequence[Question]) -> int:
     """How many processes are worth their start."""
-    if isinstance(recording, Measurement) or recording.n_tokens < _WORTH_A_PROCESS:
+    if not any(isinstance(each.of, Recording) and each.of.n_tokens >= _WORTH_A_PROCESS for each in questions):
         return 1
-    return max(1, min(MOST_PROCESSES, os.cpu_count() or 1, len(names)))
+    return max(1, min(MOST_PROCESSES, os.cpu_count() or 1, len(questions)))
 
 
-def in_order(names: Sequence[str]) -> list[str]:
-    """The longest first, so that the processes end together."""
-    return sorted(names, key=lambda name: _LONGEST.index(name) if name in _LONGEST else len(_LONGEST))
+def in_order(questions: Sequence[Question]) -> list[int]:
+    """Their numbers, the longest first, so that the processes end together."""
+    rank = {name: place for place, name in enumerate(_LONGEST)}
+    return sorted(range(len(questions)), key=lambda number: rank.get(questions[number].analysis, len(_LONGEST)))
 
 
-def run(asked: Asked, names: Sequence[str], *, n_processes: int) -> Iterator[Done]:
-    """Runs the analyses and yields each when it is done; with several processes not in the order of the names.
+def run(questions: Sequence[Question], out: Path, *, n_processes: int) -> Iterator[Done]:
+    """Answers questions and yields each when it is done; with several processes not in their order.
 
     Args:
-        asked: Of what, and how.
-        names: The analyses.
+        questions: What is asked of what.
+        out: Folder for the results of all.
         n_processes: 1 runs them here.
 
     Raises:
         AnalysisError: a process died, which is nearly always for want of memory.
     """
     if n_processes == 1:
-        here = asked.keeping()
-        yield from map(here.answer, names)
+        yield from (_answer(question, out) for question in keeping(questions))
         return
     others = multiprocessing.active_children()
     with (
         one_thread_each(),
         ProcessPoolExecutor(
-            n_processes, mp_context=multiprocessing.get_context("spawn"), initializer=_open, initargs=(asked,)
+            n_processes, mp_context=multiprocessing.get_context("spawn"), initializer=_open, initargs=(questions, out)
         ) as pool,
     ):
-        futures: list[Future[Done]] = [pool.submit(_answer, name) for name in in_order(names)]
+        futures: list[Future[Done]] = [pool.submit(_answer_here, number) for number in in_order(questions)]
         try:
             for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool as error:
             raise AnalysisError(
-                f"a process died while it analyzed {asked.recording.path}, most likely for want of memory; run the "
+                f"a process died while it analyzed {_named(questions)}, most likely for want of memory; run the "
                 "analyses with --jobs 1."
             ) from error
         except BaseException:  # interrupted, or one failed: what the others are at is of no use any more
@@ -182,19 +152,19 @@ def one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
-_asked: Asked | None = None  # of this process, set by its initializer
+_here: tuple[list[Question], Path] | None = None  # of this process, set by its initializer
 
 
 class _Stopped(SystemExit):
     """This process was asked to end."""
 
 
-def _open(asked: Asked) -> None:
-    global _asked  # noqa: PLW0603  what an initializer of a pool can leave to its calls
+def _open(questions: Sequence[Question], out: Path) -> None:
+    global _here  # noqa: PLW0603  what an initializer of a pool can leave to its calls
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches the process that started this one, which ends it
     signal.signal(signal.SIGTERM, _stop)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _asked = asked.keeping()
+    _here = keeping(questions), out
 
 
 def _stop(*_: object) -> None:
@@ -210,9 +180,15 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _answer(name: str) -> Done:
-    assert _asked is not None
+def _answer_here(number: int) -> Done:
+    assert _here is not None
+    questions, out = _here
     try:
-        return _asked.answer(name)
+        return _answer(questions[number], out)
     except _Stopped as stopped:  # the pool would take it for an answer
         os._exit(int(str(stopped.code)))
+
+
+def _named(questions: Sequence[Question]) -> str:
+    subject = questions[0].of
+    return subject.name if isinstance(subject, Costed) else str(subject.path)

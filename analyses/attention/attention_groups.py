@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from analyses.attention import _statistics
-from analyses.question import main
 from analyses.read.design import in_bits, require, sample_words
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Figure, HeatMap, Lines
@@ -20,6 +19,7 @@ from workbench.metrics.attention import group_similarity
 from workbench.recordings.recording import Recording
 from workbench.recordings.schema import attention_prefix
 
+INPUT = "recording"
 NEEDS = ("attention", "attention-weights")
 METRICS = (
     attention.by_bin,
@@ -186,7 +186,3 @@ def figures(result: Result) -> dict[str, Figure]:
             alt=f"Inside {known['inside'].mean():.2f} bits, between {known['between'].mean():.2f}, on average.",
         )
     return drawn
-
-
-if __name__ == "__main__":
-    main()

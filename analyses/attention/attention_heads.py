@@ -12,7 +12,6 @@ import pandas as pd
 
 from analyses.attention import _statistics
 from analyses.attention._statistics import AXIS
-from analyses.question import main
 from analyses.read.design import require, sample_words
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Bars, Figure, HeatMap, Points
@@ -20,6 +19,7 @@ from workbench.metrics import attention
 from workbench.metrics.attention import STATISTICS
 from workbench.recordings.recording import Recording
 
+INPUT = "recording"
 NEEDS = ("attention",)
 METRICS = (attention.by_bin, attention.query_statistics, attention.repeated_scores, attention.sink_windows)
 PROBES = ("induction", "duplicate", "previous")
@@ -240,7 +240,3 @@ def _alt(heads: pd.DataFrame) -> str:
         f"The nearest is {_named(near)} at {near['distance']:.0f} tokens, the farthest {_named(far)} at "
         f"{far['distance']:.0f}."
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -12,7 +12,6 @@ import pandas as pd
 
 from analyses.attention import _statistics
 from analyses.attention._statistics import AXIS
-from analyses.question import main
 from analyses.read.design import require, sample_words
 from analyses.read.tokens import evenly
 from workbench.errors import AnalysisError
@@ -22,6 +21,7 @@ from workbench.metrics.attention import BIN_EDGES, PROFILED
 from workbench.recordings.recording import Recording
 from workbench.statistics.design import MIN_CLUSTERS
 
+INPUT = "recording"
 NEEDS = ("attention",)
 METRICS = (attention.by_bin, attention.query_statistics, attention.repeated_scores, attention.sink_windows)
 _SHOWN_LAYERS = 5
@@ -233,7 +233,3 @@ def figures(result: Result) -> dict[str, Figure]:
 def _number(table: pd.DataFrame) -> np.ndarray:
     """Of each bin, counted from 0."""
     return np.searchsorted(BIN_EDGES, table["position"].to_numpy())
-
-
-if __name__ == "__main__":
-    main()

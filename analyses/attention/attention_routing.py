@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from analyses.attention import _statistics
-from analyses.question import main
 from analyses.read.chunks import Chunk, chunks
 from analyses.read.design import design, require, sample_words
 from analyses.read.tokens import check_draws, document_rows, p_value
@@ -26,6 +25,7 @@ from workbench.recordings.recording import Recording
 from workbench.recordings.schema import attention_prefix, prefix
 from workbench.statistics.jackknife import Bags, bag_interval, deal
 
+INPUT = "recording"
 NEEDS = ("routing", "attention", "attention-tokens")
 METRICS = (
     attention.by_bin,
@@ -250,7 +250,3 @@ def figures(result: Result) -> dict[str, Figure]:
             alt=f"Most at layer {most['layer']} by {most['split']}: {most['value']:.4f}.",
         )
     }
-
-
-if __name__ == "__main__":
-    main()

@@ -15,7 +15,6 @@ from analyses.compare import MOST_GROUPS, design_of
 from analyses.comparison import saturation
 from analyses.comparison._loss import loss_by_domain
 from analyses.pairing import Pair, pair, stacks
-from analyses.question import main
 from analyses.read.design import RouterStack, require, sample_words
 from analyses.read.tokens import document_rows, token_parts
 from workbench.errors import AnalysisError
@@ -29,6 +28,7 @@ from workbench.recordings.schema import prefix
 from workbench.statistics.design import Clusters
 from workbench.statistics.jackknife import Bags, deal, left_out_interval
 
+INPUT = "two recordings"
 NEEDS = ("routing",)
 METRICS = (
     load_matched_agreement,
@@ -389,7 +389,3 @@ def _by_layer(result: Result) -> pd.DataFrame:
             )
     long = pd.concat(frames, ignore_index=True)
     return long[long["value"].notna()].reset_index(drop=True)
-
-
-if __name__ == "__main__":
-    main()

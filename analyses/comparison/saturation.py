@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from analyses.pairing import Pair, matched, pair, same_model, side_by_side, stacks
-from analyses.question import main
 from analyses.read.chunks import knows_first_choice
 from analyses.read.design import RouterStack, design, require, sample_words
 from analyses.read.tokens import document_rows
@@ -22,6 +21,7 @@ from workbench.recordings.recording import Recording
 from workbench.statistics.design import Clusters
 from workbench.statistics.intervals import Interval, domain_ratio_interval, ratio_interval
 
+INPUT = "two recordings"
 NEEDS = ("routing",)
 METRICS = (load_matched_agreement, saturation)
 ALL = "all domains"
@@ -305,7 +305,3 @@ def _by_layer(whole: pd.DataFrame, one: str, other: str) -> pd.DataFrame:
                 frame["low"], frame["high"] = whole[ends[0]], whole[ends[1]]
             lines.append(frame)
     return pd.concat(lines, ignore_index=True)
-
-
-if __name__ == "__main__":
-    main()

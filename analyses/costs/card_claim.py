@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analyses.costs._run import check, main
+from analyses.costs._checks import check
 from workbench.efficiency.costs.claims import bound, common_lengths, published_claims
 from workbench.efficiency.costs.comparison import Costed
 from workbench.efficiency.costs.devices import device
@@ -188,7 +188,3 @@ def figures(result: Result) -> dict[str, Figure]:
             + f"; {int(np.sum(result.splits['impossible']))} of {len(result.splits)} splits are impossible.",
         ),
     }
-
-
-if __name__ == "__main__":
-    main()

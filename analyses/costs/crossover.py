@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analyses.costs._run import check, doublings, main
+from analyses.costs._checks import check, doublings
 from workbench.efficiency.costs.comparison import Costed
 from workbench.efficiency.costs.devices import device
 from workbench.efficiency.costs.formulas import memory
@@ -175,7 +175,3 @@ def figures(result: Result) -> dict[str, Figure]:
             alt=f"Crossings at batches from {crossed['batch'].min():.0f} to {crossed['batch'].max():.0f}.",
         )
     return drawn
-
-
-if __name__ == "__main__":
-    main()

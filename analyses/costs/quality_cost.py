@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from analyses.costs._run import check, main
+from analyses.costs._checks import check
 from workbench.efficiency.costs.comparison import QUALITY_CONFIGS as CONFIGS
 from workbench.efficiency.costs.comparison import Costed
 from workbench.efficiency.costs.devices import device
@@ -164,7 +164,3 @@ def figures(result: Result) -> dict[str, Figure]:
             ),
         )
     return drawn
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analyses.costs._run import check, doublings, main
+from analyses.costs._checks import check, doublings
 from workbench.efficiency.costs.comparison import Costed
 from workbench.efficiency.costs.devices import device
 from workbench.efficiency.costs.roofline import decode_floor, prefill_floor
@@ -145,7 +145,3 @@ def figures(result: Result) -> dict[str, Figure]:
             + ".",
         ),
     }
-
-
-if __name__ == "__main__":
-    main()

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analyses.question import main
 from analyses.read.chunks import chunks
 from analyses.read.design import RouterStack, design, long_form, require, router_stacks, sample_words
 from analyses.read.tokens import document_rows
@@ -24,6 +23,7 @@ from workbench.recordings.recording import Recording
 from workbench.recordings.schema import prefix
 from workbench.statistics.intervals import Interval, domain_ratio_interval, ratio_interval
 
+INPUT = "recording"
 NEEDS = ("routing", "experts")
 METRICS = (contribution.contribution, contribution.peer_contribution, contribution.shared_share)
 ALONE = "one expert a token has no peers: compared with the layer's mean over all tokens"
@@ -259,7 +259,3 @@ def figures(result: Result) -> dict[str, Figure]:
             alt=extremes,
         ),
     }
-
-
-if __name__ == "__main__":
-    main()

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analyses.question import main
 from analyses.read.design import require
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Figure, HeatMap, Lines
@@ -20,6 +19,7 @@ from workbench.metrics import similarity
 from workbench.metrics.similarity import similarity_agreement
 from workbench.recordings.recording import Recording
 
+INPUT = "recording"
 NEEDS = ("routing", "weights")
 METRICS = (
     similarity.best_match,
@@ -234,7 +234,3 @@ def figures(result: Result) -> dict[str, Figure]:
             alt=f"Strongest at layer {strongest['layer']:.0f}: {strongest['agreement']:.2f}, p = {strongest['p']:.3f}.",
         )
     return drawn
-
-
-if __name__ == "__main__":
-    main()

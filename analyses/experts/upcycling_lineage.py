@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analyses.question import main
 from analyses.read.design import require
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Distribution, Figure, HeatMap
 from workbench.metrics import similarity
 from workbench.recordings.recording import Recording
 
+INPUT = "recording"
 NEEDS = ("routing", "weights")
 METRICS = (
     similarity.best_match,
@@ -172,7 +172,3 @@ def figures(result: Result) -> dict[str, Figure]:
             alt=f"Least is expert {least['expert']:.0f} of layer {least['layer']:.0f}, {least['similarity']:.2f}.",
         ),
     }
-
-
-if __name__ == "__main__":
-    main()

@@ -20,7 +20,6 @@ from analyses.measured import _cells, _workload
 from analyses.measured._cells import POINT, as_compared, base, ends, interval_words, ratios, summary
 from analyses.measured.host_overhead import with_device_seconds
 from analyses.measured.throughput import WHOLE
-from analyses.question import main
 from workbench.efficiency.costs.claims import bound, published_claims
 from workbench.efficiency.costs.devices import device
 from workbench.efficiency.costs.workload import Task, seconds_at
@@ -29,9 +28,9 @@ from workbench.errors import AnalysisError
 from workbench.figures.spec import Bars, Figure
 from workbench.models.topology import Topology
 
+INPUT = "measurement"
 NEEDS = ("samples",)
 METRICS = ()
-INPUT = "measurement"
 MEASURED = "measured"
 STEPS = ("FLOP", "weights", "experts met", "cache", "kernels", "host")
 PHASES = {"prefill": ("prefill",), "decode": ("decode",), WHOLE: ("prefill", "decode")}
@@ -283,7 +282,3 @@ def _figure(result: Result, table: pd.DataFrame, phase: str) -> Figure:
         f"kernels and host are what is left. {interval_words(table[whole], result.level)}{said}",
         alt=", ".join(f"{name} {factor[name]:.2f}" for name in STEPS) + f"; together {factor[MEASURED]:.2f}.",
     )  # fmt: skip
-
-
-if __name__ == "__main__":
-    main()

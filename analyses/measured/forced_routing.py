@@ -23,13 +23,12 @@ from analyses.measured._cells import (
     runs,
 )
 from analyses.measured._cells import summary as over_rounds
-from analyses.question import main
 from workbench.efficiency.measurements.measurement import Measurement
 from workbench.figures.spec import Bars, Figure
 
+INPUT = "measurement"
 NEEDS = ("samples", "coverage")
 METRICS = ()
-INPUT = "measurement"
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,3 @@ def figures(result: Result) -> dict[str, Figure]:
             f"{most['batch']}.",
         )  # fmt: skip
     return found
-
-
-if __name__ == "__main__":
-    main()

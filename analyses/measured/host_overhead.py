@@ -23,15 +23,14 @@ from analyses.measured._cells import (
     runs,
     summary,
 )
-from analyses.question import main
 from workbench.efficiency.costs.workload import PHASES, prefill_widths
 from workbench.efficiency.measurements.measurement import Measurement
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Bars, Figure
 
+INPUT = "measurement"
 NEEDS = ("samples",)
 METRICS = ()
-INPUT = "measurement"
 KEYS = [*WHO, LAUNCH, *POINT]
 
 
@@ -177,7 +176,3 @@ def figures(result: Result) -> dict[str, Figure]:
             + ".",
         )
     }  # fmt: skip
-
-
-if __name__ == "__main__":
-    main()

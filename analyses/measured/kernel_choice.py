@@ -22,14 +22,13 @@ from analyses.measured._cells import (
     runs,
     summary,
 )
-from analyses.question import main
 from workbench.efficiency.measurements.measurement import Measurement
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Bars, Figure
 
+INPUT = "measurement"
 NEEDS = ("samples", "memory", "checks")
 METRICS = ()
-INPUT = "measurement"
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,3 @@ def figures(result: Result) -> dict[str, Figure]:
             f"{worst['batch']}.",
         )
     }  # fmt: skip
-
-
-if __name__ == "__main__":
-    main()

@@ -11,14 +11,13 @@ import pandas as pd
 
 from analyses.measured import _cells
 from analyses.measured._cells import POINT, base, ends, interval_words, largest, ratios, require_table, runs, summary
-from analyses.question import main
 from workbench.efficiency.measurements.measurement import Measurement
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Bars, Figure
 
+INPUT = "measurement"
 NEEDS = ("samples", "parts")
 METRICS = ()
-INPUT = "measurement"
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,3 @@ def figures(result: Result) -> dict[str, Figure]:
             + ".",
         )
     }  # fmt: skip
-
-
-if __name__ == "__main__":
-    main()

@@ -10,13 +10,12 @@ import pandas as pd
 
 from analyses.measured import _cells
 from analyses.measured._cells import drift_words, ends, interval_words, require_table, summary
-from analyses.question import main
 from workbench.efficiency.measurements.measurement import Measurement
 from workbench.figures.spec import Bars, Figure
 
+INPUT = "measurement"
 NEEDS = ("recording",)
 METRICS = ()
-INPUT = "measurement"
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,3 @@ def figures(result: Result) -> dict[str, Figure]:
             alt=f"{said}.",
         )
     }  # fmt: skip
-
-
-if __name__ == "__main__":
-    main()

@@ -15,14 +15,13 @@ import pandas as pd
 
 from analyses.measured import _cells
 from analyses.measured._cells import drift_words, ends, interval_words, ratios, require_table, summary
-from analyses.question import main
 from workbench.efficiency.measurements.measurement import Measurement
 from workbench.efficiency.serving.latency import E2E, ITL, TPOT, TTFT, WORDS, Arrivals, readings_s
 from workbench.figures.spec import Bars, Distribution, Figure
 
+INPUT = "measurement"
 NEEDS = ("requests",)
 METRICS = ()
-INPUT = "measurement"
 SERVED_POINT = ["prompts", "load", "level", "prompt_tokens", "output_tokens"]
 COMPLETE = "complete"
 RATE, OUTPUT, TOTAL, FLIGHT = "requests per second", "output tokens per second", "total tokens per second", "in flight"
@@ -304,7 +303,3 @@ def _latency_alt(spread: pd.DataFrame) -> str:
     first = spread[spread["at"] == spread["at"].cat.categories[0]]
     said = [f"{row.model}, {row.what}: {row.q50:,.0f} ms" for row in first.itertuples()]
     return f"Medians with {first['at'].iloc[0]}: {'; '.join(said)}."
-
-
-if __name__ == "__main__":
-    main()

@@ -24,14 +24,13 @@ from analyses.measured._cells import (
     runs,
     summary,
 )
-from analyses.question import main
 from workbench.efficiency.measurements.measurement import Measurement
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Bars, Figure
 
+INPUT = "measurement"
 NEEDS = ("samples",)
 METRICS = ()
-INPUT = "measurement"
 WHOLE = "whole requests"
 PHASES = {"prefill": "prefill_s", "decode": "decode_s", WHOLE: "whole_s"}
 
@@ -188,7 +187,3 @@ def figures(result: Result) -> dict[str, Figure]:
             + ".",
         )  # fmt: skip
     return found
-
-
-if __name__ == "__main__":
-    main()

@@ -11,14 +11,13 @@ import pandas as pd
 
 from analyses.measured import _cells, _workload
 from analyses.measured._cells import POINT, WHO, batches, drift_words, ends, interval_words, largest, runs, summary
-from analyses.question import main
 from workbench.efficiency.costs.utilization import utilization
 from workbench.efficiency.measurements.measurement import Measurement
 from workbench.figures.spec import Bars, Figure
 
+INPUT = "measurement"
 NEEDS = ("samples",)
 METRICS = ()
-INPUT = "measurement"
 MEASURES = {
     "mfu": ("MFU", "FLOP, all experts"),
     "s_mfu": ("S-MFU", "FLOP, chosen experts"),
@@ -142,7 +141,3 @@ def figures(result: Result) -> dict[str, Figure]:
             f"{best['batch']}.".replace("%", " %"),
         )  # fmt: skip
     return found
-
-
-if __name__ == "__main__":
-    main()

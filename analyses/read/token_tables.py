@@ -20,7 +20,7 @@ from workbench.recordings.recording import Recording
 from workbench.statistics import folds
 from workbench.statistics.design import Clusters
 
-INPUT, PREDICTED, NEXT = "input token", "predicted next token", "true next token"
+INPUT_TOKEN, PREDICTED, NEXT = "input token", "predicted next token", "true next token"
 FIRST, ALL = "first", "all"
 TABLE_TOKENS = 1 << 20  # of a chunk: tables by token id are large to add up
 _DRAWN_BYTES = 1 << 26  # of the tables of permutations held at once
@@ -125,7 +125,7 @@ def _rows(kept_V: np.ndarray) -> np.ndarray:
 
 def _names(recording: Recording) -> list[str]:
     known = [PREDICTED] if recording.has("predicted") else []
-    return [INPUT, *known, *([NEXT] if "position" not in recording.lacks else [])]
+    return [INPUT_TOKEN, *known, *([NEXT] if "position" not in recording.lacks else [])]
 
 
 def _small_columns(recording: Recording) -> list[str]:
@@ -138,7 +138,7 @@ def _small(recording: Recording) -> Iterator[Chunk]:
 
 def _label_ids(chunk: Chunk) -> dict[str, np.ndarray]:
     """Each token's id under each label, −1 where it has none."""
-    ids = {INPUT: chunk["token"].astype(np.int64)} | ({NEXT: next_token(chunk)} if "position" in chunk else {})
+    ids = {INPUT_TOKEN: chunk["token"].astype(np.int64)} | ({NEXT: next_token(chunk)} if "position" in chunk else {})
     return ids | ({PREDICTED: chunk["predicted"].astype(np.int64)} if "predicted" in chunk else {})
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analyses.question import main
 from analyses.read.batches import Batches
 from analyses.read.design import RouterStack, design, require, router_stacks, sample_words
 from workbench.errors import AnalysisError
@@ -23,6 +22,7 @@ from workbench.statistics import expected_at_random
 from workbench.statistics.design import Clusters
 from workbench.statistics.intervals import Interval, ratio_interval
 
+INPUT = "recording"
 NEEDS = ("routing",)
 METRICS = (load.coefficient_of_variation, load.imbalance, load.load, load.max_violation, vocabulary.count_cells)
 DOCUMENT, CORPUS = "document", "corpus"
@@ -231,7 +231,3 @@ def figures(result: Result) -> dict[str, Figure]:
             alt=f"Most of the value: {said}.",
         ),
     }
-
-
-if __name__ == "__main__":
-    main()

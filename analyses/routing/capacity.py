@@ -13,7 +13,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from analyses.question import main
 from analyses.read.batches import Batches
 from analyses.read.chunks import knows_first_choice, ranked, routing_columns
 from analyses.read.design import RouterStack, design, require, router_stacks, sample_words
@@ -26,6 +25,7 @@ from workbench.recordings.recording import Recording
 from workbench.statistics.design import Clusters
 from workbench.statistics.intervals import Interval, ratio_interval
 
+INPUT = "recording"
 NEEDS = ("routing",)
 METRICS = (
     capacity.capacity,
@@ -309,7 +309,3 @@ def _tokens_looked_up(result: Result) -> int:
     """Tokens of the batches in which it was looked up who is dropped."""
     by = ["layer", "groups", "served", "factor"]
     return int(result.places.groupby(by)["tokens"].sum().max())
-
-
-if __name__ == "__main__":
-    main()

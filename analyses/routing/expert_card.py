@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analyses.question import main
 from analyses.read.design import design, rates_note, require, sample_words
 from analyses.read.neighbours import single_texts
 from analyses.routing._expert_facts import expert_facts
@@ -27,6 +26,7 @@ from workbench.recordings.recording import Recording
 from workbench.statistics.design import MIN_CLUSTERS, Clusters
 from workbench.statistics.intervals import domain_ratio_interval, ratio_interval
 
+INPUT = "recording"
 NEEDS = ("routing",)
 METRICS = (structure.matched_pairs, rate_elsewhere)
 NO_CONTEXTS = "positions are not known: no contexts"
@@ -362,7 +362,3 @@ def _labels(tokens: pd.DataFrame) -> pd.Series:
     """A token's text with its blanks to be seen, and with its id where two ids have one text."""
     text = tokens["text"].str.replace(" ", "␣")
     return text.where(~text.duplicated(keep=False), text + " #" + tokens["token"].astype(str))
-
-
-if __name__ == "__main__":
-    main()

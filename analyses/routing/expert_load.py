@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analyses.question import main
 from analyses.read.chunks import knows_first_choice
 from analyses.read.design import design, long_form, rates_note, require, router_stacks, sample_words
 from analyses.read.tokens import first_choice_counts
@@ -19,6 +18,7 @@ from workbench.metrics.load import dead_experts, document_counts, expert_counts,
 from workbench.recordings.recording import Recording
 from workbench.statistics.intervals import ratio_interval
 
+INPUT = "recording"
 NEEDS = ("routing",)
 METRICS = (dead_experts, document_counts, expert_counts, gate_mass, load)
 
@@ -173,7 +173,3 @@ def figures(result: Result) -> dict[str, Figure]:
             alt=extremes,
         ),
     }
-
-
-if __name__ == "__main__":
-    main()

@@ -12,7 +12,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from analyses.question import main
 from analyses.read.chunks import knows_first_choice
 from analyses.read.design import RouterStack, design, require, router_stacks, sample_words, with_interval
 from analyses.read.tokens import first_choice_counts
@@ -23,6 +22,7 @@ from workbench.statistics import expected_at_random, extremes, intervals
 from workbench.statistics.design import Clusters
 from workbench.statistics.intervals import Interval
 
+INPUT = "recording"
 NEEDS = ("routing",)
 METRICS = (
     load.balance_loss,
@@ -323,7 +323,3 @@ def figures(result: Result) -> dict[str, Figure]:
             alt="Three lines by layer: documents as they are, drawn from the corpus, and uniform random routing.",
         ),
     }
-
-
-if __name__ == "__main__":
-    main()

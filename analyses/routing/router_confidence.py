@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analyses.question import main
 from analyses.read.design import design, require, sample_words
 from analyses.read.quantiles import HalfCounts
 from analyses.read.tokens import document_rows
@@ -26,6 +25,7 @@ from workbench.recordings.schema import prefix
 from workbench.statistics.design import Clusters
 from workbench.statistics.intervals import domain_ratio_interval, ratio_interval
 
+INPUT = "recording"
 NEEDS = ("routing",)
 METRICS = (load.z_loss, margin, token_entropy, token_entropy_from_logits, topk_mass)
 POSITIONS = (0, 1, 4, 16, 64, 256, 1024)
@@ -308,7 +308,3 @@ def figures(result: Result) -> dict[str, Figure]:
             alt="A row for each layer, a column for each range of positions.",
         ),
     }
-
-
-if __name__ == "__main__":
-    main()

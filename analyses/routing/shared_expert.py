@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analyses.question import main
 from analyses.read.chunks import chunks
 from analyses.read.design import design, require, sample_words
 from analyses.read.quantiles import HalfCounts
@@ -24,6 +23,7 @@ from workbench.recordings.schema import prefix
 from workbench.statistics.design import Clusters
 from workbench.statistics.intervals import domain_ratio_interval, ratio_interval
 
+INPUT = "recording"
 NEEDS = ("routing",)
 METRICS = ()
 
@@ -299,7 +299,3 @@ def _pair(
             alt="A line for each domain, by layer.",
         ),
     }
-
-
-if __name__ == "__main__":
-    main()

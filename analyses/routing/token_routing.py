@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analyses.question import main
 from analyses.read.design import require
 from analyses.read.order import first_choice
 from workbench.errors import AnalysisError
@@ -20,6 +19,7 @@ from workbench.models.topology import Router
 from workbench.recordings.recording import Recording
 from workbench.recordings.schema import prefix
 
+INPUT = "recording"
 NEEDS = ("routing",)
 METRICS = (router.margin, normalized_entropy, token_entropy, token_entropy_from_logits, topk_mass)
 
@@ -237,7 +237,3 @@ def figures(result: Result) -> dict[str, Figure]:
             alt=f"Loss from {shown['loss'].min():.1f} to {shown['loss'].max():.1f} nats.",
         )
     return strips
-
-
-if __name__ == "__main__":
-    main()

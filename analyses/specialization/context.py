@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analyses.question import main
 from analyses.read.chunks import chunks, first_choice, knows_first_choice, previous_token, routing_columns
 from analyses.read.controls import NAMES, Controls, hashed_sets
 from analyses.read.design import design, in_bits, require, sample_words
@@ -27,6 +26,7 @@ from workbench.recordings.recording import Recording
 from workbench.statistics.design import Clusters
 from workbench.statistics.folds import fold_ratio_interval, folds
 
+INPUT = "recording"
 NEEDS = ("routing",)
 METRICS = (heldout.context_gains, specialization.hash_router_counts)
 TOKEN, PREVIOUS, POSITION, DOMAIN, LAYER = "token", "previous token", "position", "domain", "previous layer"
@@ -324,7 +324,3 @@ def _beside_controls(result: Result, gains: pd.DataFrame, how: str, level: str) 
         f"{result.control} {level}: ratio over {N_FOLDS} folds of clusters, t. {result.note}".strip(),
         alt=f"From the token alone the model gains {token['gain']:.2f} bits at layer {token['layer']}{others}.",
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analyses.question import main
 from analyses.read.controls import NAMES, NO_HASH, Controls
 from analyses.read.design import (
     RouterStack,
@@ -34,6 +33,7 @@ from workbench.recordings.recording import Recording
 from workbench.statistics import intervals
 from workbench.statistics.design import Clusters
 
+INPUT = "recording"
 NEEDS = ("routing",)
 METRICS = (
     load.load,
@@ -279,7 +279,3 @@ def figures(result: Result) -> dict[str, Figure]:
             alt=f"The model has at most {top['value']:.3f} bits, at layer {top['layer']}; {hash_alt}.",
         ),
     }
-
-
-if __name__ == "__main__":
-    main()

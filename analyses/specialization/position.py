@@ -13,7 +13,6 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from analyses.question import main
 from analyses.read.chunks import Chunk, PerChunk, Shuffles
 from analyses.read.controls import NAMES, NO_HASH, Controls, routed_by_token
 from analyses.read.design import as_lines, design, in_bits, require, sample_words
@@ -32,6 +31,7 @@ from workbench.recordings.schema import prefix
 from workbench.statistics.design import MIN_CLUSTERS, Clusters
 from workbench.statistics.intervals import ratio_interval
 
+INPUT = "recording"
 NEEDS = ("routing",)
 METRICS = (
     load.document_counts,
@@ -367,7 +367,3 @@ def figures(result: Result) -> dict[str, Figure]:
 
 def _ordered(position: pd.Series) -> pd.Categorical:
     return pd.Categorical(position, categories=list(dict.fromkeys(position)), ordered=True)
-
-
-if __name__ == "__main__":
-    main()

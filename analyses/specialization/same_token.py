@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from analyses.pairing import side_by_side
-from analyses.question import main
 from analyses.read.controls import NAMES, Controls, routed_by_token
 from analyses.read.design import RouterStack, as_lines, design, require, router_stacks, sample_words
 from analyses.read.token_pairs import DOMAIN, PAIRED, PLACE, SAME, TOKEN, TOKEN_AND_DOMAIN, WEIGHTS, PairLabels
@@ -24,6 +23,7 @@ from workbench.recordings.recording import Recording
 from workbench.recordings.schema import prefix
 from workbench.statistics.design import Clusters
 
+INPUT = "recording"
 NEEDS = ("routing",)
 METRICS = (
     agreement.agreement_rate,
@@ -295,7 +295,3 @@ def figures(result: Result) -> dict[str, Figure]:
             f"and by {last['excess']:.2f} at layer {last['layer']}; with a hash of the id {first['hashed']:.2f}.",
         )
     }
-
-
-if __name__ == "__main__":
-    main()

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analyses.question import main
 from analyses.read.chunks import knows_first_choice
 from analyses.read.controls import NAMES, Controls
 from analyses.read.design import as_lines, in_bits, require, sample_words
-from analyses.read.token_tables import ALL, FIRST, INPUT, N_FOLDS, Measured, Plan, of_hash, of_router
+from analyses.read.token_tables import ALL, FIRST, INPUT_TOKEN, N_FOLDS, Measured, Plan, of_hash, of_router
 from workbench.errors import AnalysisError
 from workbench.figures.spec import Figure, Lines
 from workbench.metrics import heldout, specialization
@@ -30,6 +29,7 @@ from workbench.metrics.vocabulary import (
 from workbench.recordings.recording import Recording
 from workbench.statistics.folds import fold_jackknife_interval, fold_ratio_interval
 
+INPUT = "recording"
 NEEDS = ("routing",)
 METRICS = (
     heldout.token_predictability,
@@ -254,7 +254,7 @@ def figures(result: Result) -> dict[str, Figure]:
     shown = result.vocabulary[result.vocabulary["choices"] == (FIRST if first else ALL)]
     drawn: dict[str, Figure] = {}
     if shown["value"].notna().any():
-        most = shown[shown["label"] == INPUT].nlargest(1, "value")
+        most = shown[shown["label"] == INPUT_TOKEN].nlargest(1, "value")
         said = f"{most['value'].iloc[0]:.2f} at layer {most['layer'].iloc[0]}" if len(most) else "not known"
         drawn["vocabulary"] = Lines(
             as_lines(shown, names, by=["layer", "label"], line="router", value="shown"),
@@ -338,7 +338,3 @@ def _given_figure(result: Result, level: str) -> Figure:
         alt=f"With the token known at most {most['value']:.3f}, at layer {most['layer']}, where it is "
         f"{most['alone']:.3f} without.",
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analyses.question import main
 from analyses.read.design import RouterStack, as_lines, design, require, router_stacks, sample_words
 from analyses.read.neighbours import stretches
 from analyses.read.tokens import evenly, token_parts
@@ -23,6 +22,7 @@ from workbench.statistics import neighbours
 from workbench.statistics.design import Clusters
 from workbench.statistics.intervals import ratio_interval
 
+INPUT = "recording"
 NEEDS = ("routing",)
 METRICS = (activated_experts, expected_activated_experts, uniform_activated_experts)
 MOST_PANELS = 4
@@ -171,7 +171,3 @@ def figures(result: Result) -> dict[str, Figure]:
             f"{at['shuffled']:.1f} in any order, {at['uniform']:.1f} with uniform routing.",
         )
     }
-
-
-if __name__ == "__main__":
-    main()

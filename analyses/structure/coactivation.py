@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analyses.question import main
 from analyses.read.design import RouterStack, design, grouped_words, require, router_stacks, sample_words
 from analyses.read.tokens import (
     N_DRAWS,
@@ -33,6 +32,7 @@ from workbench.recordings.recording import Recording
 from workbench.recordings.selection import of_layers
 from workbench.statistics.jackknife import Bags, bag_interval, deal
 
+INPUT = "recording"
 NEEDS = ("routing",)
 METRICS = (
     structure.coactivation,
@@ -359,7 +359,3 @@ def figures(result: Result) -> dict[str, Figure]:
             f"{first['lift_over_matched']:.1f} times as often as at random.",
         )
     return drawn
-
-
-if __name__ == "__main__":
-    main()

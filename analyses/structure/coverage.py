@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analyses.question import main
 from analyses.read.design import RouterStack, require, router_stacks, sample_words
 from analyses.read.neighbours import single_texts
 from analyses.read.tokens import evenly, token_parts
@@ -22,6 +21,7 @@ from workbench.recordings.recording import Recording
 from workbench.statistics.design import Clusters
 from workbench.statistics.intervals import ratio_interval
 
+INPUT = "recording"
 NEEDS = ("routing",)
 METRICS = (
     distinct_experts.batch_activated_experts,
@@ -213,7 +213,3 @@ def figures(result: Result) -> dict[str, Figure]:
             + ".",
         ),
     }
-
-
-if __name__ == "__main__":
-    main()

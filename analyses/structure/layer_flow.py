@@ -12,7 +12,6 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from analyses.question import main
 from analyses.read.design import RouterStack, as_lines, design, require, router_stacks, sample_words
 from analyses.read.tokens import N_DRAWS, SAMPLE_TOKENS, Sampler, Tokens, by_bag, check_draws, p_value, token_parts
 from workbench.errors import AnalysisError
@@ -23,6 +22,7 @@ from workbench.recordings.recording import Recording
 from workbench.recordings.selection import of_layers
 from workbench.statistics.jackknife import Bags, bag_interval, deal
 
+INPUT = "recording"
 NEEDS = ("routing",)
 METRICS = (
     structure.flow_counts,
@@ -297,7 +297,3 @@ def figures(result: Result) -> dict[str, Figure]:
             f"{first['next_expert']:.0f}; {first['permuted']:.1%} by their documents alone.".replace("%", " %"),
         )
     return drawn
-
-
-if __name__ == "__main__":
-    main()

@@ -11,7 +11,6 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from analyses.question import main
 from analyses.read.design import RouterStack, as_lines, design, grouped_words, require, router_stacks, sample_words
 from analyses.read.neighbours import stretches
 from analyses.read.tokens import N_DRAWS, Tokens, check_draws, p_value, token_parts
@@ -23,6 +22,7 @@ from workbench.recordings.recording import Recording
 from workbench.statistics.design import Clusters
 from workbench.statistics.intervals import domain_ratio_interval, ratio_interval
 
+INPUT = "recording"
 NEEDS = ("routing",)
 METRICS = (sequence.any_overlap, sequence.load_matched_repetition, sequence.repetition, sequence.uniform_repetition)
 ALL = "all domains"
@@ -290,7 +290,3 @@ def figures(result: Result) -> dict[str, Figure]:
             alt="; ".join(f"{row.domain}: {row.value:.1%}" for row in at.itertuples()).replace("%", " %") + ".",
         )
     return drawn
-
-
-if __name__ == "__main__":
-    main()

@@ -13,7 +13,6 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from analyses.question import main
 from analyses.read.chunks import Chunk, PerChunk
 from analyses.read.design import RouterStack, as_lines, design, long_form, require, router_stacks, sample_words
 from analyses.read.neighbours import stretches
@@ -28,6 +27,7 @@ from workbench.recordings.schema import prefix
 from workbench.statistics.jackknife import Bags, bag_interval, deal
 from workbench.statistics.neighbours import stretches as stretch_numbers
 
+INPUT = "recording"
 NEEDS = ("routing",)
 METRICS = (
     sequence.expert_segment_consistency,
@@ -276,7 +276,3 @@ def figures(result: Result) -> dict[str, Figure]:
             alt=f"The median over experts is {result.layers['q50'].min():.2f} to {result.layers['q50'].max():.2f}.",
         ),
     }
-
-
-if __name__ == "__main__":
-    main()

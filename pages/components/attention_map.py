@@ -2,11 +2,11 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import streamlit as st
 
-from analyses.attention import _map
+from analyses import head_map
+from analyses.question import Answer
 from workbench.recordings.recording import Recording
 
 from . import choices, jobs, results
@@ -20,10 +20,11 @@ def show(recording: Recording, *, layer: int, head: int) -> None:
     of_document, of_length = st.columns(2)
     document, n_tokens = choices.choose_text(recording, place=of_document)
     longest = max(1, min(n_tokens, _LONGEST))
-    how = {"least": 1, "most": longest, "default": min(64, longest), "place": of_length}
-    asked = choices.choose_number("Tokens from the beginning", "tokens", **how)
-    text = _map.text_of(recording, document, n_tokens=asked)
-    what = (model, document, asked, layer, head)
+    tokens = choices.choose_number(
+        "Tokens from the beginning", "tokens", least=1, most=longest, default=min(64, longest), place=of_length
+    )
+    text = head_map.text_of(recording, document, n_tokens=tokens)
+    what = (model, document, tokens, layer, head)
     if st.session_state.get("mapped") != what:
         st.session_state["mapped"] = what
         ask = partial(jobs.host().attention, model=model, token_ids=text.token_ids, layer=layer, head=head)
@@ -33,19 +34,7 @@ def show(recording: Recording, *, layer: int, head: int) -> None:
         return
     if made["weights_digest"] != recording.manifest["identity"]["weights_digest"]:
         st.warning(f"{jobs.plain(model)} has other weights now than when it was recorded; this map is of those.")
-    table = _map.cells_of(Path(made["file"]), text.texts)
-    figure = _map.figure(table, layer=layer, head=head, model=model, text=text)
-    how: dict[str, Any] = {"document": document, "layer": layer, "head": head, "tokens": asked}
-    shown = results.Shown(
-        name="attention-map",
-        recording=recording,
-        settings=(),
-        result=None,
-        tables={"weights": table},
-        figures={"map": figure},
-        missing="",
-        key=(made["file"],),
-        made_by=_map.command(recording, **how),
-        asked=how,
-    )
-    results.show(shown, "map")
+    table = head_map.cells_of(Path(made["file"]), text.texts)
+    figure = head_map.figure(table, layer=layer, head=head, model=model, text=text)
+    asked = head_map.HeadMap(recording, document, layer, head, tokens, weights=made["weights_digest"])
+    results.show(Answer(asked, None, {"weights": table}, {"map": figure}), "map")

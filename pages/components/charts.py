@@ -8,7 +8,7 @@ from typing import Any
 import streamlit as st
 
 from workbench.figures.plotly.draw import screen
-from workbench.figures.spec import Figure, TokenStrip
+from workbench.figures.spec import Figure, HeatMap, TokenStrip
 from workbench.figures.theme import DARK, LIGHT
 
 from .choices import pick
@@ -31,7 +31,7 @@ def beside(*, first: int = 1) -> list[Any]:
 
 
 @st.cache_resource(max_entries=128, show_spinner=False)
-def drawn(result: tuple[Any, ...], name: str, dark: bool, _figure: Figure) -> Any:
+def drawn(key: str, name: str, dark: bool, _figure: Figure) -> Any:
     """A figure of a result, drawn once and kept; whoever changes it copies it first."""
     drawn = screen(_figure, dark=dark)
     drawn.layout.datarevision = hashlib.sha256(repr((result, name, dark)).encode()).hexdigest()
@@ -57,7 +57,7 @@ def draw(
     drawn.update_layout(modebar={"bgcolor": "rgba(0,0,0,0)", "color": ink.faint, "activecolor": ink.text})
     if isinstance(figure, TokenStrip):
         drawn.update_layout(margin={"l": 0})  # it has no axis to leave room for, and its letters want the width
-    if gaps:
+    if gaps and isinstance(figure, HeatMap):
         gap = 2 if len(figure.order(figure.x)) <= 40 else 1  # or they would outweigh the cells of a narrow page
         drawn.update_traces(xgap=gap, ygap=gap, selector={"type": "heatmap"})
         drawn.update_layout(plot_bgcolor=ink.missing)
@@ -109,7 +109,8 @@ def _outline(drawn: Any, chosen: Mapping[str, Any]) -> bool:
             lines = [(3, ink.text) if i in at else (0, ink.faint) for i in range(len(rows))]
             trace.marker.line.width, trace.marker.line.color = map(list, zip(*lines, strict=True))
         else:
-            trace.marker.size = [2 * trace.marker.size if i in at else trace.marker.size for i in range(len(rows))]
+            size: Any = trace.marker.size
+            trace.marker.size = [2 * size if i in at else size for i in range(len(rows))]
     return found
 
 

@@ -279,8 +279,8 @@ def choose_other(recording: Recording, *, optional: bool = False) -> Recording |
     corpus = recording.manifest["corpus"].get("digest")
     alike = [name for name, found in names.items() if found["corpus"].get("digest") == corpus]
     first = None if optional else (alike or list(names))[-1]
-    how = {"placeholder": "none", "quiet": True} if optional else {}
-    chosen = choose("Against", "against", list(names), default=first, **how)
+    hint = {"placeholder": "none"} if optional else {}
+    chosen = choose("Against", "against", list(names), default=first, quiet=optional, **hint)
     return None if chosen is None else recordings.opened(chosen)
 
 
@@ -317,8 +317,10 @@ def choose_untrained(recording: Recording) -> str | None:
     ]
     if not alike:
         return None
-    how = {"placeholder": "none", "help": "A recording of the model before training, such as tiny-moe@step-0."}
-    chosen = choose("Untrained router", "untrained", alike, default=None, quiet=True, **how)
+    chosen = choose(
+        "Untrained router", "untrained", alike, default=None, quiet=True, placeholder="none",
+        help="A recording of the model before training, such as tiny-moe@step-0.",
+    )  # fmt: skip
     return None if chosen is None else str(jobs.data_folder() / "recordings" / chosen)
 
 

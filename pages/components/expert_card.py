@@ -37,8 +37,12 @@ def choose_pinned(recording: Recording, layer: int, expert: int) -> tuple[int, i
 
 def choose_least() -> int:
     """How often a token must occur to be listed."""
-    how = {"kind": "select_slider", "width": 360, "quiet": True}
-    return int(choices.choose("Tokens that occur at least … times", "least", LEAST, default=5, place=st, **how))
+    return int(
+        choices.choose(
+            "Tokens that occur at least … times", "least", LEAST, default=5, quiet=True, place=st, kind="select_slider",
+            width=360,
+        )
+    )  # fmt: skip
 
 
 def card(recording: Recording, layer: int | None, expert: int | None, *, least: int) -> Any:

@@ -9,53 +9,54 @@ from typing import Any
 
 import streamlit as st
 
-from analyses import question
+from analyses import catalogue
+from analyses.address import Address, in_words
+from analyses.question import CONTROLS, Answer
+from analyses.settings import parse_settings
+from workbench.efficiency.costs.comparison import Costed
 from workbench.errors import AnalysisError, WorkbenchError
-from workbench.figures.theme import WIDTHS_IN
+from workbench.figures.theme import WIDTHS_IN, Width
 from workbench.recordings.recording import Recording
 
 from . import export_basket, recordings, results
 from .jobs import plain
-from .results import Shown
 
-CHOSEN = ("layer", "expert", "head", "statistic", "document", "first", "last", "min_count", *export_basket.FOLDERS)
+CHOSEN = ("layer", "expert", "head", "statistic", "document", "first", "last", "min_count", *CONTROLS)
 """The settings that pages choose. Others say how much is computed, which no link may make a visitor's machine do."""
 WIDTHS = {"column": "column, 3.25 in", "text": "text, 6.75 in"}
 
 
 def names_for(recording: Recording, against: Recording | None) -> list[str]:
     """The analyses that the fields of a recording, or of two, allow."""
-    names = [name for name in question.names() if against is not None or not question.takes_two(question.get(name))]
+    names = catalogue.of_recordings() if against is not None else results.names_of_one()
     both = [recording] if against is None else [recording, against]
     held = set.intersection(*(set(each.fields) - ({"routing"} if not each.moe_layers else set()) for each in both))
-    return [name for name in names if held.issuperset(question.get(name).NEEDS)]
+    return [name for name in names if held.issuperset(catalogue.get(name).NEEDS)]
 
 
-def offer(shown: Shown) -> None:
+def offer(shown: Answer) -> None:
     """What there is of a result, to be put aside: figures, and tables."""
-    key = f"offer {shown.key}"
+    key = f"offer {shown.question.key}"
     names = list(dict.fromkeys([*shown.figures, *shown.tables]))
     st.session_state[key] = [each for each in export_basket.names_of(shown) if each in names]
     words = {name: f"{name.replace('_', ' ')}{'' if name in shown.figures else ' (table)'}" for name in names}
-    how = {"key": key, "on_change": _take, "args": (shown, key), "format_func": words.get}
-    st.pills(plain(results.question_of(shown.name)), names, selection_mode="multi", **how)
+    st.pills(
+        plain(catalogue.asks(shown.question.analysis)), names, selection_mode="multi", default=None, key=key,
+        on_change=_take, args=(shown, key), format_func=lambda name: words[name],
+    )  # fmt: skip
 
 
-def _take(shown: Shown, key: str) -> None:
+def _take(shown: Answer, key: str) -> None:
     export_basket.put(shown, st.session_state[key])
 
 
-def put_aside() -> list[tuple[Shown, tuple[str, ...]]]:
+def put_aside() -> list[tuple[Answer, tuple[str, ...]]]:
     """Everything put aside, asked for again where it is only named; what cannot be made is said, and left out."""
     found = []
     for asked in export_basket.told():
         try:
-            recording = recordings.named(asked.recording)
-            recording = recording.of_phase(asked.phase) if asked.phase else recording
-            against = recordings.named(asked.against) if asked.against else None
-            shown = results.answered(
-                recording, asked.analysis, _settings_of(asked), against=against, experts=asked.experts
-            )
+            _refuse_other_settings(asked)
+            shown = results.answered(asked.question(recordings.named))
         except WorkbenchError as error:
             st.warning(f"{plain(asked.analysis)} of {plain(asked.recording)} is left out: {plain(error)}")
             continue
@@ -64,64 +65,56 @@ def put_aside() -> list[tuple[Shown, tuple[str, ...]]]:
     return [*found, *export_basket.kept()]
 
 
-def _settings_of(asked: export_basket.Asked) -> tuple[str, ...]:
-    """The settings that an address says, where a page could have chosen them; another recording by its folder.
+def _refuse_other_settings(asked: Address) -> None:
+    """Refuses settings that no page could have chosen.
 
     Raises:
         AnalysisError: the analysis has no such setting, or it is one that says how much is computed.
-        RecordingError: there is no such recording.
     """
-    question.parse_settings(question.get(asked.analysis), asked.settings)
-    pairs = [pair.partition("=")[::2] for pair in asked.settings]
-    if others := [key for key, _ in pairs if key not in CHOSEN]:
+    parse_settings(catalogue.get(asked.analysis), asked.settings)
+    if others := [key for key in (pair.partition("=")[0] for pair in asked.settings) if key not in CHOSEN]:
         raise AnalysisError(
             f"an address cannot choose {others[0]}; of settings it has {', '.join(CHOSEN)}. "
             f"Ask by command: workbench analyze RECORDING {asked.analysis} --set {others[0]}=…"
         )
-    named = [
-        (key, str(recordings.named(value).path) if key in export_basket.FOLDERS else value) for key, value in pairs
-    ]
-    return tuple(f"{key}={value}" for key, value in named)
 
 
-def title_of(shown: Shown) -> str:
-    """A result in words: its analysis, of what, and how it was set."""
-    of = [shown.recording.path.name] if shown.recording is not None else [shown.subject.words]
-    of += [f"against {shown.against.path.name}"] if shown.against is not None else []
-    return plain(f"{shown.name.replace('_', ' ')}: {', '.join([*of, *shown.settings])}")
+def title_of(shown: Answer) -> str:
+    """An answer in words: its analysis, of what, and how it was set."""
+    subject, against = shown.question.of, getattr(shown.question, "against", None)
+    of = [subject.words if isinstance(subject, Costed) else subject.path.name]
+    of += [f"against {against.path.name}"] if against is not None else []
+    return plain(f"{shown.question.analysis.replace('_', ' ')}: {', '.join([*of, *shown.question.settings])}")
 
 
-def preview(shown: Shown, name: str, width: str) -> None:
+def preview(shown: Answer, name: str, width: Width) -> None:
     """A figure at the size it has on paper, the table of that name, and a way to take it back."""
     if name in shown.figures:
         figure = shown.figures[name]
         with st.spinner(f"Drawing {name.replace('_', ' ')} …"):
-            drawn = _paper(shown.key, name, width, shown)
+            drawn = _paper(shown.question.key, name, width, shown)
         st.image(drawn, width=round(96 * WIDTHS_IN[width]), alt=figure.alt)
         st.caption(plain(f"{figure.title}. {figure.caption}"))
     if name in shown.tables:
         st.dataframe(
-            shown.tables[name], hide_index=True, key=f"{shown.key} {name} preview", height=200, placeholder="–"
+            shown.tables[name], hide_index=True, key=f"{shown.question.key} {name} preview", height=200, placeholder="–"
         )
     rest = [each for each in export_basket.names_of(shown) if each != name]
-    how = {
-        "type": "tertiary",
-        "icon": ":material/bookmark_remove:",
-        "on_click": export_basket.put,
-        "args": (shown, rest),
-    }
-    st.button(f"Take {name.replace('_', ' ')} out", key=f"{shown.key} {name} out", **how)
+    st.button(
+        f"Take {name.replace('_', ' ')} out", key=f"{shown.question.key} {name} out", type="tertiary",
+        icon=":material/bookmark_remove:", on_click=export_basket.put, args=(shown, rest),
+    )  # fmt: skip
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def _paper(key: tuple[Any, ...], name: str, width: str, _shown: Shown) -> bytes:
+def _paper(key: str, name: str, width: Width, _shown: Answer) -> bytes:
     from workbench.export.files import figure_bytes
 
     with results.DRAWING:
-        return figure_bytes(_shown.figures[name], "png", provenance=_shown.provenance(), width=width)
+        return figure_bytes(_shown.figures[name], "png", provenance=_shown.question.provenance, width=width)
 
 
-def download_bundle(basket: Sequence[tuple[Shown, Sequence[str]]], width: str) -> None:
+def download_bundle(basket: Sequence[tuple[Answer, Sequence[str]]], width: Width) -> None:
     """The button that packs the bundle when it is pressed."""
     count = sum(len(names) for _, names in basket)
     make = partial(_pack, basket, width)
@@ -131,20 +124,20 @@ def download_bundle(basket: Sequence[tuple[Shown, Sequence[str]]], width: str) -
     )  # fmt: skip
 
 
-def labels(basket: Sequence[Shown]) -> list[str]:
+def labels(basket: Sequence[Answer]) -> list[str]:
     """A folder for each result: its analysis; of several of one, with its settings, and with a number at need."""
     found: list[str] = []
-    analyses = [shown.name for shown in basket]
+    analyses = [shown.question.analysis for shown in basket]
     for shown in basket:
-        said = [shown.name]
-        if analyses.count(shown.name) > 1:
-            said += [re.sub("[^A-Za-z0-9]+", "-", export_basket.in_words(pair)) for pair in shown.settings]
+        said = [shown.question.analysis]
+        if analyses.count(shown.question.analysis) > 1:
+            said += [re.sub("[^A-Za-z0-9]+", "-", in_words(pair)) for pair in shown.question.settings]
         label = "-".join(said)[:60]
         found.append(label if label not in found else f"{label[:56]}-{len(found) + 1}")
     return found
 
 
-def _pack(basket: Sequence[tuple[Shown, Sequence[str]]], width: str) -> bytes:
+def _pack(basket: Sequence[tuple[Answer, Sequence[str]]], width: Width) -> bytes:
     """The bundle of these figures and tables of results, as one zip file."""
     from workbench.export.bundle import finish, zipped
     from workbench.export.files import write_result
@@ -152,9 +145,10 @@ def _pack(basket: Sequence[tuple[Shown, Sequence[str]]], width: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder, results.DRAWING:
         bundle = Path(folder) / "bundle"
         for (shown, names), label in zip(basket, labels([shown for shown, _ in basket]), strict=True):
-            narrowed = {"only": tuple(names), "label": "" if label == shown.name else label, "width": width}
+            own = "" if label == shown.question.analysis else label
+            asked = shown.question.narrowed(only=names, label=own, width=width)
             tables, figures = (_among(held, names) for held in (shown.tables, shown.figures))
-            write_result(tables, figures, bundle / label, provenance=shown.provenance(**narrowed), width=width)
+            write_result(tables, figures, bundle / label, provenance=asked.provenance, width=width)
         finish(bundle)
         return zipped(bundle)
 

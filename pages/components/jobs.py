@@ -15,7 +15,7 @@ from typing import Any
 
 import streamlit as st
 
-from analyses import question
+from analyses import catalogue
 from workbench.errors import WorkbenchError
 from workbench.figures.theme import printable
 from workbench.jobs.limits import Rules
@@ -75,15 +75,16 @@ def _host(data: str, _rules: Rules) -> Host:
     look = partial(started.inspect, "tiny-moe")  # what the first page shows, asked before a queue can form
     _looks(data)["tiny-moe"] = Asked(look(), look)
     if not any((Path(data) / "recordings").glob(f"*/{MANIFEST}")):
-        how = {"fields": demo.DEMO_FIELDS, "parent": demo.DEMO_PARENT}
-        started.record(model=demo.DEMO_MODEL, corpus="demo", name="demo", **how)
+        started.record(
+            model=demo.DEMO_MODEL, corpus="demo", name="demo", fields=demo.DEMO_FIELDS, parent=demo.DEMO_PARENT
+        )
     return started
 
 
 def _import_analyses() -> None:
     """Imports what the pages will need, while the first one is being read."""
-    for name in question.names():
-        question.get(name)
+    for name in catalogue.of_recordings():
+        catalogue.get(name)
 
 
 @dataclass(frozen=True)

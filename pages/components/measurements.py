@@ -10,7 +10,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from analyses import question
+from analyses import catalogue
+from analyses.question import Question
 from workbench.efficiency.measurements.measurement import MANIFEST, Measurement, is_measurement
 from workbench.models import bundled
 from workbench.paths import BUNDLED
@@ -94,10 +95,10 @@ def show(measurement: Measurement) -> None:
         "Made": measurement.manifest["created"][:16].replace("T", " ") + " UTC", "Digest": measurement.digest[:12],
     })  # fmt: skip
     stated = measurement.manifest["tables"]
-    names = question.names("measurement")
+    names = catalogue.names("measurement")
     ordered = [*(name for name in FIRST if name in names), *(name for name in names if name not in FIRST)]
     there = {table for table, of in stated.items() if of["rows"]}
-    lacking = {name: [need for need in question.get(name).NEEDS if need not in there] for name in ordered}
+    lacking = {name: [need for need in catalogue.get(name).NEEDS if need not in there] for name in ordered}
     answered = [name for name in ordered if not lacking[name]]
     for name in answered[:1]:
         results.header(name)
@@ -118,7 +119,7 @@ def show(measurement: Measurement) -> None:
 
 def _every(measurement: Measurement, name: str) -> None:
     with results.told():
-        results.every(results.of_measurement(measurement, name))
+        results.every(results.answered(Question(measurement, name)))
 
 
 def _title(name: str) -> str:

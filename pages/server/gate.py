@@ -119,12 +119,17 @@ def _visitor(headers: Mapping[str, Sequence[str]], session: str) -> str:
 
 def _held() -> dict[tuple[str, str], int]:
     """The bytes of every uploaded file that Streamlit keeps in memory, by session and file."""
-    storage = Runtime.instance().uploaded_file_mgr.file_storage
+    storage = _files().file_storage
     return {(s, f): len(kept.data) for s, files in list(storage.items()) for f, kept in list(files.items())}
 
 
+def _files() -> Any:
+    """Streamlit's own store in memory, of which its interface says less."""
+    return Runtime.instance().uploaded_file_mgr
+
+
 def _release(session: str, file: str) -> None:
-    Runtime.instance().uploaded_file_mgr.remove_file(session_id=session, file_id=file)
+    _files().remove_file(session_id=session, file_id=file)
 
 
 async def _answer(scope: Any, send: Any, status: int, sentence: str) -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.cli import costs_screen
-from workbench.cli.console import console
 from workbench.errors import AnalysisError
 
 if TYPE_CHECKING:
@@ -61,13 +60,12 @@ def costs(
         if against:
             costs_screen.story(subject, on, sorted({c for _, c in points}), dtype=dtype)
     if out is not None:
-        from analyses.costs import _run
-        from workbench.export.bundle import finish
+        from analyses import catalogue
+        from analyses.question import Question
+        from workbench.cli.analyze import run_all
 
         held = with_published(subject if against else costed(model, **first))
-        for name in _run.names():
-            console.print(f"{name}: {len(_run.write(held, name, out))} files")
-        finish(out)
+        run_all([Question(held, name) for name in catalogue.names("costs")], out)
 
 
 def _numbers(text: str, option: str) -> list[int]:

@@ -23,7 +23,8 @@ def demo(
     out: Annotated[Path, typer.Option(help="folder of the report")] = Path("report"),
 ) -> None:
     """Records the bundled corpus with the bundled model and writes a report over every analysis."""
-    from analyses import pool, question
+    from analyses import catalogue
+    from analyses.question import Question
     from workbench.capture.record import record
     from workbench.models.loading import load
 
@@ -34,5 +35,5 @@ def demo(
     model, parent = (load(name, device="cpu") for name in (DEMO_MODEL, DEMO_PARENT))
     with token_progress(f"recording {model.name} over demo") as update:
         recording = record(model, "demo", folder, fields=DEMO_FIELDS, parent=parent, on_progress=update)
-    run_all(pool.Asked(recording, out), question.names())
+    run_all([Question(recording, name) for name in catalogue.of_recordings()], out)
     console.print(f"done in {time.perf_counter() - started:.0f} s")

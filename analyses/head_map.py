@@ -1,14 +1,18 @@
 """A map of one head on one text: table and figure of its weights, cut to cells where the text is long."""
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from analyses.question import sources_of
 from workbench.errors import AnalysisError
+from workbench.export.files import Provenance
 from workbench.figures.spec import Figure, HeatMap
+from workbench.figures.theme import Width
 from workbench.recordings.recording import Recording
 
 MOST_CELLS = 128  # along each side of the figure
@@ -27,6 +31,55 @@ class MappedText:
     document: str
     token_ids: list[int]
     texts: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class HeadMap:
+    """What is asked for a map, as `Question` is for an analysis: the weights themselves come from the model.
+
+    Attributes:
+        of: The recording.
+        document: Id of a recorded document.
+        layer: Attention layer.
+        head: Head.
+        tokens: Of the document's beginning.
+        weights: Digest of the model's weights, where they may be others than when it was recorded.
+    """
+
+    of: Recording
+    document: str
+    layer: int
+    head: int
+    tokens: int
+    weights: str = ""
+    analysis: str = "attention-map"
+
+    @property
+    def key(self) -> str:
+        """All that the map depends on."""
+        return f"{self.of.digest} {self.weights} {self.document} {self.layer} {self.head} {self.tokens}"
+
+    @property
+    def command(self) -> str:
+        """The command that draws it again."""
+        words = ["workbench", "attention-map", str(self.of.path), "--document", self.document]
+        words += ["--layer", str(self.layer), "--head", str(self.head), "--tokens", str(self.tokens)]
+        return shlex.join([*words, "--out", "out"])
+
+    @property
+    def provenance(self) -> Provenance:
+        """Where it comes from."""
+        asked = {"document": self.document, "layer": self.layer, "head": self.head, "tokens": self.tokens}
+        return Provenance(analysis=self.analysis, command=self.command, sources=sources_of([self.of]), settings=asked)
+
+    def narrowed(self, *, only: Sequence[str] = (), label: str = "", width: Width = "column") -> "HeadMap":
+        """The same: a map is written whole."""
+        return self
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """None of an analysis."""
+        return ()
 
 
 def text_of(recording: Recording, document: str, *, n_tokens: int) -> MappedText:
@@ -100,13 +153,6 @@ def cells(weights_ST: np.ndarray, texts: list[str]) -> pd.DataFrame:
             "key_text": [shown[c] for c in column],
         }
     )
-
-
-def command(recording: Recording, *, document: str, layer: int, head: int, tokens: int) -> str:
-    """What makes the map again."""
-    words = ["workbench", "attention-map", str(recording.path), "--document", document]
-    words += ["--layer", str(layer), "--head", str(head), "--tokens", str(tokens)]
-    return shlex.join([*words, "--out", "out"])
 
 
 def figure(table: pd.DataFrame, *, layer: int, head: int, model: str, text: MappedText) -> Figure:
