@@ -60,7 +60,7 @@ class Address:
         return cls(
             recording=question.of.path.name,
             analysis=question.analysis,
-            names=question.only,
+            names=tuple(question.only),
             against=question.against.path.name if question.against is not None else "",
             experts=question.experts,
             phase=question.phase or "",

@@ -55,7 +55,7 @@ class Asked(Protocol):
         """What was asked."""
 
     @property
-    def settings(self) -> tuple[str, ...]:
+    def settings(self) -> Sequence[str]:
         """As `key=value`."""
 
     @property
@@ -130,10 +130,10 @@ class Question:
 
     of: Subject
     analysis: str
-    settings: tuple[str, ...] = ()
+    settings: Sequence[str] = ()
     against: Recording | None = None
     experts: str = "auto"
-    only: tuple[str, ...] = ()
+    only: Sequence[str] = ()
     label: str = ""
     width: Width = "column"
 

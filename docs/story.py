@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analyses import question
+from analyses.question import Answer, Question
 from workbench.figures.spec import Figure
 from workbench.recordings import demo
 from workbench.recordings.recording import Recording
@@ -53,15 +53,15 @@ class Story:
         story._end()
         return story
 
-    def ask(self, name: str, *, against: Recording | None = None, **settings: Any) -> question.Answer:
+    def ask(self, name: str, *, against: Recording | None = None, **settings: Any) -> Answer:
         """Asks an analysis, and notes the command; of two recordings the untrained one comes first."""
         one, other = (self.recording, None) if against is None else (against, self.recording)
         pairs = tuple(f"{key}={value}" for key, value in settings.items())
-        command = question.command(one, name, settings=pairs, against=other)
+        command = Question(one, name, pairs, against=other).command
         for path, word in ((self.recording.path, "trained"), (self.untrained.path, "untrained")):
             command = command.replace(str(path), f"recordings/{word}")
         self.commands.append(command)
-        return question.ask(one, name, settings=pairs, against=other)
+        return Question(one, name, pairs, against=other).answer()
 
     def say(self, *paragraphs: str) -> None:
         """Adds paragraphs."""
@@ -76,7 +76,7 @@ class Story:
         if not bool(so):
             self.doubts.append(claim)
 
-    def show(self, name: str, answer: question.Answer, figure: str) -> None:
+    def show(self, name: str, answer: Answer, figure: str) -> None:
         """Adds a figure with its caption, where the recording holds enough for it."""
         drawn = answer.figures.get(figure)
         if drawn is not None:

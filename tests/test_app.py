@@ -1,6 +1,5 @@
 """`workbench app`: what it starts, and what it refuses."""
 
-import importlib
 import shutil
 import signal
 import socket
@@ -53,15 +52,15 @@ def test_a_data_folder_that_cannot_be_made_is_refused(tmp_path):
 
 
 def test_pages_that_are_not_there_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(app, "ROOT", tmp_path)
-    with pytest.raises(HostError, match=r"served\.py is missing: the app runs from a checkout"):
+    monkeypatch.setattr(app, "PAGES", tmp_path)
+    with pytest.raises(HostError, match=r"entry\.py is missing: the app runs from a checkout"):
         app.command(8501)
 
 
 def test_the_command_is_there_and_imports_neither_streamlit_nor_torch():
     code = (
         "import sys; sys.argv = ['workbench', 'app', '--help']\n"
-        "from workbench.cli import main\n"
+        "from workbench.cli.main import main\n"
         "try:\n    main()\nfinally:\n    assert not {'torch', 'streamlit'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -75,13 +74,9 @@ def test_no_help_loses_words_to_markup():
         for each in getattr(command, "commands", {}).values():
             yield from commands(each)
 
-    every = typer.Typer()
-    every.registered_commands += main.app.registered_commands
-    for module in (*main.COMMANDS, "workbench.cli.app", "workbench.cli.analyze"):
-        importlib.import_module(module).register(every)
     texts = [
         text
-        for command in commands(typer.main.get_command(every))
+        for command in commands(typer.main.get_command(main.command_line()))
         for text in (command.help, *(getattr(each, "help", None) for each in command.params))
         if text
     ]

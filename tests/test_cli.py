@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
+from analyses import catalogue
 from tests import tiny
-from workbench.cli import main
+from workbench.cli import console, main
 from workbench.recordings.recording import Recording
 
 
@@ -27,8 +28,8 @@ def inputs(tmp_path_factory):
 def run(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
     """Exit status, standard output and standard error of a command."""
     monkeypatch.setattr(sys, "argv", ["workbench", *map(str, arguments)])
-    for console in (main.console, main.error_console):
-        monkeypatch.setattr(console, "_width", 200)
+    for each in (console.console, console.error_console):
+        monkeypatch.setattr(each, "_width", 200)
     with pytest.raises(SystemExit) as stopped:
         main.main()
     out, err = capsys.readouterr()
@@ -94,15 +95,14 @@ def test_import_and_analyze(tmp_path, monkeypatch, capsys):
     assert "unknown model (c4_results.jsonl)" in page and "imported: not proved" in page
     status, _, said = run(monkeypatch, capsys, "analyze", out, "router_confidence", "--out", tmp_path / "out")
     assert status == 1 and "which has no router scores" in said and "Traceback" not in said
-    from analyses import question
 
-    monkeypatch.setattr(question, "names", lambda *_: ["expert_load", "router_confidence"])
+    monkeypatch.setattr(catalogue, "names", lambda *_: ["expert_load", "router_confidence"])
     status, said, _ = run(monkeypatch, capsys, "analyze", out, "--all", "--out", tmp_path / "all")
     assert status == 0 and "left out: router_confidence: " in said
     page = (tmp_path / "all" / "index.html").read_text(encoding="utf-8")
     assert "Left out</h2>" in page and "<li>router_confidence: " in page and "no router scores" in page
     assert {file.name for file in (tmp_path / "all").iterdir() if file.is_dir()} == {"expert_load"}
-    monkeypatch.setattr(question, "names", lambda *_: ["router_confidence"])
+    monkeypatch.setattr(catalogue, "names", lambda *_: ["router_confidence"])
     status, _, said = run(monkeypatch, capsys, "analyze", out, "--all", "--out", tmp_path / "none")
     assert status == 1 and "which has no router scores" in said
 
@@ -216,7 +216,7 @@ def test_every_command_has_help_with_all_of_its_words(monkeypatch, capsys):
     import typer
 
     run(monkeypatch, capsys, "--help")
-    for name, command in typer.main.get_command(main.app).commands.items():
+    for name, command in typer.main.get_command(main.command_line()).commands.items():
         _, said, _ = run(monkeypatch, capsys, name, "--help")
         letters = "".join(character for character in said if character.isalnum() or character in "[]")
         for parameter in command.params:
@@ -227,13 +227,13 @@ def test_every_command_has_help_with_all_of_its_words(monkeypatch, capsys):
 def test_every_number_of_every_analysis_has_a_range():
     import typing
 
-    from analyses import question, settings
+    from analyses import settings
 
-    for name in question.names(""):
-        for key, kind in typing.get_type_hints(question.get(name).Settings).items():
+    for name in catalogue.names():
+        for key, kind in typing.get_type_hints(catalogue.get(name).Settings).items():
             if {int, float} & {kind, *typing.get_args(kind)}:
                 low, high = settings.BOUNDS[key]
-                default = getattr(question.get(name).Settings(), key)
+                default = getattr(catalogue.get(name).Settings(), key)
                 assert default is None or low <= default <= high, (name, key)
 
 

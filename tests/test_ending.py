@@ -225,11 +225,10 @@ def test_a_limit_on_files_is_a_sentence_and_leaves_nothing(tmp_path):
 
 
 def test_a_reader_that_goes_away_is_no_traceback(recording):
-    code = (
-        f"from workbench import cli; import sys; sys.argv = ['workbench', 'recordings', {str(recording.path.parent)!r}]"
-    )
+    words = ["workbench", "recordings", str(recording.path.parent)]
+    code = f"from workbench.cli.main import main; import sys; sys.argv = {words}"
     writer = subprocess.Popen(
-        [sys.executable, "-c", f"{code}; cli.main()"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", f"{code}; main()"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert writer.stdout is not None and writer.stderr is not None
     writer.stdout.close()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analyses import question
+from analyses.question import Question
 from tests.hostile import CANARY, HOSTILE
 from tests.hosting import ScriptedProcess
 from workbench.capture.record import record
@@ -103,7 +103,7 @@ def result(request, recording):
     kinds = [kind for kind in HOSTILE if kind != "malformed"]
     document = f"{HOSTILE[kinds[0]][:200]} 0"
     settings = [f"document={document}"] if request.param == "token_routing" else []
-    said = question.ask(recording, request.param, settings=settings)
+    said = Question(recording, request.param, settings).answer()
     return request.param, said
 
 
@@ -129,7 +129,9 @@ def test_on_the_screen_it_is_letters(result):
 
 def test_in_files_it_is_letters(result, recording, tmp_path):
     name, said = result
-    how = Provenance(analysis=name, command=question.command(recording, name), sources=question.sources(recording))
+    how = Provenance(
+        analysis=name, command=Question(recording, name).command, sources=Question(recording, name).sources
+    )
     files = write_result(said.tables, said.figures, tmp_path / "out", provenance=how)
     assert {file.parent for file in files} == {tmp_path / "out"}
     for file in files:

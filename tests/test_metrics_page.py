@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from analyses import question
+from analyses import catalogue
 from docs import metrics
 
 ALL = [name for name, _ in metrics.metrics()]
@@ -23,7 +23,7 @@ def test_a_metric_that_nothing_uses_is_not_found():
     assert "differences" in metrics.analyses_of("load.imbalance")
 
 
-@pytest.mark.parametrize("name", question.names(""))
+@pytest.mark.parametrize("name", catalogue.names())
 def test_the_guide_lists_every_analysis_with_its_tables(name):
     guide = Path(metrics.__file__).with_name("guide.md").read_text(encoding="utf-8")
     rows = [line for line in guide.splitlines() if line.startswith(f"| `{name}`")]

@@ -34,7 +34,7 @@ def beside(*, first: int = 1) -> list[Any]:
 def drawn(key: str, name: str, dark: bool, _figure: Figure) -> Any:
     """A figure of a result, drawn once and kept; whoever changes it copies it first."""
     drawn = screen(_figure, dark=dark)
-    drawn.layout.datarevision = hashlib.sha256(repr((result, name, dark)).encode()).hexdigest()
+    drawn.layout.datarevision = hashlib.sha256(repr((key, name, dark)).encode()).hexdigest()
     return drawn
 
 

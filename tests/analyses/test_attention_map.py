@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from analyses.attention import _map
+from analyses import head_map
 from tests.capture.test_attention import eager_weights
 from workbench.capture.attention.heads import MOST_MAPPED, attention_map
 from workbench.capture.record import record
@@ -44,18 +44,18 @@ def test_a_long_text_is_cut_to_cells_whose_rows_sum_to_one():
     rng = np.random.default_rng(0)
     weights = np.tril(rng.random((300, 300)))
     weights /= weights.sum(-1, keepdims=True)
-    table = _map.cells(weights, ["x"] * 300)
+    table = head_map.cells(weights, ["x"] * 300)
     assert table["query"].nunique() == 100 and len(table) == 100 * 101 // 2
     np.testing.assert_allclose(table.groupby("query")["weight"].sum(), 1)
     by_hand = weights[6:9, 3:6].sum() / 3
     assert table.query("query == 6 and key == 3")["weight"].item() == pytest.approx(by_hand)
-    short = _map.cells(weights[:5, :5], list("abcde"))
+    short = head_map.cells(weights[:5, :5], list("abcde"))
     assert short.query("query == 4 and key == 2")[["weight", "key_text"]].to_numpy().tolist() == [[weights[4, 2], "c"]]
 
 
 def test_a_document_that_is_not_there_is_named(recording):
     with pytest.raises(AnalysisError, match="has no document 'nobody'; it has 50"):
-        _map.text_of(recording, "nobody", n_tokens=5)
+        head_map.text_of(recording, "nobody", n_tokens=5)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analyses import compare, question
+from analyses import catalogue, compare
 from analyses.comparison import differences
+from analyses.question import Question
 from analyses.routing import expert_load, load_balance, token_routing
+from analyses.settings import parse_settings
 from analyses.specialization import domain_load, same_token
 from tests import tiny
 from workbench.capture.record import record
@@ -23,7 +25,7 @@ from workbench.recordings.schema import FIELDS
 from workbench.statistics.design import Clusters
 from workbench.statistics.jackknife import deal
 
-ONE_ASKED = [name for name in question.names() if not question.takes_two(question.get(name))]
+ONE_ASKED = [name for name in catalogue.of_recordings() if catalogue.input_of(name) != "two recordings"]
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +39,13 @@ CHEAP = {"coactivation": ["n_draws=1"], "specialization": ["n_permutations=1"], 
 
 
 def settings_of(name: str):
-    return question.parse_settings(question.get(name), CHEAP.get(name, []))
+    return parse_settings(catalogue.get(name), CHEAP.get(name, []))
 
 
 @pytest.fixture(scope="module")
 def comparisons(recording, other):
     return {
-        name: compare.compare(question.get(name), recording, other, settings_of(name), experts="same")
+        name: compare.compare(catalogue.get(name), recording, other, settings_of(name), experts="same")
         for name in ONE_ASKED
     }
 
@@ -60,7 +62,7 @@ def of(table: pd.DataFrame, **where) -> pd.Series:
 def test_every_analysis_can_be_asked_of_two(name, comparisons, recording, other):
     found = comparisons[name]
     assert found.tables
-    module = question.get(name)
+    module = catalogue.get(name)
     for table_name, table in found.tables.items():
         keys = [*found.keys[table_name], "quantity"]
         assert not table.duplicated(keys).any()
@@ -180,7 +182,7 @@ def test_experts_of_different_models_are_matched_where_rows_are_experts(recordin
 
 
 def test_the_card_of_an_expert_is_of_the_expert_the_first_one_chose(recording, other):
-    card = question.get("expert_card")
+    card = catalogue.get("expert_card")
     found = compare.compare(card, recording, other, experts="same")
     first = card.run(recording)
     second = card.run(other, card.Settings(layer=first.layer, expert=first.expert))
@@ -247,7 +249,7 @@ def test_an_analysis_of_two_wants_two(name, recording):
     with pytest.raises(
         AnalysisError, match=f"{name}: it compares two recordings, and one was given.*--against RECORDI"
     ):
-        question.ask(recording, name)
+        Question(recording, name).answer()
 
 
 def test_options_of_two_without_the_second_are_refused(recording, tmp_path):

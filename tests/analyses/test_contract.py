@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses import question
+from analyses import catalogue
+from analyses.question import Question
+from analyses.settings import parse_settings
 from tests import tiny
 from workbench.capture.record import record
 from workbench.errors import AnalysisError
@@ -22,8 +24,8 @@ from workbench.recordings.corpus import Corpus, Document
 from workbench.recordings.recording import Recording
 from workbench.recordings.schema import FIELDS
 
-NAMES = question.names()
-OF_ROUTING = [name for name in NAMES if "routing" in question.get(name).NEEDS]
+NAMES = catalogue.of_recordings()
+OF_ROUTING = [name for name in NAMES if "routing" in catalogue.get(name).NEEDS]
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +36,11 @@ def other(tmp_path_factory) -> Recording:
 
 def seconds(name: str, other: Recording) -> list[Recording]:
     """The recording without which an analysis of two has no question."""
-    return [other] if question.takes_two(question.get(name)) else []
+    return [other] if catalogue.input_of(name) == "two recordings" else []
 
 
 def run(name: str, recording: Recording, other: Recording):
-    return question.get(name).run(recording, *seconds(name, other))
+    return catalogue.get(name).run(recording, *seconds(name, other))
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +59,14 @@ def test_the_analyses_are_found():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_asks_a_question_and_says_what_it_does_not_show(name):
-    asks, _, rest = inspect.getdoc(question.get(name)).partition("\n\n")
+    asks, _, rest = inspect.getdoc(catalogue.get(name)).partition("\n\n")
     assert asks.endswith("?") and "\n" not in asks
     assert rest.startswith("Not shown: ")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_says_what_it_needs_and_how_it_is_set(name):
-    module = question.get(name)
+    module = catalogue.get(name)
     assert set(module.NEEDS) <= set(FIELDS)
     for kind in (module.Settings, module.Result):
         assert dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen
@@ -75,7 +77,7 @@ def test_it_says_what_it_needs_and_how_it_is_set(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_tables_are_filled_and_figures_are_drawn_from_them(name, results):
-    module, result = question.get(name), results[name]
+    module, result = catalogue.get(name), results[name]
     tables, figures = module.tables(result), module.figures(result)
     assert tables and figures
     assert all(isinstance(table, pd.DataFrame) and len(table) for table in tables.values())
@@ -89,7 +91,7 @@ def test_tables_are_filled_and_figures_are_drawn_from_them(name, results):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_table_in_bits_says_so_where_it_is_read_alone(name, results):
     """Metrics return nats, and a CSV has no caption: a column `unit` names the columns in bits, or a row's measure."""
-    module, result = question.get(name), results[name]
+    module, result = catalogue.get(name), results[name]
     tables, figures = module.tables(result), module.figures(result)
     stated = re.split(r"\n\s+(\w+): ", inspect.getdoc(module.Result))
     about = dict(zip(stated[1::2], stated[2::2], strict=True))
@@ -116,7 +118,7 @@ def test_a_table_in_bits_says_so_where_it_is_read_alone(name, results):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_second_run_gives_the_same_tables(name, results, recording, other):
-    module = question.get(name)
+    module = catalogue.get(name)
     again = module.tables(run(name, recording, other))
     for table_name, table in module.tables(results[name]).items():
         pd.testing.assert_frame_equal(table, again[table_name])
@@ -125,7 +127,7 @@ def test_a_second_run_gives_the_same_tables(name, results, recording, other):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_order_of_documents_does_not_matter(name, moe, tmp_path, recording, other):
     """Other batches and shards give other row orders on disk, and the same answers."""
-    module = question.get(name)
+    module = catalogue.get(name)
     made = {"fields": recording.fields, "parent": tiny.dense(n_layers=3)}
     again = record(moe, tiny.corpus(), tmp_path / "r", **made, batch_tokens=64, shard_tokens=300)
     tables = module.tables(run(name, again, other))
@@ -151,7 +153,7 @@ def test_a_recording_without_routing_is_refused(name, dense_recording):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_field_that_was_not_recorded_is_named(name, moe, tmp_path):
     without = record(moe, tiny.corpus(n_documents=10), tmp_path / "r", fields=("logprob",))
-    first = question.get(name).NEEDS[0]
+    first = catalogue.get(name).NEEDS[0]
     with pytest.raises(AnalysisError, match=f"{name}: .* was recorded without {first}.*; .*--fields logprob,{first}"):
         run(name, without, without)
 
@@ -195,7 +197,7 @@ ODD = (
 @pytest.mark.parametrize("kind", ODD)
 @pytest.mark.parametrize("name", NAMES)
 def test_odd_recordings_are_answered_or_refused_in_a_sentence(name, kind, odd):
-    module = question.get(name)
+    module = catalogue.get(name)
     try:
         result = run(name, odd[kind], odd[kind])
         tables, figures = module.tables(result), module.figures(result)
@@ -241,9 +243,9 @@ def test_it_runs_as_a_script_without_torch(recording, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_written_is_what_the_tables_say(name, results, recording, other, tmp_path):
-    files, figures = question.analyze(recording, name, tmp_path, against=next(iter(seconds(name, other)), None))
-    assert set(figures) == set(question.get(name).figures(results[name]))
-    for table_name, table in question.get(name).tables(results[name]).items():
+    files, figures = Question(recording, name, against=next(iter(seconds(name, other)), None)).write(tmp_path)
+    assert set(figures) == set(catalogue.get(name).figures(results[name]))
+    for table_name, table in catalogue.get(name).tables(results[name]).items():
         written = pd.read_csv(tmp_path / name / f"{table_name}.csv", keep_default_na=False, na_values=[""])
         assert list(written.columns) == list(table.columns)
         assert len(written) == len(table)
@@ -260,19 +262,19 @@ def test_what_is_written_is_what_the_tables_say(name, results, recording, other,
 )
 def test_wrong_settings_are_refused(pairs, message):
     with pytest.raises(AnalysisError, match=re.escape(message)):
-        question.parse_settings(question.get("expert_load"), pairs)
+        parse_settings(catalogue.get("expert_load"), pairs)
 
 
 def test_settings_are_read_by_their_types():
-    settings = question.parse_settings(question.get("token_routing"), ["layer=2", "document=d3"])
+    settings = parse_settings(catalogue.get("token_routing"), ["layer=2", "document=d3"])
     assert (settings.layer, settings.document) == (2, "d3")
 
 
 def test_an_unknown_analysis_is_met_with_the_likely_name():
     with pytest.raises(AnalysisError, match="unknown analysis 'vibes'; `workbench analyze RECORDING` without a name"):
-        question.get("vibes")
+        catalogue.get("vibes")
     with pytest.raises(AnalysisError, match="unknown analysis 'Expert-Lod'; did you mean expert_load"):
-        question.get("Expert-Lod")
+        catalogue.get("Expert-Lod")
 
 
 @pytest.mark.parametrize(
@@ -290,12 +292,12 @@ def test_an_unknown_analysis_is_met_with_the_likely_name():
 )
 def test_what_cannot_be_written_is_refused(recording, tmp_path, how, message):
     with pytest.raises(AnalysisError, match=re.escape(message)):
-        question.analyze(recording, "expert_load", tmp_path, **how)
+        Question(recording, "expert_load", **how).write(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_some_figures_and_tables_of_one_analysis_under_a_name(recording, tmp_path):
-    files, figures = question.analyze(recording, "expert_load", tmp_path, only=["layers"], label="loads")
+    files, figures = Question(recording, "expert_load", only=["layers"], label="loads").write(tmp_path)
     assert [file.name for file in files] == ["layers.csv", "layers.tex", "provenance.json"] and not figures
     assert {file.parent for file in files} == {tmp_path / "loads"}
     assert json.loads(files[-1].read_text())["command"].endswith("expert_load --only layers --label loads --out out")

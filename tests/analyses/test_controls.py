@@ -8,12 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from analyses import question
+from analyses import catalogue
 from analyses.compare import compare
+from analyses.question import Question
 from analyses.read.controls import NAMES, Controls, routed_by_token
 from analyses.read.design import router_stacks
 from analyses.routing import expert_card
-from analyses.specialization import context, domain_load, position, same_token
+from analyses.specialization import domain_load, position, same_token
 from tests import tiny
 from workbench.capture.record import record
 from workbench.errors import AnalysisError
@@ -48,7 +49,7 @@ def stranger(tmp_path_factory) -> Recording:
 
 
 def asked(name: str, recording: Recording, **controls):
-    module = question.get(name)
+    module = catalogue.get(name)
     return module, module.run(recording, module.Settings(**QUICK.get(name, {}), **controls))
 
 
@@ -59,8 +60,8 @@ def given(**paths: Recording | str | None) -> SimpleNamespace:
 def test_the_analyses_that_take_controls():
     takes = [
         name
-        for name in question.names()
-        if {"untrained", "ceiling"} <= {field.name for field in dataclasses.fields(question.get(name).Settings)}
+        for name in catalogue.of_recordings()
+        if {"untrained", "ceiling"} <= {field.name for field in dataclasses.fields(catalogue.get(name).Settings)}
     ]
     assert tuple(takes) == TAKING == tuple(BESIDE)
 
@@ -186,6 +187,6 @@ def test_controls_on_the_command_line(recording, again, stranger, tmp_path):
 
 
 def test_controls_are_in_the_provenance(recording, again, stranger):
-    settings = context.Settings(untrained=str(stranger.path), ceiling=str(again.path))
-    digests = [source.digest for source in question.sources(recording, None, settings)]
+    settings = (f"untrained={stranger.path}", f"ceiling={again.path}")
+    digests = [source.digest for source in Question(recording, "context", settings).sources]
     assert digests == [recording.digest, again.digest, stranger.digest]

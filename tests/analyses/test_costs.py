@@ -13,13 +13,12 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from analyses import question
-from analyses.costs import _run
+from analyses import catalogue
+from analyses.question import Question
 from analyses.structure import coverage
 from tests import tiny
 from workbench.capture.record import record
-from workbench.cli.analyze import register
-from workbench.cli.main import app
+from workbench.cli.main import command_line
 from workbench.efficiency.costs.comparison import Costed, costed, with_published
 from workbench.efficiency.costs.devices import device
 from workbench.efficiency.costs.roofline import decode_ratio
@@ -28,7 +27,7 @@ from workbench.figures.matplotlib.draw import paper
 from workbench.figures.plotly.draw import screen
 from workbench.recordings.corpus import Corpus, Document
 
-NAMES = _run.names()
+NAMES = catalogue.names("costs")
 
 
 @pytest.fixture(scope="module")
@@ -38,17 +37,17 @@ def subject() -> Costed:
 
 @pytest.fixture(scope="module")
 def answers(subject):
-    return {name: _run.ask(subject, name) for name in NAMES}
+    return {name: Question(subject, name).answer() for name in NAMES}
 
 
 def test_the_analyses_are_found_and_recordings_pass_over_them():
     assert set(NAMES) == {"roofline", "crossover", "quality_cost", "card_claim"}
-    assert not set(NAMES) & set(question.names())
+    assert not set(NAMES) & set(catalogue.of_recordings())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_keeps_the_contract(name):
-    module = question.get(name)
+    module = catalogue.get(name)
     asks, _, rest = inspect.getdoc(module).partition("\n\n")
     assert asks.endswith("?") and "\n" not in asks and rest.startswith("Not shown: ")
     for kind in (module.Settings, module.Result):
@@ -70,7 +69,7 @@ def test_tables_are_filled_and_figures_drawn(name, answers):
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_written_with_its_provenance(name, subject, tmp_path):
     settings = ["dtype=float16"]
-    files = _run.write(subject, name, tmp_path, settings=settings)
+    files = Question(subject, name, settings).write(tmp_path)[0]
     provenance = json.loads(files[-1].read_text())
     assert provenance["sources"][0]["digest"] == subject.digest
     assert provenance["settings"]["dtype"] == "float16"
@@ -102,7 +101,7 @@ def test_the_map_is_the_roofline_and_its_crossings_lie_between(subject, answers)
 
 def test_a_model_against_itself_is_equally_fast_everywhere():
     one = costed("tiny-moe", "tiny-moe")
-    found = _run.ask(one, "crossover", settings=["largest_batch=8", "largest_context=256"])
+    found = Question(one, "crossover", ["largest_batch=8", "largest_context=256"]).answer()
     assert (found.tables["map"]["ratio"] == 1).all() and "crossings" not in found.tables
 
 
@@ -138,20 +137,20 @@ def test_the_card(answers):
 )
 def test_what_cannot_be_meant_is_refused(subject, name, settings, message):
     with pytest.raises(AnalysisError, match=re.escape(message)):
-        _run.ask(subject, name, settings=settings)
+        Question(subject, name, settings).answer()
 
 
 def test_published_configs_that_were_not_read_are_asked_for():
     for name in ("card_claim", "quality_cost"):
         with pytest.raises(AnalysisError, match=f"{name}: the published configs were not read"):
-            _run.ask(costed("tiny-moe"), name)
+            Question(costed("tiny-moe"), name).answer()
 
 
 def test_a_recording_is_not_what_they_are_asked_of(recording):
     with pytest.raises(
         AnalysisError, match="roofline: it is asked of costs, not of a recording; run python -m analyses"
     ):
-        question.ask(recording, "roofline")
+        Question(recording, "roofline").answer()
 
 
 # The analysis of a recording's batches, and the command
@@ -188,9 +187,7 @@ def test_batches_are_of_a_sample_where_there_are_many_tokens(recording):
 
 @pytest.fixture(scope="module")
 def command():
-    if not any(each.name == "costs" or each.callback.__name__ == "costs" for each in app.registered_commands):
-        register(app)
-    return lambda *words: CliRunner().invoke(app, ["costs", *words])
+    return lambda *words: CliRunner().invoke(command_line(), ["costs", *words])
 
 
 def test_the_command_prints_the_known_answers_as_json(command):

@@ -6,14 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses import question
+from analyses import catalogue
 from analyses.routing import load_balance
 from tests import tiny
 from workbench.capture.record import record
 from workbench.recordings.recording import Recording
 from workbench.recordings.schema import FIELDS
 
-NAMES = [name for name in question.names() if "routing" in question.get(name).NEEDS]
+NAMES = [name for name in catalogue.of_recordings() if "routing" in catalogue.get(name).NEEDS]
 # what is drawn by expert or document, or has no interval at all, names no domain
 SILENT = ("coverage", "expert_similarity", "token_routing", "upcycling_lineage")
 
@@ -35,8 +35,8 @@ def ends(table: pd.DataFrame) -> int:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_others_keep_their_intervals_and_it_is_named(name, lonely, recording):
-    module = question.get(name)
-    asked = [[each] * (1 + question.takes_two(module)) for each in (lonely, recording)]
+    module = catalogue.get(name)
+    asked = [[each] * (1 + (module.INPUT == "two recordings")) for each in (lonely, recording)]
     found, plain = (module.run(*recordings) for recordings in asked)
     tables, of_plain = module.tables(found), module.tables(plain)
     for key, table in of_plain.items():

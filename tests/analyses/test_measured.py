@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses import question
+from analyses import catalogue
 from analyses.measured import _cells, forced_routing, kernel_choice, latency_breakdown, throughput
+from analyses.question import Question
 from tests.efficiency.conftest import measurement, served  # noqa: F401  the fixtures
 from workbench.efficiency.measurements.measurement import TABLES, Measurement, write_measurement
 from workbench.efficiency.profiling.profile import profile
@@ -19,7 +20,7 @@ from workbench.errors import AnalysisError
 from workbench.figures.matplotlib.draw import paper
 from workbench.figures.plotly.draw import screen
 
-NAMES = question.names("measurement")
+NAMES = catalogue.names("measurement")
 
 
 def made(path, samples: list[dict], *, against: bool = True, **more) -> Measurement:
@@ -53,19 +54,19 @@ def sample(model: str, number: int, token_s: list[float], **changed) -> dict:
 
 def test_they_are_found_apart_from_those_of_recordings():
     assert {"throughput", "latency_breakdown", "kernel_choice", "forced_routing"} <= set(NAMES)
-    assert not set(NAMES) & set(question.names())
-    assert set(question.names("")) >= set(NAMES) | set(question.names())
+    assert not set(NAMES) & set(catalogue.of_recordings())
+    assert set(catalogue.names()) >= set(NAMES) | set(catalogue.of_recordings())
 
 
 @pytest.fixture
 def asked_of(name, measurement, served) -> Measurement:  # noqa: F811
     """What an analysis can be asked of: timed models, or served ones."""
-    return served.measurement if "requests" in question.get(name).NEEDS else measurement
+    return served.measurement if "requests" in catalogue.get(name).NEEDS else measurement
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_contract(name, asked_of):
-    module = question.get(name)
+    module = catalogue.get(name)
     asks, _, rest = inspect.getdoc(module).partition("\n\n")
     assert asks.endswith("?") and "\n" not in asks and rest.startswith("Not shown: ")
     assert module.INPUT == "measurement" and set(module.NEEDS) <= set(TABLES)
@@ -82,17 +83,17 @@ def test_the_contract(name, asked_of):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_they_are_written_with_both_models_in_their_provenance(name, asked_of, tmp_path):
-    files, _ = question.analyze(asked_of, name, tmp_path)
+    files, _ = Question(asked_of, name).write(tmp_path)
     assert all(file.stat().st_size for file in files)
-    command = question.command(asked_of, name)
+    command = Question(asked_of, name).command
     assert command == f"workbench analyze {asked_of.path} {name} --out out"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_was_not_measured_is_refused_and_what_would_measure_it_is_said(name, measurement, served):  # noqa: F811
-    other = measurement if "requests" in question.get(name).NEEDS else served.measurement
+    other = measurement if "requests" in catalogue.get(name).NEEDS else served.measurement
     with pytest.raises(AnalysisError, match=f"{name}: .* has no (samples|requests|parts|coverage|recording); "):
-        question.get(name).run(other)
+        catalogue.get(name).run(other)
 
 
 def test_inputs_are_not_mixed_up(measurement, recording):  # noqa: F811
@@ -100,11 +101,11 @@ def test_inputs_are_not_mixed_up(measurement, recording):  # noqa: F811
         AnalysisError,
         match="expert_load: it is asked of a recording, and .* holds a measurement; `workbench .* --all` runs",
     ):
-        question.ask(measurement, "expert_load")
+        Question(measurement, "expert_load").answer()
     with pytest.raises(AnalysisError, match="throughput: it is asked of a measurement, and .* holds a recording"):
-        question.ask(recording, "throughput")
+        Question(recording, "throughput").answer()
     with pytest.raises(AnalysisError, match="throughput: a measurement holds both models that it compares"):
-        question.ask(measurement, "throughput", against=recording)
+        Question(measurement, "throughput", against=recording).answer()
 
 
 def test_speeds_by_hand(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses import question
+from analyses import catalogue
 from analyses.measured import _workload, efficiency_waterfall, host_overhead, throughput, utilization
 from analyses.measured._cells import POINT, interval_words
 from analyses.measured.throughput import WHOLE
@@ -270,4 +270,4 @@ def test_one_new_token_has_a_prefill_and_no_decode(tmp_path, dense):
     assert set(efficiency_waterfall.figures(efficiency_waterfall.run(found))) == {"prefill", "whole"}
     assert set(host_overhead.run(found).overhead["phase"]) == {"prefill"}
     assert set(utilization.run(found).utilization["phase"]) == {"prefill"}
-    assert dataclasses.is_dataclass(found) and question.names("measurement")
+    assert dataclasses.is_dataclass(found) and catalogue.names("measurement")

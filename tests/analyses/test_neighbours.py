@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses import question
+from analyses import catalogue
 from analyses.comparison import differences
 from analyses.read.controls import Controls
 from analyses.specialization import context
@@ -17,8 +17,8 @@ from workbench.errors import AnalysisError
 from workbench.recordings.importers.build import import_trace
 from workbench.recordings.recording import Recording
 
-NAMES = [name for name in question.names() if "routing" in question.get(name).NEEDS]
-ALONE = [name for name in NAMES if not question.takes_two(question.get(name))]
+NAMES = [name for name in catalogue.of_recordings() if "routing" in catalogue.get(name).NEEDS]
+ALONE = [name for name in NAMES if catalogue.input_of(name) != "two recordings"]
 OF_NEIGHBOURS = ("repetition", "segment_consistency", "activated", "coverage")
 
 
@@ -36,8 +36,8 @@ def with_a_gap(document_T: np.ndarray, position_T: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_order_of_rows_changes_nothing(name, recording, tmp_path):
-    module = question.get(name)
-    other = [recording] if question.takes_two(module) else []
+    module = catalogue.get(name)
+    other = [recording] if module.INPUT == "two recordings" else []
     tables = module.tables(module.run(recording, *other))
     moved = module.tables(module.run(interleaved(recording, tmp_path / "moved"), *other))
     assert tables.keys() == moved.keys()
@@ -92,7 +92,7 @@ def test_several_texts_in_one_document_have_no_neighbours(name, recording, tmp_p
     """A forward pass of a server that decodes: each row is of another request, all at nearly the same position."""
     passes = numbered(recording, tmp_path / "r", lambda document_T, position_T: position_T // 4)
     with pytest.raises(AnalysisError, match=f"{name}: .* hold several tokens at one position"):
-        question.get(name).run(passes)
+        catalogue.get(name).run(passes)
     runs = activated.run(passes)
     assert set(runs.runs["tokens"]) == {1} and "50 of 50 documents hold several tokens at one position" in runs.note
 
@@ -125,7 +125,7 @@ def test_requests_that_repeat_their_experts_repeat_wholly_however_their_rows_alt
 
 @pytest.mark.parametrize("name", ALONE)
 def test_where_positions_are_not_known_no_number_of_neighbours_is_given(name, recording):
-    module = question.get(name)
+    module = catalogue.get(name)
     asked = placeless(recording)
     if name in (*OF_NEIGHBOURS, "position", "token_routing", "router_confidence"):
         with pytest.raises(AnalysisError, match=f"{name}: .* no word on which tokens stand next to one another"):

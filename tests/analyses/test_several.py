@@ -5,6 +5,7 @@ import os
 import pytest
 
 from analyses import pool
+from analyses.question import Question
 from workbench.errors import AnalysisError
 from workbench.recordings.recording import Recording
 
@@ -12,9 +13,12 @@ NAMES = ["expert_load", "saturation", "same_token"]
 
 
 def written(recording, out, *, n_processes: int) -> dict[str, pool.Done]:
-    settings = {"expert_load": ["n_draws=19"]}
-    done = pool.run(pool.Asked(recording, out, settings), NAMES, n_processes=n_processes)
+    done = pool.run(questions(recording), out, n_processes=n_processes)
     return {one.name: one for one in done}
+
+
+def questions(recording: Recording) -> list[Question]:
+    return [Question(recording, name, ["n_draws=19"] if name == "expert_load" else []) for name in NAMES]
 
 
 def test_two_processes_write_what_one_writes(recording, tmp_path):
@@ -45,8 +49,8 @@ def test_a_process_that_dies_is_told(recording, tmp_path):
 
 
 def test_a_small_recording_is_not_worth_a_second_process(recording, monkeypatch):
-    assert pool.processes(recording, NAMES) == 1
+    assert pool.processes(questions(recording)) == 1
     monkeypatch.setattr(Recording, "n_tokens", 10**6)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
-    assert pool.processes(recording, NAMES) == 2
-    assert pool.processes(recording, NAMES[:1]) == 1
+    assert pool.processes(questions(recording)) == 2
+    assert pool.processes(questions(recording)[:1]) == 1

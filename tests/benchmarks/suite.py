@@ -24,7 +24,8 @@ from pathlib import Path
 
 import psutil
 
-from analyses import pool, question
+from analyses import catalogue, pool
+from analyses.question import Question
 from analyses.read.design import router_stacks
 from analyses.read.tokens import token_parts
 from tests.benchmarks.synthetic import make
@@ -61,7 +62,7 @@ class Peak(threading.Thread):
 
 def settings(name: str, wanted: dict[str, int | None]) -> list[str]:
     """Those of the wanted numbers that the analysis has a setting for."""
-    fields = {field.name for field in dataclasses.fields(question.get(name).Settings)}
+    fields = {field.name for field in dataclasses.fields(catalogue.get(name).Settings)}
     return [f"{key}={value}" for key, value in wanted.items() if key in fields and value is not None]
 
 
@@ -85,7 +86,7 @@ _recording: Recording | None = None
 
 
 def _open(path: Path) -> None:
-    global _recording  # noqa: PLW0603  what an initializer of a processes can leave to its calls
+    global _recording  # noqa: PLW0603  what an initializer of a pool can leave to its calls
     _recording = Recording.open(path).keeping(pool.KEPT_BYTES)
 
 
@@ -94,7 +95,7 @@ def _ask(name: str, texts: list[str]) -> pool.Done:
     assert _recording is not None
     started = time.perf_counter()
     try:
-        question.ask(_recording, name, settings=texts)
+        Question(_recording, name, texts).answer()
     except AnalysisError as error:
         return pool.Done(name, [], {}, str(error), 0.0)
     return pool.Done(name, [], {}, "", time.perf_counter() - started)
@@ -106,28 +107,29 @@ def computed(recording: Recording, names: list[str], settings: dict[str, list[st
         n, multiprocessing.get_context("spawn"), initializer=_open, initargs=(recording.path,)
     )
     with pool.one_thread_each(), processes:
-        for future in as_completed([processes.submit(_ask, name, settings[name]) for name in pool.in_order(names)]):
+        for future in as_completed([processes.submit(_ask, name, settings[name]) for name in names]):
             yield future.result()
 
 
-def one_by_one(asked: pool.Asked, names: list[str], *, files: bool) -> None:
+def one_by_one(questions: list[Question], out: Path, *, files: bool) -> None:
     """Prints the processor time and the memory of each analysis, alone in its process, the start of it too."""
-    for name in names:
+    for question in questions:
+        name = question.analysis
         peak, before = Peak(own=False), os.times()
         peak.start()
         if files:
-            (done,) = _in_a_process(pool._open, asked, pool._answer, name)
+            (done,) = _in_a_process(pool._open, ([question], out), pool._answer_here, 0)
         else:
-            (done,) = _in_a_process(_open, asked.recording.path, _ask, name, asked.settings[name])
+            (done,) = _in_a_process(_open, (question.of.path,), _ask, name, question.settings)
         peak.done.set()
         peak.join()
         cpu = sum(os.times()[2:4]) - sum(before[2:4])
         print(f"{name:20s} {cpu:6.1f} s  {peak.bytes / 2**30:5.2f} GiB  {done.refused[:60]}", flush=True)
 
 
-def _in_a_process(begin: Callable, given: object, ask: Callable, *arguments: object) -> list[pool.Done]:
+def _in_a_process(begin: Callable, given: tuple, ask: Callable, *arguments: object) -> list[pool.Done]:
     spawn = multiprocessing.get_context("spawn")
-    with pool.one_thread_each(), ProcessPoolExecutor(1, spawn, initializer=begin, initargs=(given,)) as processes:
+    with pool.one_thread_each(), ProcessPoolExecutor(1, spawn, initializer=begin, initargs=given) as processes:
         return [processes.submit(ask, *arguments).result()]
 
 
@@ -146,16 +148,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         recording = Recording.open(asked.recording) if asked.recording else make(folder / "r", n_tokens=asked.tokens)
-        names = asked.names or [n for n in question.names() if not (asked.structure and n in SPECIALIZATION)]
+        names = asked.names or [n for n in catalogue.of_recordings() if not (asked.structure and n in SPECIALIZATION)]
         chosen = {name: settings(name, FEWEST if asked.points else USUAL) for name in names}
+        questions = [Question(recording, name, chosen[name]) for name in names]
         if asked.each:
-            one_by_one(pool.Asked(recording, folder / "out", chosen), names, files=asked.files)
+            one_by_one(questions, folder / "out", files=asked.files)
             return
         peak = Peak()
         peak.start()
         started, before = time.perf_counter(), os.times()
         runs = (
-            pool.run(pool.Asked(recording, folder / "out", chosen), names, n_processes=asked.jobs)
+            pool.run(questions, folder / "out", n_processes=asked.jobs)
             if asked.files
             else computed(recording, names, chosen, asked.jobs)
         )

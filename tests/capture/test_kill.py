@@ -28,7 +28,7 @@ N_BETWEEN_PARTS = 15
 
 FORKING = """
 import json, os, sys
-import workbench.capture.record, workbench.cli, workbench.models.loading
+import workbench.capture.record, workbench.cli.main, workbench.models.loading
 sys.stderr = open(os.devnull, "w")
 for line in sys.stdin:
     pid = os.fork()

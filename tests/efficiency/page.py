@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from analyses.costs import _run
+from analyses.question import Question
 from tests.families import shrunk
 from workbench.efficiency.costs.comparison import Costed, costed, with_published
 from workbench.efficiency.costs.counterparts import KINDS, counterpart
@@ -182,13 +182,13 @@ def _counterparts(subject: Costed) -> str:
 
 
 def _ratios(subject: Costed) -> dict[str, float]:
-    found = _run.ask(subject, "crossover").tables["map"]
+    found = Question(subject, "crossover").answer().tables["map"]
     found = found[(found["context"] == 1024) & found["batch"].isin((1, 4, 32, 256))]
     return {str(batch): ratio for batch, ratio in zip(found["batch"], found["ratio"], strict=True)}
 
 
 def _claim(subject: Costed) -> str:
-    result = _run.ask(subject, "card_claim").result
+    result = Question(subject, "card_claim").answer().result
     different = result.ratios[result.ratios["requests"] == "different"]
     same = result.ratios[result.ratios["requests"] == "identical"]
     nearest = different.iloc[(different["serial"] - different["published"]).abs().argmin()]

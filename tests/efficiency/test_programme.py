@@ -153,9 +153,7 @@ def test_the_programmes_are_as_they_promise():
     assert [piece.name for piece in full.pieces] == [piece.name for piece in rehearsal.pieces]
     assert full.joins == rehearsal.joins == (("pair", ("moe-1", "dense", "moe-2")),)
     assert all(piece.limit_s + programme.GRACE_S <= 480 for piece in full.pieces) and full.total_s <= 1500
-    for module in main.COMMANDS:
-        __import__(module, fromlist=["register"]).register(main.app)
-    command = get_command(main.app).commands["profile"]  # type: ignore[attr-defined]
+    command = get_command(main.command_line()).commands["profile"]  # type: ignore[attr-defined]
     for each, other in zip(full.pieces, rehearsal.pieces, strict=True):
         context = command.make_context("profile", [*each.words[1:], "--out", "x"])
         assert context.params["weights"] == "dummy" and context.params["dtype"] == "bfloat16"
@@ -256,9 +254,7 @@ def test_two_models_one_after_the_other_make_one_measurement(monkeypatch, tmp_pa
     words = ["profile", "tiny-moe", "--against", "tiny-dense", "--out", str(out), "--routing", "uniform,natural",
              "--rounds", "5", "--device", "cpu", "--sequential"]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["workbench", *words])
-    for module in main.COMMANDS:
-        __import__(module, fromlist=["register"]).register(main.app)
-    done = CliRunner().invoke(main.app, words)
+    done = CliRunner().invoke(main.command_line(), words)
     assert done.exit_code == 0, done.output
     common = ("--device", "cpu")
     assert ran[0] == ("profile", "tiny-moe", "--routing", "uniform,natural", *common, "--rounds", "3")

@@ -187,10 +187,6 @@ def _main(words: tuple[str, ...]) -> int:
     """The command line, in this process; its exit status."""
     from workbench.cli import main
 
-    global _REGISTERED  # noqa: PLW0603  what is there before the first command registers its own
-    if _REGISTERED is None:
-        _REGISTERED = list(main.app.registered_commands)
-    main.app.registered_commands[:] = _REGISTERED
     before, sys.argv = sys.argv, ["workbench", *words]
     try:
         main.main()
@@ -199,9 +195,6 @@ def _main(words: tuple[str, ...]) -> int:
     finally:
         sys.argv = before
     return 0
-
-
-_REGISTERED: list[Any] | None = None
 
 
 def fault_of(message: str) -> str:

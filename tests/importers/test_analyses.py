@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from analyses import question
+from analyses import catalogue
+from analyses.question import Question
 from tests.importers import sources
 from workbench.errors import AnalysisError, RecordingError
 from workbench.recordings.importers.build import import_trace
 
-NAMES = question.names()
+NAMES = catalogue.of_recordings()
 _RECORD = "Record the model itself"
 _GATE = f"which has no gate of the shared expert. {_RECORD}"
 _TEXT = "which has no token ids, so no text"
@@ -93,15 +94,15 @@ def imported(recording, tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 def test_it_works_or_says_what_is_missing(name, kind, imported, tmp_path):
     sentence = SAYS[kind].get(name)
-    against = imported[kind] if question.takes_two(question.get(name)) else None
+    against = imported[kind] if catalogue.input_of(name) == "two recordings" else None
     if sentence is None:
-        files, _ = question.analyze(imported[kind], name, tmp_path, against=against)
+        files, _ = Question(imported[kind], name, against=against).write(tmp_path)
         assert all(file.stat().st_size for file in files)
         return
     with pytest.raises(
         AnalysisError, match=f"{name}: {'' if sentence.startswith('its') else '.* was imported from .*'}{sentence}"
     ):
-        question.analyze(imported[kind], name, tmp_path, against=against)
+        Question(imported[kind], name, against=against).write(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -110,7 +111,7 @@ def test_it_works_or_says_what_is_missing(name, kind, imported, tmp_path):
     ("name", "table"), [("expert_load", "experts"), ("load_balance", "tests"), ("domain_load", "experts")]
 )
 def test_numbers_are_those_of_the_native_recording(name, table, kind, imported, recording):
-    module = question.get(name)
+    module = catalogue.get(name)
     native, ours = (module.tables(module.run(r))[table] for r in (recording, imported[kind]))
     if kind == "counts alone":  # its passes are one cluster, so only sums can agree
         kept = [
@@ -129,7 +130,7 @@ def test_numbers_are_those_of_the_native_recording(name, table, kind, imported, 
 
 def test_what_is_lacking_is_left_out_of_tables(imported):
     alone = imported["ids alone"]
-    expert_load, load_balance, domain_load = (question.get(n) for n in ("expert_load", "load_balance", "domain_load"))
+    expert_load, load_balance, domain_load = (catalogue.get(n) for n in ("expert_load", "load_balance", "domain_load"))
     assert "weight_over_balance" not in expert_load.run(alone).experts
     assert "weight_over_balance" in expert_load.run(imported["tokens and weights"]).experts
     assert "balance loss" not in set(load_balance.run(alone).layers["measure"])
@@ -140,14 +141,14 @@ def test_what_is_lacking_is_left_out_of_tables(imported):
 
 
 def test_captions_say_that_it_is_imported(imported):
-    sample = question.get("expert_load").run(imported["ids alone"]).sample
+    sample = catalogue.get("expert_load").run(imported["ids alone"]).sample
     assert sample.endswith("imported from numpy, prefill and decoding not told apart")
-    sample = question.get("expert_load").run(imported["counts alone"]).sample
+    sample = catalogue.get("expert_load").run(imported["counts alone"]).sample
     assert "of 50 forward passes in 5 domains, imported from sglang" in sample
 
 
 def test_passes_of_one_dump_give_no_interval(imported):
-    table = question.get("expert_load").run(imported["counts alone"]).experts
+    table = catalogue.get("expert_load").run(imported["counts alone"]).experts
     assert table["low"].isna().all()
 
 
@@ -187,8 +188,8 @@ def test_phases_are_never_averaged_and_the_option_is_named(tmp_path):
     ]
     got = import_trace("sglang", sources.sglang_file(tmp_path / "d.pt", *records), tmp_path / "r")
     with pytest.raises(AnalysisError, match="holds prefill and decode, .*choose one: --phase prefill or"):
-        question.get("expert_load").run(got)
+        catalogue.get("expert_load").run(got)
     for phase in ("prefill", "decode"):
         one = got.of_phase(phase)
-        assert len(question.get("expert_load").run(one).experts) > 0
+        assert len(catalogue.get("expert_load").run(one).experts) > 0
         assert one.counts(one.moe_layers[0]).sum() == one.ids(one.moe_layers[0]).size > 0

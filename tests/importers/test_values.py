@@ -5,7 +5,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.importers import sources
-from workbench.cli.main import app
+from workbench.cli.main import command_line
 from workbench.errors import TraceError
 from workbench.recordings.importers.build import import_trace
 from workbench.recordings.importers.notes import import_notes
@@ -78,8 +78,8 @@ def test_the_command_masks_rows_of_zeros_and_says_so(tmp_path):
     ids[:2] = 0
     np.save(tmp_path / "t.npy", ids)
     arguments = ["import", "numpy", str(tmp_path / "t.npy"), "--layers", "1-2", "--experts", str(E), "--out"]
-    plain = CliRunner().invoke(app, [*arguments, str(tmp_path / "a")])
-    masked = CliRunner().invoke(app, [*arguments, str(tmp_path / "b"), "--mask-zero-rows"])
+    plain = CliRunner().invoke(command_line(), [*arguments, str(tmp_path / "a")])
+    masked = CliRunner().invoke(command_line(), [*arguments, str(tmp_path / "b"), "--mask-zero-rows"])
     assert "suspect: 2 of 5 tokens" in plain.output
     assert "masked: 2 of 5 tokens, whose ids are 0 in every layer" in masked.output
     assert "positions are taken from the order of the rows" in plain.output

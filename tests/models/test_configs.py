@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from tests import tiny
 from tests.families import shrunk
-from workbench.cli.main import app
+from workbench.cli.main import command_line
 from workbench.errors import ModelError
 from workbench.models import loading
 from workbench.models.configs import on_meta, quantization_method
@@ -207,8 +207,10 @@ def test_inspect_shows_how_the_weights_on_disk_are_quantized(write, method, monk
     assert found.quantization == method and found.topology == inspect(write()).topology
     monkeypatch.setenv("COLUMNS", "150")
     write(quantization_config={"quant_method": method, "bits": 4})
-    assert f"quantized ({method})" in CliRunner().invoke(app, ["inspect", folder]).output
-    assert json.loads(CliRunner().invoke(app, ["inspect", folder, "--json"]).output)["quantization"] == method
+    assert f"quantized ({method})" in CliRunner().invoke(command_line(), ["inspect", folder]).output
+    assert (
+        json.loads(CliRunner().invoke(command_line(), ["inspect", folder, "--json"]).output)["quantization"] == method
+    )
 
 
 def test_a_dtype_in_which_nothing_is_computed_is_no_hindrance(write):

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from analyses import question
+from analyses import catalogue
 from tests.efficiency.conftest import measurement  # noqa: F401  the fixture
 from tests.hostile import HOSTILE
 from workbench.errors import RecordingError
@@ -562,7 +562,7 @@ def test_measurements_are_shown_with_every_analysis_that_their_tables_allow(app,
         assert app.selectbox(key="measurement").value == "pair"
         titles = {expander.label for expander in app.expander}
         first = next(name for name in sys.modules["components.measurements"].FIRST)
-        known = {name.replace("_", " ").capitalize() for name in question.names("measurement") if name != first}
+        known = {name.replace("_", " ").capitalize() for name in catalogue.names("measurement") if name != first}
         lacking = [caption.value.replace("\\", "") for caption in app.caption if caption.value.startswith("Not asked")]
         assert {title for title in known if not any(title in line for line in lacking)} <= titles
         commands, folder = [code.value for code in app.code], data / "measurements"

@@ -7,7 +7,7 @@ import time
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from analyses import question
+from analyses.question import Question
 from tests.pages.test_pages import PAGES, app, data, opened, said  # noqa: F401  fixtures
 
 PATIENCE_S = 10
@@ -68,8 +68,8 @@ def test_a_page_finds_its_other_layers(app: AppTest, prefetch, monkeypatch, aske
     assert len(prefetch.outlook._waiting) == len(layers) - 1
     while prefetch.outlook._waiting:
         assert prefetch.outlook.take()() > 0
-    asked, original = [], question.ask
-    monkeypatch.setattr(question, "ask", lambda r, name, **how: asked.append(name) or original(r, name, **how))
+    asked, original = [], Question.answer
+    monkeypatch.setattr(Question, "answer", lambda asks: asked.append(asks.analysis) or original(asks))
     for layer in layers:
         app.selectbox(key="layer").select(int(layer)).run()
         assert not app.exception and said(app) == ""

@@ -61,6 +61,7 @@ def analyze(
     """
     from analyses import catalogue
     from analyses.question import Question
+    from analyses.settings import parse_settings
     from workbench.recordings.recording import Recording
 
     named = list(dict.fromkeys(names or []))
@@ -73,6 +74,8 @@ def analyze(
         count="all" if all_ else str(len(named)),
         options={"--set": settings, "--only": only, "--label": label},
     )
+    for name in named:
+        parse_settings(catalogue.get(name), settings or [])  # refused before anything is opened
     if width not in ("column", "text"):
         raise AnalysisError(f"--width is {width!r}; column or text was expected.")
     if jobs is not None and not 1 <= jobs <= _MOST_JOBS:
@@ -105,8 +108,6 @@ def analyze(
         )
         for name in chosen
     ]  # fmt: skip
-    for question in questions:
-        _ = question.chosen  # refused before anything is run
     run_all(questions, out, jobs=jobs)
 
 

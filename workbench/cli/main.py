@@ -16,13 +16,6 @@ from workbench.cli.console import error_console
 COMMANDS = ("record", "inspect", "profile", "programme", "serve_bench", "analyze", "costs", "demo", "app")
 """Modules beside this one that add commands, each with a `register`, in the order of the help."""
 
-app = typer.Typer(
-    name="workbench",
-    help="Record what a Mixture-of-Experts model does, prove it, analyse it, print it.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
 _RESUMES = "What was written before is whole: run the same command again, it resumes where it stopped."
 STAYS = {
     "record": _RESUMES,
@@ -42,11 +35,23 @@ def main() -> None:
     ending.run(_command, say=_say_error, stays=STAYS.get(name, ""))
 
 
-def _command() -> None:
-    """Adds the commands of the modules, and runs the one that was asked for."""
+def command_line() -> typer.Typer:
+    """The command line with all commands."""
+    app = typer.Typer(
+        name="workbench",
+        help="Record what a Mixture-of-Experts model does, prove it, analyse it, print it.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
     for module in COMMANDS:
         import_module(f"workbench.cli.{module}").register(app)
-    command = typer.main.get_command(app)
+    return app
+
+
+def _command() -> None:
+    """Runs the command that was asked for."""
+    command = typer.main.get_command(command_line())
     for each in (command, *getattr(command, "commands", {}).values()):
         _keep_brackets(each)
     command()

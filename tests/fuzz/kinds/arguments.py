@@ -135,14 +135,9 @@ def _options(command: str) -> list[tuple[str, str, str]]:
     """Name, flag and type of each option, as the command itself declares them."""
     import typer
 
-    from workbench.cli import analyze, main, profile, programme, serve_bench
-    from workbench.cli import app as app_command
+    from workbench.cli.main import command_line
 
-    app = typer.Typer()
-    app.registered_commands = list(main.app.registered_commands)
-    for module in (profile, programme, serve_bench, analyze, app_command):
-        module.register(app)
-    found: Any = typer.main.get_command(app)
+    found: Any = typer.main.get_command(command_line())
     declared = found.commands[command]
     hints = typing.get_type_hints(declared.callback)
     return [

@@ -61,10 +61,11 @@ def _record(trial: Trial, folder: str, corpus: Corpus, out: Path) -> None:
     short = Corpus(corpus.name, corpus.documents[:8])
     recording = record_with(trial, bases.model_with_tokenizer(folder), out, short)
     if recording is not None:
-        from analyses import question
+        from analyses import catalogue
+        from analyses.question import Question
 
-        name = trial.rng.choice(question.names())
-        trial.attempt(f"analysis {name}", question.ask, recording, name)
+        name = trial.rng.choice(catalogue.of_recordings())
+        trial.attempt(f"analysis {name}", Question(recording, name).answer)
 
 
 def _upload(data: Path, name: str, content: bytes) -> None:

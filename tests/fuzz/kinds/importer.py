@@ -61,10 +61,11 @@ def run(trial: Trial) -> None:
         trial.refuse_leftovers(out, whole=True)
         return
     trial.attempt("verify", recording.verify)
-    from analyses import question
+    from analyses import catalogue
+    from analyses.question import Question
 
-    for analysis in rng.sample(question.names(), 2):
-        trial.attempt(f"analysis {analysis}", question.ask, recording, analysis)
+    for analysis in rng.sample(catalogue.of_recordings(), 2):
+        trial.attempt(f"analysis {analysis}", Question(recording, analysis).answer)
 
 
 _OPTIONS = {"n_experts": "experts", "top_k": "top-k", "shard_tokens": "shard-tokens"}

@@ -38,9 +38,10 @@ def run(trial: Trial) -> None:
     trial.note("untouched" if trial.untouched else change.__name__)
     if not trial.untouched:
         change(trial, folder)
-    from analyses import question
+    from analyses import catalogue
+    from analyses.question import Question
 
-    names = question.names("measurement")
+    names = catalogue.names("measurement")
     if rng.random() < 0.15:
         trial.command("analyze", str(folder), rng.choice(names), "--out", str(trial.out), "--jobs", "1")
         return
@@ -48,7 +49,7 @@ def run(trial: Trial) -> None:
     if opened is not None:
         trial.attempt("verify", opened.verify)
         for name in rng.sample(names, 3):
-            trial.attempt(f"analysis {name}", question.ask, opened, name)
+            trial.attempt(f"analysis {name}", Question(opened, name).answer)
 
 
 def _sign(folder: Path, held: Any) -> None:

@@ -6,6 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from analyses import catalogue
+from analyses.question import Question
 from tests.fuzz import bases
 from tests.fuzz.mutate import NUMBERS, as_json, damaged, held_object, mutated, near, strange
 from tests.fuzz.trial import ROOT, Trial
@@ -78,12 +80,11 @@ def ask(trial: Trial, folder: Path) -> None:
 
 
 def _costs(name: str) -> None:
-    from analyses.costs import _run
     from workbench.efficiency.costs.comparison import costed
 
     subject = costed(name)
-    for analysis in _run.names():
-        _run.ask(subject, analysis)
+    for analysis in catalogue.names("costs"):
+        Question(subject, analysis).answer()
 
 
 def record_with(trial: Trial, model: Any, out: Path, corpus: Any = None) -> Any:

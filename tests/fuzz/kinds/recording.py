@@ -41,11 +41,12 @@ def run(trial: Trial) -> None:
 
 def ask(trial: Trial, folder: Path) -> None:
     """What can be asked of a recording."""
-    from analyses import question
+    from analyses import catalogue
+    from analyses.question import Question
     from workbench.jobs.storage import unfinished
 
     rng = trial.rng
-    names = rng.sample(question.names(), 2)
+    names = rng.sample(catalogue.of_recordings(), 2)
     if rng.random() < 0.15:
         trial.command("verify", str(folder))
         trial.command("recordings", str(folder.parent))
@@ -58,13 +59,14 @@ def ask(trial: Trial, folder: Path) -> None:
     if recording is not None and trial.attempt("verify", recording.verify) is not None:
         for name in names:
             settings = _settings(rng, name)
-            trial.attempt(f"analysis {name}", question.ask, recording, name, settings=settings)
+            trial.attempt(f"analysis {name}", Question(recording, name, settings).answer)
         if rng.random() < 0.15:
-            trial.attempt(f"written {names[0]}", question.analyze, recording, names[0], trial.out)
+            trial.attempt(f"written {names[0]}", lambda: Question(recording, names[0]).write(trial.out))
         if rng.random() < 0.15:
             other = Recording.open(trial.base / rng.choice(NAMES))
             trial.attempt(
-                "two", question.ask, recording, rng.choice(("differences", "saturation", "expert_load")), against=other
+                "two",
+                Question(recording, rng.choice(("differences", "saturation", "expert_load")), against=other).answer,
             )
         if rng.random() < 0.1:
             trial.attempt("phase", recording.of_phase, rng.choice(("prefill", "decode")))
@@ -76,9 +78,9 @@ def _settings(rng: Random, name: str) -> list[str]:
     """At times a setting of the analysis, of the right type or not."""
     import dataclasses
 
-    from analyses import question
+    from analyses import catalogue
 
-    known = [field.name for field in dataclasses.fields(question.get(name).Settings)]
+    known = [field.name for field in dataclasses.fields(catalogue.get(name).Settings)]
     if not known or rng.random() < 0.7:
         return []
     return [
