@@ -54,7 +54,7 @@ def test_the_sentences_hold_no_number():
 
 
 def test_the_numbers_are_the_analyses(told, recording):
-    from analyses.specialization import domain_load
+    from analyses.domains import domain_load
     from analyses.structure import coactivation
 
     known = domain_load.run(recording).information

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analyses.domains import context, position, same_token, specialization
 from analyses.read import order, token_tables
 from analyses.read.chunks import chunks, ranked
 from analyses.routing import balance_scope, capacity, router_confidence, shared_expert
-from analyses.specialization import context, position, same_token, specialization
 from analyses.structure import segment_consistency
 from tests import tiny
 from workbench.capture.record import record

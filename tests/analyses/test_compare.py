@@ -12,10 +12,10 @@ from scipy import stats
 
 from analyses import catalogue, compare
 from analyses.comparison import differences
+from analyses.domains import domain_load, same_token
 from analyses.question import Question
 from analyses.routing import expert_load, load_balance, token_routing
 from analyses.settings import parse_settings
-from analyses.specialization import domain_load, same_token
 from tests import tiny
 from workbench.capture.record import record
 from workbench.errors import AnalysisError

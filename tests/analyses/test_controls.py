@@ -10,11 +10,11 @@ import pytest
 
 from analyses import catalogue
 from analyses.compare import compare
+from analyses.domains import domain_load, position, same_token
 from analyses.question import Question
 from analyses.read.controls import NAMES, Controls, routed_by_token
 from analyses.read.design import router_stacks
 from analyses.routing import expert_card
-from analyses.specialization import domain_load, position, same_token
 from tests import tiny
 from workbench.capture.record import record
 from workbench.errors import AnalysisError

@@ -5,8 +5,6 @@ import dataclasses
 import inspect
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -22,7 +20,7 @@ from workbench.cli.main import command_line
 from workbench.efficiency.costs.comparison import Costed, costed, with_published
 from workbench.efficiency.costs.devices import device
 from workbench.efficiency.costs.roofline import decode_ratio
-from workbench.errors import AnalysisError
+from workbench.errors import AnalysisError, ModelError
 from workbench.figures.matplotlib.draw import paper
 from workbench.figures.plotly.draw import screen
 from workbench.recordings.corpus import Corpus, Document
@@ -73,16 +71,19 @@ def test_it_is_written_with_its_provenance(name, subject, tmp_path):
     provenance = json.loads(files[-1].read_text())
     assert provenance["sources"][0]["digest"] == subject.digest
     assert provenance["settings"]["dtype"] == "float16"
-    assert f"-m analyses.{name} qwen2-57b-a14b --against qwen1.5-32b --set dtype=float16" in provenance["command"]
+    asked = f"workbench analyze qwen2-57b-a14b {name} --against qwen1.5-32b --set dtype=float16 --out out"
+    assert provenance["command"] == asked
 
 
-def test_it_runs_as_a_script(tmp_path):
-    call = [sys.executable, "-m", "analyses.costs.roofline", "tiny-moe", "--out", str(tmp_path), "--set", "largest=4"]
-    done = subprocess.run(call, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_the_command_asks_them_of_a_model(tmp_path):
+    def ask(model: str):
+        words = ["analyze", model, "roofline", "--out", str(tmp_path), "--set", "largest=4"]
+        return CliRunner().invoke(command_line(), words)
+
+    done = ask("tiny-moe")
+    assert done.exit_code == 0, done.output
     assert {"steps.csv", "intensity.pdf", "throughput.svg"} <= {f.name for f in (tmp_path / "roofline").iterdir()}
-    refused = subprocess.run([*call[:3], "nobody", *call[4:]], capture_output=True, text=True, check=False)
-    assert refused.returncode == 1 and "workbench: unknown model 'nobody'" in refused.stderr
+    assert isinstance(ask("nobody").exception, ModelError)
 
 
 def test_the_map_is_the_roofline_and_its_crossings_lie_between(subject, answers):
@@ -132,7 +133,11 @@ def test_the_card(answers):
         ("crossover", ["dtype=fp4"], "crossover: dtype is 'fp4'; one of float32"),
         ("quality_cost", ["benchmarks=IQ"], "quality_cost: no scores of 'IQ'; there are MMLU"),
         ("card_claim", ["device=2xa100-40gb"], "card_claim: qwen2_moe: 115 GB of weights and one request do not fit"),
-        ("expert_load", [], "expert_load: it is not asked of costs; these are: card_claim, crossover"),
+        (
+            "expert_load",
+            [],
+            "expert_load: it is not asked of costs, but of a recording; of costs these are: card_claim, crossover",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(subject, name, settings, message):
@@ -148,7 +153,7 @@ def test_published_configs_that_were_not_read_are_asked_for():
 
 def test_a_recording_is_not_what_they_are_asked_of(recording):
     with pytest.raises(
-        AnalysisError, match="roofline: it is asked of costs, not of a recording; run python -m analyses"
+        AnalysisError, match="roofline: it is asked of costs, not of a recording; run workbench analyze"
     ):
         Question(recording, "roofline").answer()
 

@@ -8,8 +8,8 @@ import pytest
 
 from analyses import catalogue
 from analyses.comparison import differences
+from analyses.domains import context
 from analyses.read.controls import Controls
-from analyses.specialization import context
 from analyses.structure import activated, coverage, repetition, segment_consistency
 from tests.analyses.changed import interleaved, numbered, placeless
 from tests.importers import sources

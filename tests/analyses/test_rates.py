@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from analyses.comparison import saturation
+from analyses.domains import domain_load, position
 from analyses.read.design import RATES_HELD
 from analyses.routing import capacity, expert_card, expert_load, router_confidence
-from analyses.specialization import domain_load, position
 from analyses.structure import repetition
 from tests import tiny
 from workbench.capture.record import record

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from analyses.comparison import saturation
-from analyses.specialization import same_token
+from analyses.domains import same_token
 from analyses.structure import activated, coactivation, layer_flow, repetition, segment_consistency
 from tests import tiny
 from workbench.capture.record import record

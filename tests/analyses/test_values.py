@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analyses.domains import domain_load
 from analyses.routing import expert_load, load_balance, router_confidence, token_routing
-from analyses.specialization import domain_load
 from analyses.structure import coactivation, repetition
 from tests import tiny
 from tests.importers import sources
@@ -209,7 +209,7 @@ def test_token_routing_refuses_what_is_not_there(recording, settings, message):
 
 
 def test_the_map_of_another_layer_is_that_of_a_run_for_it(recording):
-    from analyses.specialization import domain_load
+    from analyses.domains import domain_load
 
     everything, wanted = domain_load.run(recording), domain_load.Settings(layer=2)
     for seen in (domain_load.viewed(everything, wanted), domain_load.run(recording, wanted)):

@@ -86,7 +86,7 @@ depth and width together and fit the FFN. They are fair in what they name and in
 
 ## Where the MoE decodes faster
 
-Floors on one H200, bfloat16, context 1,024, Qwen1.5-32B over Qwen2-57B-A14B (`python -m analyses.costs.crossover`):
+Floors on one H200, bfloat16, context 1,024, Qwen1.5-32B over Qwen2-57B-A14B (`workbench analyze MODEL crossover`):
 
 | batch | {" | ".join(_ratios(subject))} |
 | --- | {" | ".join("---" for _ in _ratios(subject))} |

@@ -544,9 +544,7 @@ def test_costs_of_a_model_are_shown_beside_its_counterpart(app):
     assert not app.exception and not app.error
     assert "tiny-moe against iso-active (4 layers, width 128, FFN 331; 1,231,488 of 1,231,488 parameters" in captions
     assert "2xh100, bfloat16" in captions
-    assert any(
-        "analyses.costs.crossover tiny-moe --against iso-active --set device=2xh100" in c.value for c in app.code
-    )
+    assert any("analyze tiny-moe crossover --against iso-active --set device=2xh100" in c.value for c in app.code)
 
 
 def test_a_device_that_is_not_there_is_said(app):

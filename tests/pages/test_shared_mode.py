@@ -66,7 +66,7 @@ BUG = """
 import inspect
 found = inspect.getsource
 def getsource(of):
-    if getattr(of, "__name__", "") == "analyses.specialization.domain_load":
+    if getattr(of, "__name__", "") == "analyses.domains.domain_load":
         raise ZeroDivisionError("a secret of the machine")
     return found(of)
 inspect.getsource = getsource

@@ -1,0 +1,1 @@
+"""Questions about what experts are chosen for: domains, tokens, contexts, positions."""

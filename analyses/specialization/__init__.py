@@ -1,1 +1,0 @@
-"""Questions about what experts are chosen for."""
