@@ -103,5 +103,4 @@ def results_of(text):
     names = ("results", "recordings", "export_basket")
     results, recordings, export_basket = (sys.modules[f"components.{name}"] for name in names)
     for asked in export_basket.read(text):
-        recording, against = (recordings.opened(name) if name else None for name in (asked.recording, asked.against))
-        yield results._found(recording, asked.analysis, against, asked.experts, asked.settings), asked.names
+        yield results.computed(asked.question(recordings.named)), asked.names

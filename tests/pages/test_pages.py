@@ -4,7 +4,6 @@ The harness draws no figure and writes no address: `test_browser` sees to both.
 """
 
 import ast
-import inspect
 import json
 import os
 import re
@@ -606,12 +605,6 @@ def test_the_command_on_the_page_makes_what_is_shown(app, data):
     command = app.code[0].value
     assert command.startswith(f"workbench analyze {data / 'recordings' / 'shared'} token_routing")
     assert "document=d7" in command and "layer=0" in command
-
-
-def test_a_result_is_kept_by_what_it_depends_on(app):
-    app.run()
-    kept = inspect.signature(sys.modules["components.results"]._result.__wrapped__).parameters
-    assert [name for name in kept if not name.startswith("_")] == ["digest", "path", "source", "name", "pairs"]
 
 
 def test_the_app_imports_no_torch(data):
