@@ -6,7 +6,7 @@ from pathlib import Path
 import streamlit as st
 from components import auth, charts, choices, jobs, recordings_list
 
-from workbench.recordings.schema import FIELDS
+from workbench.recordings.fields import FIELDS
 
 st.title("Record")
 known = jobs.known_models()

@@ -14,8 +14,8 @@ import torch
 from tests import tiny
 from workbench.capture.record import record
 from workbench.models.loading import Model
+from workbench.recordings.fields import FIELDS
 from workbench.recordings.recording import Recording
-from workbench.recordings.schema import FIELDS
 
 # No deadline: a busy machine is no failure. In CI the examples are fixed, for a red run must be the change's doing.
 hypothesis.settings.register_profile("here", derandomize=bool(os.environ.get("CI")), deadline=None)

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from workbench.errors import RecordingError
 from workbench.recordings import checks
+from workbench.recordings.fields import FIELDS
 from workbench.recordings.manifest import file_digest, read_manifest, recording_digest, recordings_below
 from workbench.recordings.manifest_shape import fault_of
 from workbench.recordings.recording import Recording
-from workbench.recordings.schema import FIELDS, prefix, prefixes
+from workbench.recordings.schema import prefix, prefixes
 
 
 @pytest.fixture

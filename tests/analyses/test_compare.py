@@ -20,8 +20,8 @@ from tests import tiny
 from workbench.capture.record import record
 from workbench.errors import AnalysisError
 from workbench.figures.matplotlib.draw import paper
+from workbench.recordings.fields import FIELDS
 from workbench.recordings.recording import Recording
-from workbench.recordings.schema import FIELDS
 from workbench.statistics.design import Clusters
 from workbench.statistics.jackknife import deal
 

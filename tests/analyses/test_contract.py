@@ -21,8 +21,8 @@ from workbench.figures.base import Spec
 from workbench.figures.matplotlib.draw import paper
 from workbench.figures.plotly.draw import screen
 from workbench.recordings.corpus import Corpus, Document
+from workbench.recordings.fields import FIELDS
 from workbench.recordings.recording import Recording
-from workbench.recordings.schema import FIELDS
 
 NAMES = catalogue.of_recordings()
 OF_ROUTING = [name for name in NAMES if "routing" in catalogue.get(name).NEEDS]

@@ -10,8 +10,8 @@ from analyses import catalogue
 from analyses.routing import load_balance
 from tests import tiny
 from workbench.capture.record import record
+from workbench.recordings.fields import FIELDS
 from workbench.recordings.recording import Recording
-from workbench.recordings.schema import FIELDS
 
 NAMES = [name for name in catalogue.of_recordings() if "routing" in catalogue.get(name).NEEDS]
 # what is drawn by expert or document, or has no interval at all, names no domain

@@ -15,8 +15,8 @@ from workbench.capture.runner import RowRunner
 from workbench.errors import Cancelled, CaptureError, CorpusError, RecordingError
 from workbench.models.loading import load
 from workbench.recordings.corpus import Corpus, Document
+from workbench.recordings.fields import FIELDS
 from workbench.recordings.recording import Recording
-from workbench.recordings.schema import FIELDS
 from workbench.recordings.writer import RecordingWriter
 
 SETTINGS = {

@@ -98,8 +98,8 @@ def recordings(base: Path) -> tuple[str, ...]:
     """Recordings that differ in what they hold; their names."""
     from workbench.capture.generate import Generation
     from workbench.capture.record import record
+    from workbench.recordings.fields import FIELDS
     from workbench.recordings.importers.build import import_trace
-    from workbench.recordings.schema import FIELDS
 
     made = tiny.corpus(n_documents=10, shortest=4, longest=24)
     how: dict[str, Any] = {"check": False, "batch_tokens": 96, "shard_tokens": 60}

@@ -22,8 +22,8 @@ from tests.efficiency.conftest import measurement  # noqa: F401  the fixture
 from tests.hostile import HOSTILE
 from workbench.errors import RecordingError
 from workbench.jobs.service import Host
+from workbench.recordings.fields import FIELDS
 from workbench.recordings.manifest import recording_digest
-from workbench.recordings.schema import FIELDS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = ROOT / "pages"

@@ -32,8 +32,9 @@ from workbench.files.writing import refuse_unwritable
 from workbench.models.loading import Model, weights_digest
 from workbench.models.rope_lengths import Borders, length_borders
 from workbench.recordings.corpus import Corpus
+from workbench.recordings.fields import FIELDS
 from workbench.recordings.recording import Recording
-from workbench.recordings.schema import FIELDS, part_name
+from workbench.recordings.schema import part_name
 from workbench.recordings.vocabulary import vocabulary_table
 from workbench.recordings.writer import RecordingWriter
 

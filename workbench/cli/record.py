@@ -8,7 +8,7 @@ import typer
 from workbench.cli.console import console, ranges, status, token_progress
 from workbench.errors import RecordingError, TraceError
 from workbench.files.writing import refuse_unwritable
-from workbench.recordings.schema import FIELDS
+from workbench.recordings.fields import FIELDS
 
 
 def register(app: typer.Typer) -> None:

@@ -20,8 +20,8 @@ from workbench.jobs import storage
 from workbench.jobs.limits import Allowance, Rules, again, checked_prompt, checked_upload
 from workbench.jobs.queue import ENDED_JOBS_KEPT, Job, Queue
 from workbench.jobs.storage import Unfinished
+from workbench.recordings.fields import FIELDS
 from workbench.recordings.manifest import file_digest, json_digest
-from workbench.recordings.schema import FIELDS
 
 LONGEST_PROFILE_S = 600.0
 _UPLOAD_BYTES = 4 * 2**30  # kept of uploads, those last used

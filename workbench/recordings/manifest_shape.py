@@ -9,7 +9,8 @@ from typing import Any
 
 from workbench.files.shapes import Either, Flag, Keys, Maybe, Named, Number, Rows, Shape, Text, Whole, of_dataclass
 from workbench.models.topology import Router, Topology
-from workbench.recordings.schema import FIELDS, PHASES, lacks_of
+from workbench.recordings.fields import FIELDS
+from workbench.recordings.schema import PHASES, lacks_of
 
 MOST_LAYERS = 10_000
 MOST_ROUTERS = 20_000

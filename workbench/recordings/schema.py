@@ -12,9 +12,6 @@ from workbench.metrics.attention import BIN_EDGES, PROFILED, STATISTICS, WEIGHED
 from workbench.models.topology import Router, Topology
 
 SCHEMA = 1
-FIELDS = (
-    "routing", "logprob", "logits", "experts", "weights", "attention", "attention-tokens", "attention-weights",
-)  # fmt: skip
 PHASES = ("prefill", "decode")
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.parquet"

@@ -15,7 +15,7 @@ from tests.fuzz.mutate import NUMBERS, TEXTS, damaged, encoded, mutated
 from tests.fuzz.trial import Trial
 from workbench.jobs.limits import Limits, Rules
 from workbench.jobs.service import Host
-from workbench.recordings.schema import FIELDS
+from workbench.recordings.fields import FIELDS
 
 _NAMES = ("a.jsonl", "a.txt", "a.parquet", "a", ".jsonl", "../a.jsonl", "a.jsonl.exe", "A.JSONL", "x" * 300 + ".jsonl")
 

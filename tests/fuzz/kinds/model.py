@@ -91,7 +91,7 @@ def record_with(trial: Trial, model: Any, out: Path, corpus: Any = None) -> Any:
     """Records a few tokens with a model, with fields of chance."""
     from workbench.capture.generate import Generation
     from workbench.capture.record import record
-    from workbench.recordings.schema import FIELDS
+    from workbench.recordings.fields import FIELDS
 
     rng = trial.rng
     fields = rng.choice((("routing", "logprob"), ("routing", "logprob"), ("routing", "logits"), FIELDS, ("logprob",)))
