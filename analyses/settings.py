@@ -25,6 +25,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("largest", "most", "largest_batch", "largest_context", "context"), _LARGEST),
 }  # fmt: skip
 """The least and the most of every numeric setting, by its name, which means the same in every analysis."""
+_TRUTHS = {"true": True, "false": False}
 _TYPES = {int: "int (a whole number)", float: "float (a number)"}
 
 
@@ -57,6 +58,10 @@ def _value(what: str, text: str, kind: type, bounds: tuple[float, float]) -> Any
     if kind is str:
         return text
     shown = text if len(text) <= 60 else f"{text[:57]}…"
+    if kind is bool:
+        if text.lower() not in _TRUTHS:
+            raise AnalysisError(f"{what} is {shown!r}; true or false was expected.")
+        return _TRUTHS[text.lower()]
     try:
         value = kind(text)
     except (ValueError, OverflowError) as error:

@@ -3,7 +3,8 @@
 import json
 import shlex
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from analyses.address import Address
 from analyses.question import Question
+from analyses.settings import parse_settings
 from workbench.cli.main import command_line
 from workbench.errors import AnalysisError
 from workbench.recordings.recording import Recording
@@ -120,3 +122,16 @@ def test_a_written_result_says_its_question(recording, tmp_path):
     files, figures = Question(recording, "expert_load", ["n_draws=19"]).write(tmp_path)
     provenance = json.loads(files[-1].read_text())
     assert provenance["command"] == Question(recording, "expert_load", ["n_draws=19"]).command and figures
+
+
+@dataclass(frozen=True)
+class Switched:
+    on: bool = True
+
+
+@pytest.mark.parametrize(("text", "value"), [("false", False), ("False", False), ("true", True)])
+def test_a_setting_that_is_true_or_false_is_read_as_it_says(text, value):
+    module = SimpleNamespace(__name__="analyses.x", Settings=Switched)
+    assert parse_settings(module, [f"on={text}"]).on is value
+    with pytest.raises(AnalysisError, match="x: on is '0'; true or false was expected"):
+        parse_settings(module, ["on=0"])
