@@ -9,8 +9,8 @@ import typer
 from workbench.cli.analyze import run_all
 from workbench.cli.console import console, token_progress
 from workbench.errors import AnalysisError, RecordingError
-from workbench.files.writing import refuse_unwritable
-from workbench.paths import data_folder
+from workbench.files.writing import make_folder, refuse_unwritable
+from workbench.paths import data_folder, data_folder_option
 from workbench.recordings.demo import DEMO_FIELDS, DEMO_MODEL, DEMO_PARENT
 
 
@@ -29,10 +29,12 @@ def demo(
 
     started = time.perf_counter()
     folder = data_folder() / "recordings" / "demo"
-    refuse_unwritable(folder, RecordingError, option="data folder")
     refuse_unwritable(out, AnalysisError)
+    make_folder(folder.parent, RecordingError, option=data_folder_option())
     model, parent = (load(name, device="cpu") for name in (DEMO_MODEL, DEMO_PARENT))
     with token_progress(f"recording {model.name} over demo") as update:
-        recording = record(model, "demo", folder, fields=DEMO_FIELDS, parent=parent, on_progress=update)
+        recording = record(
+            model, "demo", folder, fields=DEMO_FIELDS, parent=parent, on_progress=update, command=("workbench", "demo")
+        )
     run_all(pool.Asked(recording, out), question.names())
     console.print(f"done in {time.perf_counter() - started:.0f} s")
