@@ -3,3 +3,15 @@
 A module here has a question as the first line of its docstring, a paragraph that begins "Not shown:", `NEEDS`,
 `Settings`, `Result`, `run`, `tables` and `figures`. Adding an analysis is adding such a file: nothing lists them.
 """
+
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+
+def __getattr__(name: str) -> ModuleType:
+    """An analysis by its name alone, whatever folder it is in: `from analyses import load_balance`."""
+    for file in Path(__file__).parent.glob(f"*/{name}.py"):
+        if not name.startswith("_") and file.parent.name != "read":
+            return import_module(f"analyses.{file.parent.name}.{name}")
+    raise AttributeError(f"module 'analyses' has no attribute {name!r}")

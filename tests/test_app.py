@@ -48,20 +48,20 @@ def test_a_data_folder_that_cannot_be_made_is_refused(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with pytest.raises(HostError, match=r"--data .*file cannot be made .*; name a folder that can be written"):
+    with pytest.raises(HostError, match=r"file cannot be made: .*file is a file\. Name another --data"):
         app.start(port=port, data=tmp_path / "file")
 
 
 def test_pages_that_are_not_there_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(app, "ROOT", tmp_path)
-    with pytest.raises(HostError, match=r"served\.py is missing: the app runs from a checkout"):
+    monkeypatch.setattr(app, "PAGES", tmp_path)
+    with pytest.raises(HostError, match=r"entry\.py is missing, which came with the workbench; install it again"):
         app.command(8501)
 
 
 def test_the_command_is_there_and_imports_neither_streamlit_nor_torch():
     code = (
         "import sys; sys.argv = ['workbench', 'app', '--help']\n"
-        "from workbench.cli import main\n"
+        "from workbench.cli.main import main\n"
         "try:\n    main()\nfinally:\n    assert not {'torch', 'streamlit'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -77,8 +77,8 @@ def test_no_help_loses_words_to_markup():
 
     every = typer.Typer()
     every.registered_commands += main.app.registered_commands
-    for module in (*main.COMMANDS, "workbench.cli.app", "workbench.cli.analyze"):
-        importlib.import_module(module).register(every)
+    for module in main.COMMANDS:
+        importlib.import_module(f"workbench.cli.{module}").register(every)
     texts = [
         text
         for command in commands(typer.main.get_command(every))

@@ -10,6 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import analyses
 import workbench
 from workbench import extras, version
 from workbench.cli import ending
@@ -100,3 +101,12 @@ def test_the_version_is_the_checkouts_or_the_installed(monkeypatch, tmp_path):
     monkeypatch.setattr(version, "version", lambda name: f"of {name}")
     assert version.workbench_version() == "of moe-workbench"
     version.workbench_version.cache_clear()
+
+
+def test_an_analysis_is_found_by_its_name_alone():
+    from analyses import load_balance
+
+    assert load_balance.__name__ == "analyses.routing.load_balance"
+    for name in ("nothing", "chunks", "_map", "*"):
+        with pytest.raises(AttributeError, match="module 'analyses' has no attribute"):
+            getattr(analyses, name)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,6 @@ from typer.testing import CliRunner
 from analyses.measured import efficiency_waterfall, recording_overhead, throughput
 from tests import tiny
 from workbench.cli import main
-from workbench.cli.profile import option, without
 from workbench.efficiency.measurements import programme
 from workbench.efficiency.measurements.measurement import Measurement
 from workbench.efficiency.measurements.merge import join
@@ -154,7 +154,7 @@ def test_the_programmes_are_as_they_promise():
     assert full.joins == rehearsal.joins == (("pair", ("moe-1", "dense", "moe-2")),)
     assert all(piece.limit_s + programme.GRACE_S <= 480 for piece in full.pieces) and full.total_s <= 1500
     for module in main.COMMANDS:
-        __import__(module, fromlist=["register"]).register(main.app)
+        import_module(f"workbench.cli.{module}").register(main.app)
     command = get_command(main.app).commands["profile"]  # type: ignore[attr-defined]
     for each, other in zip(full.pieces, rehearsal.pieces, strict=True):
         context = command.make_context("profile", [*each.words[1:], "--out", "x"])
@@ -229,12 +229,6 @@ def test_a_programme_that_was_killed_goes_on(tmp_path):
     assert list(Measurement.open(out / "both").models) == ["tiny-moe", "tiny-dense"]
 
 
-def test_words_of_a_command():
-    words = ["profile", "m", "--out", "x", "--limit=3", "--rounds", "9"]
-    assert without(words, "--out", "--limit") == ["profile", "m", "--rounds", "9"]
-    assert option(words, "--limit") == ["3"] and option(words, "--rounds") == ["9"] and option(words, "--seed") == []
-
-
 def test_two_models_one_after_the_other_make_one_measurement(monkeypatch, tmp_path):
     """`profile --sequential`: three pieces, put together, and nothing left beside."""
     ran: list[tuple[str, ...]] = []
@@ -255,9 +249,8 @@ def test_two_models_one_after_the_other_make_one_measurement(monkeypatch, tmp_pa
     out = tmp_path / "m"
     words = ["profile", "tiny-moe", "--against", "tiny-dense", "--out", str(out), "--routing", "uniform,natural",
              "--rounds", "5", "--device", "cpu", "--sequential"]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["workbench", *words])
     for module in main.COMMANDS:
-        __import__(module, fromlist=["register"]).register(main.app)
+        import_module(f"workbench.cli.{module}").register(main.app)
     done = CliRunner().invoke(main.app, words)
     assert done.exit_code == 0, done.output
     common = ("--device", "cpu")
