@@ -11,7 +11,9 @@ from types import ModuleType
 
 def __getattr__(name: str) -> ModuleType:
     """An analysis by its name alone, whatever folder it is in: `from analyses import load_balance`."""
-    for file in Path(__file__).parent.glob(f"*/{name}.py"):
-        if not name.startswith("_") and file.parent.name != "read":
-            return import_module(f"analyses.{file.parent.name}.{name}")
+    here = Path(__file__).parent
+    if name.isidentifier() and not name.startswith("_") and not (here / name).is_dir():
+        for file in here.glob(f"*/{name}.py"):
+            if file.parent.name != "read":
+                return import_module(f"analyses.{file.parent.name}.{name}")
     raise AttributeError(f"module 'analyses' has no attribute {name!r}")
