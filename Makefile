@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: setup browser latex demo app test test-slow check format profile-h200 benchmarks clean
+.PHONY: setup browser latex demo app test test-slow wheel check format profile-h200 benchmarks clean
 
 setup: $(STAMP)
 
@@ -26,6 +26,9 @@ test: setup browser latex
 
 test-slow: setup  ## what counts over thousands of data sets; minutes
 	$(BIN)/python -m pytest -m slow
+
+wheel: setup  ## installs the wheel into empty environments and runs it there; minutes
+	tests/wheel/run.sh $(BIN)/python
 
 # The pages' tests drive Debian's chromium. Without it they are left out, and CI=1 makes that a failure.
 browser:

@@ -47,13 +47,13 @@ def test_a_data_folder_that_cannot_be_made_is_refused(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with pytest.raises(HostError, match=r"--data .*file cannot be made .*; name a folder that can be written"):
+    with pytest.raises(HostError, match=r"file cannot be made: .*file is a file\. Name another --data"):
         app.start(port=port, data=tmp_path / "file")
 
 
 def test_pages_that_are_not_there_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(app, "PAGES", tmp_path)
-    with pytest.raises(HostError, match=r"entry\.py is missing: the app runs from a checkout"):
+    with pytest.raises(HostError, match=r"entry\.py is missing, which came with the workbench; install it again"):
         app.command(8501)
 
 

@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
     ("workbench.errors", "workbench.paths"),
+    ("workbench.extras", "workbench.version"),
     ("workbench.files", "workbench.figures", "workbench.statistics"),
     ("workbench.metrics", "workbench.export"),
     ("workbench.models",),

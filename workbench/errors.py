@@ -52,5 +52,9 @@ class HostError(WorkbenchError):
     """The model host was asked for what it cannot do: an unknown job, or arguments that cannot be meant."""
 
 
+class MissingExtra(WorkbenchError, ImportError):
+    """A package is not installed that comes with an extra of the workbench; the message has the pip command."""
+
+
 class Cancelled(WorkbenchError):
     """A long job was cancelled by its caller; what is on disk is whole and can be resumed."""

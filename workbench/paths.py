@@ -15,8 +15,15 @@ BUNDLED = _HOME / "data"
 """Models, corpora, configs, programmes and reference figures. Read only."""
 PAGES = _HOME / "pages"
 """The scripts of the app."""
+PROJECT = _HOME / "pyproject.toml"
+"""Of the checkout that this runs from; where a wheel was installed there is none."""
 
 
 def data_folder() -> Path:
     """The user's: `WORKBENCH_DATA` where it is set, else `data` in the working directory."""
     return Path(os.environ.get("WORKBENCH_DATA") or "data")
+
+
+def data_folder_option() -> str:
+    """Where the data folder was named, for a sentence that asks for another one."""
+    return "WORKBENCH_DATA" if os.environ.get("WORKBENCH_DATA") else "working directory, or set WORKBENCH_DATA"

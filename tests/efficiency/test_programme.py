@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 from analyses.measured import efficiency_waterfall, recording_overhead, throughput
 from tests import tiny
 from workbench.cli import main
-from workbench.cli.profile import option, without
 from workbench.efficiency.measurements import programme
 from workbench.efficiency.measurements.measurement import Measurement
 from workbench.efficiency.measurements.merge import join
@@ -227,12 +226,6 @@ def test_a_programme_that_was_killed_goes_on(tmp_path):
     assert list(Measurement.open(out / "both").models) == ["tiny-moe", "tiny-dense"]
 
 
-def test_words_of_a_command():
-    words = ["profile", "m", "--out", "x", "--limit=3", "--rounds", "9"]
-    assert without(words, "--out", "--limit") == ["profile", "m", "--rounds", "9"]
-    assert option(words, "--limit") == ["3"] and option(words, "--rounds") == ["9"] and option(words, "--seed") == []
-
-
 def test_two_models_one_after_the_other_make_one_measurement(monkeypatch, tmp_path):
     """`profile --sequential`: three pieces, put together, and nothing left beside."""
     ran: list[tuple[str, ...]] = []
@@ -253,7 +246,6 @@ def test_two_models_one_after_the_other_make_one_measurement(monkeypatch, tmp_pa
     out = tmp_path / "m"
     words = ["profile", "tiny-moe", "--against", "tiny-dense", "--out", str(out), "--routing", "uniform,natural",
              "--rounds", "5", "--device", "cpu", "--sequential"]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["workbench", *words])
     done = CliRunner().invoke(main.command_line(), words)
     assert done.exit_code == 0, done.output
     common = ("--device", "cpu")

@@ -2,7 +2,7 @@
 
 import hashlib
 import platform
-import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -12,8 +12,9 @@ from workbench.capture.batching import Plan
 from workbench.models.loading import Model, config_digest, weights_digest
 from workbench.models.rope_lengths import NO_BORDERS, Borders
 from workbench.recordings.corpus import Corpus
-from workbench.recordings.manifest import json_digest
+from workbench.recordings.manifest import command_text, json_digest
 from workbench.recordings.schema import SCHEMA
+from workbench.version import workbench_version
 
 
 def manifest_of(
@@ -25,6 +26,7 @@ def manifest_of(
     settings: dict[str, Any],
     borders: Borders = NO_BORDERS,
     n_marked: int = 0,
+    command: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The manifest as it stands before the proof; `identity` decides whether a folder holds the same recording.
 
@@ -36,6 +38,7 @@ def manifest_of(
         settings: What else was asked for.
         borders: Lengths that never share a batch.
         n_marked: Texts with marks of their own, to which the tokenizer's were not added.
+        command: What makes the recording again.
     """
     config = model.module.config
     described = {
@@ -93,12 +96,12 @@ def manifest_of(
         if settings.get("generation", {}).get("temperature")
         else None,
         "versions": {
-            "workbench": version("moe-workbench"),
+            "workbench": workbench_version(),
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "transformers", "nnsight", "numpy", "pyarrow")},
         },
         "environment": {
-            "command": " ".join(sys.argv),
+            "command": command_text(command),
             "machine": platform.machine(),
             "threads": torch.get_num_threads(),
         },

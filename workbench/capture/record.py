@@ -5,7 +5,7 @@ where it stopped when it is started again with the same arguments, and ends with
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ def record(
     check: bool = True,
     on_progress: Callable[[Progress], None] | None = None,
     should_cancel: Callable[[], bool] | None = None,
+    command: Sequence[str] = (),
 ) -> Recording:
     """Records a model over a corpus.
 
@@ -92,6 +93,7 @@ def record(
         check: Prove the capture first, and rows that were written while recording; False is noted in the manifest.
         on_progress: Called after every batch.
         should_cancel: Asked before every batch; True ends the run with what is on disk whole.
+        command: What is noted in the manifest as what makes the recording again; words, as a shell would take them.
 
     Returns:
         The closed recording.
@@ -124,7 +126,14 @@ def record(
         _check_parent(model, parent, fields)
     settings = _settings(max_tokens, batch_tokens, shard_tokens, generation, parent)
     manifest = manifest_of(
-        model, corpus, plan, fields=fields, settings=settings, borders=borders, n_marked=encoded.n_marked
+        model,
+        corpus,
+        plan,
+        fields=fields,
+        settings=settings,
+        borders=borders,
+        n_marked=encoded.n_marked,
+        command=command,
     )
     refuse_unwritable(out, RecordingError)
     proved = rows_to_prove(plan, borders) if check else []

@@ -20,8 +20,10 @@ from typing import Annotated, Any
 import typer
 
 from workbench.errors import HostError
+from workbench.extras import require
+from workbench.files.writing import make_folder
 from workbench.jobs.limits import Limits, Rules, rules_to_json
-from workbench.paths import PAGES, data_folder
+from workbench.paths import PAGES, data_folder, data_folder_option
 
 FLAGS = (
     "--server.address=127.0.0.1",
@@ -87,19 +89,16 @@ def start(
     visitor_tokens: Annotated[int, typer.Option(help="with --shared: tokens of one job")] = _LIMITS.tokens_per_job,
 ) -> None:
     """Opens the app at http://localhost:PORT; the first start records the bundled corpus with the bundled model."""
+    require("streamlit", needed_for="the app")
     _refuse_taken(port)
     limits = Limits(visitor_jobs, visitor_rate, visitor_upload, visitor_tokens) if shared else None
     rules = Rules(
         _folders("--models", models), _folders("--corpora", corpora), not shared if hub is None else hub, limits
     )
     more = log_in(shared=shared, proxy_header=proxy_header, secrets=secrets, host_name=host_name)
+    option = "--data" if data is not None else data_folder_option()
     data = data or data_folder()
-    try:
-        data.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HostError(
-            f"--data {data} cannot be made ({error.strerror}); name a folder that can be written."
-        ) from error
+    make_folder(data, HostError, option=option)
     settings = {"WORKBENCH_DATA": str(data.resolve()), "WORKBENCH_RULES": rules_to_json(rules)}
     settings["WORKBENCH_PROXY_HEADER"] = proxy_header or ""
     raise typer.Exit(_serve([*command(port), *more], settings))
@@ -131,7 +130,7 @@ def command(port: int) -> list[str]:
     """
     serve, entry = PAGES / "serve.py", PAGES / "entry.py"
     if not entry.is_file():
-        raise HostError(f"{entry} is missing: the app runs from a checkout, installed with pip install --editable.")
+        raise HostError(f"{entry} is missing, which came with the workbench; install it again.")
     return [sys.executable, str(serve), "run", str(entry), *FLAGS, f"--server.port={port}"]
 
 

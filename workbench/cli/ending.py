@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from workbench.errors import WorkbenchError
+from workbench.extras import missing
 from workbench.files.writing import reason, shortened
 
 FAULT = 70  # EX_SOFTWARE of sysexits.h
@@ -86,12 +87,14 @@ def run(command: Callable[[], object], *, say: Callable[[str], None], stays: str
 
 
 def _is_mendable(error: Exception) -> bool:
-    return isinstance(error, WorkbenchError | OSError | MemoryError)
+    return isinstance(error, WorkbenchError | OSError | MemoryError) or missing(error) is not None
 
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, WorkbenchError):
         return str(error)
+    if (of_an_extra := missing(error, "this command")) is not None:
+        return str(of_an_extra)
     if isinstance(error, OSError):
         where = f"{shortened(os.fspath(error.filename))!s}: " if isinstance(error.filename, str | Path) else ""
         return f"{where}{reason(error)}."

@@ -24,12 +24,14 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Shows what a model is made of, from its config alone; without a name, lists the known models."""
-    from workbench.models import bundled, loading
+    from workbench.models import bundled
 
     if model is None:
         known = {"bundled": bundled.bundled_models(), "published configs": bundled.published_configs()}
         console.print_json(json.dumps(known))
         return
+    from workbench.models import loading
+
     found = loading.inspect(model, revision=revision)
     topology, forecast = found.topology, found.forecast
     if as_json:

@@ -4,8 +4,6 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -14,16 +12,18 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from workbench.cli.words import Remembered, words_without
 from workbench.efficiency.measurements.measurement import Measurement
 from workbench.errors import MeasurementError
 
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    app.command()(profile)
+    app.command(cls=Remembered)(profile)
 
 
 def profile(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="bundled model, local folder, published config, or hub id")],
     out: Annotated[Path, typer.Option(help="folder of the measurement, new or empty")],
     against: Annotated[str | None, typer.Option(help="a model to measure beside it, round by round")] = None,
@@ -87,7 +87,7 @@ def profile(
         seed=seed,
     )
     if against is not None and (sequential or not _both_fit(model, against, device=device, dtype=dtype)):
-        measured = _one_after_the_other(model, against, out, rounds=rounds)
+        measured = _one_after_the_other(context, against, out, rounds=rounds, limit_s=limit)
         _tell(measured, out, as_json=as_json)
         return
     how = {"device": device, "dtype": dtype, "weights": weights, "attention": attention}
@@ -100,7 +100,7 @@ def profile(
         def update(done: int, total: int, words: str) -> None:
             bar.update(task, completed=done, total=total, description=words)
 
-        command = without(sys.argv[1:], "--out", "--limit")
+        command = words_without(context, ("out", "limit"))
         measured = measure(loaded, out, against=other, asked=asked, on_progress=update, command=command)
     _tell(measured, out, as_json=as_json)
 
@@ -129,21 +129,23 @@ def _both_fit(model: str, against: str, *, device: str, dtype: str) -> bool:
     return True
 
 
-def _one_after_the_other(model: str, against: str, out: Path, *, rounds: int) -> Measurement:
+def _one_after_the_other(
+    context: typer.Context, against: str, out: Path, *, rounds: int, limit_s: float
+) -> Measurement:
     """A, B, A as a programme of three pieces beside the folder; what was stopped goes on."""
     from workbench.efficiency.measurements.programme import Piece, Programme, run_programme
 
-    given = without(sys.argv[1:], "--against", "--out", "--rounds", "--limit")
-    given = [word for word in given if word not in ("--sequential", "--json")]
-    limit_s = float(([*option(sys.argv[1:], "--limit"), "0"])[0]) or float("inf")
-    own = without(given, "--routing", "--experts-implementation")
+    of_both = ("against", "out", "rounds", "limit", "sequential", "as_json")
+    first = words_without(context, of_both)
+    other = words_without(
+        context, (*of_both, "routing", "experts_implementation"), changed={"model": against}
+    )  # kernels and forced routing are the first model's
     asked = {
-        "1-first": [*given, "--rounds", str(-(-rounds // 2))],
-        "2-other": [against if word == model else word for word in own] + ["--routing", "natural"],
-        "3-first-again": [*given, "--rounds", str(max(rounds // 2, 1))],
+        "1-first": [*first, "--rounds", str(-(-rounds // 2))],
+        "2-other": [*other, "--routing", "natural", "--rounds", str(rounds)],
+        "3-first-again": [*first, "--rounds", str(max(rounds // 2, 1))],
     }
-    asked["2-other"] += ["--rounds", str(rounds)]
-    pieces = tuple(Piece(name, tuple(each), limit_s) for name, each in asked.items())
+    pieces = tuple(Piece(name, tuple(each), limit_s or float("inf")) for name, each in asked.items())
     joins = (("joined", tuple(asked)),)
     beside = out.with_name(f"{out.name}.pieces")
     run_programme(Programme(out.name, pieces, joins), beside, say=lambda line: print(line, file=sys.stderr))
@@ -153,25 +155,6 @@ def _one_after_the_other(model: str, against: str, out: Path, *, rounds: int) ->
     (beside / "joined").rename(out)
     shutil.rmtree(beside)
     return Measurement.open(out)
-
-
-def option(words: Sequence[str], name: str) -> list[str]:
-    """The values that an option is given, as `--name value` or `--name=value`."""
-    found = [after for word, after in pairwise([*words, ""]) if word == name]
-    return found + [word.partition("=")[2] for word in words if word.startswith(f"{name}=")]
-
-
-def without(words: Sequence[str], *names: str) -> list[str]:
-    """The words of a command without some options and their values."""
-    found, skip = [], False
-    for word in words:
-        if skip:
-            skip = False
-        elif word in names:
-            skip = True
-        elif not word.startswith(tuple(f"{name}=" for name in names)):
-            found.append(word)
-    return found
 
 
 def numbers(text: str, option: str, *, of: type = int) -> tuple:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from workbench.extras import require
+
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
@@ -16,6 +18,7 @@ def programme(
     out: Annotated[Path, typer.Option(help="folder of the measurements; the same again goes on")],
 ) -> None:
     """Measures piece by piece, each in a process of its own and in its time; the same command again goes on."""
+    require("torch", needed_for="a measurement")
     from workbench.efficiency.measurements.programme import read_programme, run_programme
 
     for made in run_programme(read_programme(name), out):

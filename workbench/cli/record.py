@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from workbench.cli.console import console, ranges, status, token_progress
+from workbench.cli.words import Remembered, words_given
 from workbench.errors import RecordingError, TraceError
 from workbench.files.writing import refuse_unwritable
 from workbench.recordings.fields import FIELDS
@@ -13,11 +14,12 @@ from workbench.recordings.fields import FIELDS
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    app.command()(record)
-    app.command(name="import")(import_)
+    app.command(cls=Remembered)(record)
+    app.command(name="import", cls=Remembered)(import_)
 
 
 def record(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="bundled model, local folder, or hub id")],
     corpus: Annotated[str, typer.Option(help="JSONL, Parquet or text file, or a bundled corpus (demo)")],
     out: Annotated[Path, typer.Option(help="folder of the recording")],
@@ -63,6 +65,7 @@ def record(
             parent=dense,
             check=check,
             on_progress=update,
+            command=words_given(context),
         )
     cut = recording.manifest["corpus"]["documents_cut"]
     left_out = recording.manifest["corpus"]["documents_left_out"]
@@ -76,6 +79,7 @@ def record(
 
 
 def import_(
+    context: typer.Context,
     kind: Annotated[str, typer.Argument(metavar="FORMAT", help="sglang, routed-experts, olmoe, numpy or parquet")],
     path: Annotated[Path, typer.Argument(help="the trace: a file, or a folder of files")],
     out: Annotated[Path, typer.Option(help="folder of the recording")],
@@ -122,6 +126,7 @@ def import_(
             phase=phase,
             mask_zero_rows=mask_zero_rows,
             shard_tokens=shard_tokens,
+            command=words_given(context),
         )
     unit = recording.manifest["source"]["unit"]
     lines = [

@@ -29,14 +29,15 @@ from workbench.figures.matplotlib.draw import paper, save
 from workbench.figures.spec import Figure
 from workbench.figures.theme import Width, printable
 from workbench.files.json_file import read_object
+from workbench.version import workbench_version
 
 OURS = ("provenance.json", "reproduce.sh", "paper.tex")
-_PACKAGES = ("moe-workbench", "torch", "transformers", "nnsight", "numpy", "scipy", "pandas", "matplotlib")
+_PACKAGES = ("torch", "transformers", "nnsight", "numpy", "scipy", "pandas", "matplotlib")
 
 
 def software_versions() -> dict[str, str]:
     """The installed versions of what a result depends on, without importing any of it."""
-    found = {}
+    found = {"moe-workbench": workbench_version()}
     for package in _PACKAGES:
         try:
             found[package] = version(package)

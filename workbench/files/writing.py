@@ -1,12 +1,14 @@
 """Whether something can be written at a place, asked before work begins and without writing; and writing whole files.
 
 `refuse_unwritable` foresees what the file system says at once: a file in the way, no permission, a read-only disk, a
-name too long. What only writing shows (a full disk, a limit on files) is said then, by `write_whole`.
+name too long. What only writing shows (a full disk, a limit on files) is said then, by `write_whole`;
+`make_folder` tries it for a folder that is made in any case.
 """
 
 import errno
 import os
 import shutil
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -46,6 +48,26 @@ def refuse_unwritable(path: Path, kind: type[WorkbenchError], *, option: str = "
     if not writable or read_only:
         why = "the disk is read-only" if read_only else "no permission"
         raise kind(f"{shortened(path)} cannot be written: {why} in {shortened(there)}. Name another {option}.")
+
+
+def make_folder(path: Path, kind: type[WorkbenchError], *, option: str) -> None:
+    """Makes a folder, and tries whether a file can be made in it; no file stays.
+
+    Args:
+        path: The folder; it may be there.
+        kind: What is raised.
+        option: Where the folder was named.
+
+    Raises:
+        WorkbenchError: of this kind, with the reason.
+    """
+    refuse_unwritable(path, kind, option=option)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise kind(f"{shortened(path)} cannot be written ({reason(error)}); name another {option}.") from error
 
 
 def reason(error: Exception) -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from workbench.errors import Cancelled, WorkbenchError
+from workbench.extras import missing
 from workbench.jobs.limits import is_hub_id
 from workbench.recordings.corpus import Corpus
 
@@ -49,7 +50,7 @@ class ModelProcess:
         self._sending = threading.Lock()
         with log.open("ab") as noise:
             self._process = subprocess.Popen(
-                [sys.executable, "-X", "faulthandler", "-m", "workbench.jobs.worker"],
+                [sys.executable, "-P", "-X", "faulthandler", "-m", "workbench.jobs.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=noise,
@@ -125,6 +126,9 @@ class Owner:
         except WorkbenchError as error:
             self._send("ended", state="failed", message=str(error))
         except BaseException as error:
+            if (of_an_extra := missing(error, f"a job of the kind {request['kind']}")) is not None:
+                self._send("ended", state="failed", message=str(of_an_extra))
+                return
             self._send(
                 "crashed",
                 error=type(error).__name__,
@@ -142,7 +146,6 @@ class Owner:
         model = self._load(request)
         parent = self._parent(request, model)
         self._send("phase", phase="proving" if request["check"] else "recording")
-        sys.argv = _command(request)  # `record` notes it in the manifest, as what makes the recording again
         recording = record(
             model,
             corpus,
@@ -153,6 +156,7 @@ class Owner:
             check=request["check"],
             on_progress=self._throttled(),
             should_cancel=lambda: self._is_cancelled(request["id"]),
+            command=_command(request),
         )
         # Also true of a recording that was there already, for which nothing ran.
         self._send("progress", done_tokens=recording.n_tokens, total_tokens=recording.n_tokens)
@@ -327,7 +331,8 @@ def main() -> None:
     cancelled: set[str] = set()
     threading.Thread(target=_listen, args=(commands, requests, cancelled), daemon=True).start()
 
-    import workbench.capture.record  # noqa: F401  seconds of importing torch, spent before the first job comes
+    with contextlib.suppress(ModuleNotFoundError):  # the first job says which extra is missing
+        import workbench.capture.record  # noqa: F401  seconds of importing torch, spent before the first job comes
 
     def send(event: str, **facts: Any) -> None:
         events.write(json.dumps({"event": event, **facts}) + "\n")

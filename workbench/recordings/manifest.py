@@ -5,7 +5,8 @@ What comes from `read_manifest` can be used without looking again: every key is 
 
 import hashlib
 import json
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,11 @@ def file_digest(path: Path) -> str:
 def json_digest(value: Any) -> str:
     """SHA-256 of a JSON value, written in one canonical way."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def command_text(words: Sequence[str]) -> str:
+    """The words of a command as one that can be run; what is no text in a path is shown as an escape."""
+    return shlex.join(words).encode("utf-8", "backslashreplace").decode()
 
 
 def recording_digest(manifest: dict[str, Any]) -> str:

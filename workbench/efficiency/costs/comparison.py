@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from workbench.efficiency.costs.claims import published_claims
 from workbench.efficiency.costs.counterparts import KINDS, counterpart
 from workbench.errors import ModelError
+from workbench.extras import extra_named
 from workbench.models.topology import Topology
 
 QUALITY_CONFIGS: Mapping[str, str] = {
@@ -67,7 +68,8 @@ def costed(
     Raises:
         ModelError: an unknown name, or a model that has no counterpart of the kind.
     """
-    from workbench.models.loading import inspect_topology
+    with extra_named("the config of a model"):
+        from workbench.models.loading import inspect_topology
 
     topology = inspect_topology(model)
     if against in KINDS:
@@ -92,7 +94,8 @@ def published_names() -> tuple[str, ...]:
 
 def with_published(subject: Costed) -> Costed:
     """The same with the topologies of the published configs, which the published tables are about."""
-    from workbench.models.loading import inspect_topology
+    with extra_named("the config of a model"):
+        from workbench.models.loading import inspect_topology
 
     found = {name: inspect_topology(name) for name in published_names()}
     return Costed(subject.name, subject.topology, subject.against, subject.other, subject.note, found)

@@ -187,7 +187,7 @@ def _make(piece: Piece, folder: Path, *, limit_s: float) -> Measurement:
     limited = math.isfinite(limit_s)
     words = [*piece.words, "--out", str(folder), *(["--limit", f"{limit_s:.0f}"] if limited else [])]
     with tempfile.TemporaryFile("w+") as said:
-        command = [sys.executable, "-m", "workbench.cli", *words]
+        command = [sys.executable, "-P", "-m", "workbench.cli", *words]
         process = subprocess.Popen(
             command, stdout=said, stderr=said,
             preexec_fn=_end_with_the_parent,  # noqa: PLW1509  this process has one thread

@@ -88,7 +88,8 @@ def _free_port() -> int:
 
 @contextlib.contextmanager
 def _process(folder: str, port: int, threads: int, log: Path) -> Iterator[subprocess.Popen]:
-    command = [sys.executable, "-m", "workbench.efficiency.serving.server_process", folder, "--continuous-batching"]
+    command = [sys.executable, "-P", "-m", "workbench.efficiency.serving.server_process", "serve", folder]
+    command += ["--continuous-batching"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--device", "auto"]
     command += [word for name, value in CACHE.items() for word in (f"--{name}", str(value))]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}

@@ -1,6 +1,6 @@
-"""A `transformers serve` that never outlives who started it: `python -m` this module, and ARGUMENTS.
+"""A `transformers serve` that never outlives who started it: `python -m` this module, and `serve ARGUMENTS`.
 
-Takes the arguments of `transformers serve`. Its standard input is a pipe that the starter holds open: when that ends,
+Takes the words of `transformers`. Its standard input is a pipe that the starter holds open: when that ends,
 because the starter closed it, crashed or was killed, the process ends too.
 """
 
@@ -16,7 +16,6 @@ def _end_with_the_starter() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=_end_with_the_starter, daemon=True).start()
-    from transformers.cli.transformers import main
+    from transformers.cli.transformers import app  # not its `main`, which first asks the network for a newer version
 
-    sys.argv = ["transformers", "serve", *sys.argv[1:]]
-    main()
+    app(prog_name="transformers")

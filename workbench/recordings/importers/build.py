@@ -5,8 +5,7 @@ so (`lacks`), with the digests of its files and what was masked. `check` says th
 """
 
 import platform
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -15,16 +14,18 @@ from typing import Any
 import numpy as np
 
 from workbench.errors import TraceError
+from workbench.extras import extra_named
 from workbench.recordings.importers import arrays, olmoe, parquet, sglang
 from workbench.recordings.importers.labels import join_labels
 from workbench.recordings.importers.layout import Layout, layout_of
 from workbench.recordings.importers.limits import MOST_ROWS
 from workbench.recordings.importers.pieces import Piece, Source, Survey
 from workbench.recordings.importers.trace import Trace
-from workbench.recordings.manifest import file_digest, json_digest
+from workbench.recordings.manifest import command_text, file_digest, json_digest
 from workbench.recordings.recording import Recording
 from workbench.recordings.schema import PHASES, SCHEMA, prefix
 from workbench.recordings.writer import RecordingWriter
+from workbench.version import workbench_version
 
 READERS: dict[str, Callable[[Path], Trace]] = {
     "sglang": sglang.read,
@@ -53,6 +54,7 @@ def import_trace(
     phase: str | None = None,
     mask_zero_rows: bool = False,
     shard_tokens: int = 65_536,
+    command: Sequence[str] = (),
 ) -> Recording:
     """Imports a trace.
 
@@ -74,6 +76,7 @@ def import_trace(
         mask_zero_rows: Whether rows whose ids are 0 in every layer are left out, as those of tokens that a server did
             not route; else they are counted (`source["zero_rows"]` in the manifest).
         shard_tokens: Tokens of one part on disk, at least.
+        command: What is noted in the manifest as what makes the recording again.
 
     Returns:
         The closed recording.
@@ -100,7 +103,7 @@ def import_trace(
     source = Source(path.resolve().name or kind, trace, layout, labels, phase, mask_zero_rows)
     survey = Survey.of(source, shard_tokens=shard_tokens)
     read_tokenizer = _load_tokenizer(tokenizer) if tokenizer else None
-    manifest = _manifest(source, survey, model=model, ids_ranked=ids_ranked, shard_tokens=shard_tokens)
+    manifest = _manifest(source, survey, model=model, ids_ranked=ids_ranked, shard_tokens=shard_tokens, command=command)
     manifest["tokenizer"] = {"class": type(read_tokenizer).__name__ if read_tokenizer else None, "digest": None}
     manifest["identity"] |= {
         "tokenizer": tokenizer,
@@ -118,7 +121,8 @@ def import_trace(
 
 
 def _model_topology(model: str) -> Any:
-    from workbench.models.loading import inspect_topology
+    with extra_named("--model"):
+        from workbench.models.loading import inspect_topology
 
     topology = inspect_topology(model)
     if not topology.routers:
@@ -127,13 +131,20 @@ def _model_topology(model: str) -> Any:
 
 
 def _load_tokenizer(name: str) -> Any:
-    from workbench.models.loading import load_tokenizer
+    with extra_named("--tokenizer"):
+        from workbench.models.loading import load_tokenizer
 
     return load_tokenizer(name)
 
 
 def _manifest(
-    source: Source, survey: Survey, *, model: str | None, ids_ranked: bool, shard_tokens: int
+    source: Source,
+    survey: Survey,
+    *,
+    model: str | None,
+    ids_ranked: bool,
+    shard_tokens: int,
+    command: Sequence[str],
 ) -> dict[str, Any]:
     trace, layout, labels = source.trace, source.layout, source.labels
     files = [{"name": f.name, "bytes": f.stat().st_size, "sha256": file_digest(f)} for f in trace.files]
@@ -188,12 +199,12 @@ def _manifest(
             **trace.notes,
         },
         "versions": {
-            "workbench": version("moe-workbench"),
+            "workbench": workbench_version(),
             "python": platform.python_version(),
             **{package: version(package) for package in ("numpy", "pyarrow")},
         },
         "environment": {
-            "command": " ".join(sys.argv).encode("utf-8", "backslashreplace").decode(),
+            "command": command_text(command),
             "machine": platform.machine(),
         },
     }

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from workbench.errors import TraceError
+from workbench.extras import extra_named
 from workbench.recordings.importers.sglang_tokens import array_of, per_token
 from workbench.recordings.importers.trace import Trace, TracedDocument, first_line, foreign, shown, source_files
 
@@ -44,7 +45,8 @@ def read(path: Path) -> Trace:
 
 
 def _load(file: Path) -> dict[str, Any]:
-    import torch
+    with extra_named("a dump of SGLang"):
+        import torch
 
     with foreign(file, "was it cut short? Dump it again"):
         zipped = zipfile.is_zipfile(file)
