@@ -16,6 +16,7 @@ from analyses.comparison import differences
 from analyses.routing import expert_load, load_balance, token_routing
 from analyses.specialization import domain_load, same_token
 from tests import tiny
+from tests.tiers import often
 from workbench.capture.record import record
 from workbench.errors import AnalysisError
 from workbench.figures.matplotlib.draw import paper
@@ -71,10 +72,7 @@ def test_every_analysis_can_be_asked_of_two(name, few):
     assert all(table["low"].isna().all() for table in found.tables.values())
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name == "expert_load" else pytest.mark.rest) for name in ONE_ASKED],
-)
+@pytest.mark.parametrize("name", often(ONE_ASKED, ["expert_load"]))
 def test_every_difference_has_an_interval_or_the_reason_why_not(name, compared, recording):
     as_promised(name, compared(name), recording)
 
@@ -104,7 +102,7 @@ def as_promised(name: str, found: compare.Comparison, first: Recording) -> None:
         paper(figure, width="column")
 
 
-@pytest.mark.parametrize("module", [expert_load, pytest.param(same_token, marks=pytest.mark.rest)])
+@pytest.mark.parametrize("module", often([expert_load, same_token], [expert_load]))
 def test_a_recording_does_not_differ_from_itself(module, recording):
     for table in compare.compare(module, recording, recording).tables.values():
         assert (table["difference"] == 0).all()

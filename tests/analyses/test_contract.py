@@ -14,6 +14,7 @@ import pytest
 
 from analyses import question
 from tests import tiny
+from tests.tiers import often
 from workbench.capture.record import record
 from workbench.errors import AnalysisError
 from workbench.figures.base import Spec
@@ -209,10 +210,10 @@ ODD = (
 )  # fmt: skip
 
 
-OFTEN = ("one document", "no choice", "one token")  # the extremes; the others lie between them
+EXTREMES = ("one document", "no choice", "one token")  # the others lie between them
 
 
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=() if kind in OFTEN else pytest.mark.rest) for kind in ODD])
+@pytest.mark.parametrize("kind", often(ODD, EXTREMES))
 @pytest.mark.parametrize("name", NAMES)
 def test_odd_recordings_are_answered_or_refused_in_a_sentence(name, kind, odd):
     module = question.get(name)
@@ -271,9 +272,7 @@ def test_what_is_written_is_what_the_tables_say(name, result_of, recording, othe
     assert all(file.stat().st_size for file in files)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "expert_load" else pytest.mark.rest) for name in NAMES]
-)
+@pytest.mark.parametrize("name", often(NAMES, ["expert_load"]))
 def test_every_figure_is_written(name, result_of, recording, other, tmp_path):
     files, figures = question.analyze(recording, name, tmp_path, against=next(iter(seconds(name, other)), None))
     expected = set(question.get(name).figures(result_of(name)))

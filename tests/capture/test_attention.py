@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.families import shrunk, table
+from tests.tiers import often
 from workbench.capture.attention import tiles
 from workbench.capture.attention.calls import Call, watching
 from workbench.capture.attention.heads import weighed_statistics
@@ -16,7 +17,7 @@ from workbench.metrics.attention import STATISTICS, WEIGHED
 
 LENGTHS = (21, 13)
 # The padded batch holds a row that is not padded; on the right is where recordings pad.
-SIDES = ["right", *(pytest.param(side, marks=pytest.mark.rest) for side in ("none", "left"))]
+SIDES = often(("none", "right", "left"), ["right"])
 # Families of the family test whose layers attend, but not by a softmax that transformers dispatches.
 FAMILIES = [name for name in shrunk.declared_families() if name not in table.EXPLAINED]
 NOT_COVERED = {"deepseek_v4": "some layers attend to compressed keys beside the tokens', which are of no one token"}
