@@ -77,6 +77,7 @@ def test_it_is_written_with_its_provenance(name, subject, tmp_path):
     assert f"-m analyses.{name} qwen2-57b-a14b --against qwen1.5-32b --set dtype=float16" in provenance["command"]
 
 
+@pytest.mark.rest
 def test_it_runs_as_a_script(tmp_path):
     call = [sys.executable, "-m", "analyses.costs.roofline", "tiny-moe", "--out", str(tmp_path), "--set", "largest=4"]
     done = subprocess.run(call, capture_output=True, text=True, check=False)

@@ -17,6 +17,7 @@ def written(recording, out, *, n_processes: int) -> dict[str, pool.Done]:
     return {one.name: one for one in done}
 
 
+@pytest.mark.rest
 def test_two_processes_write_what_one_writes(recording, tmp_path):
     one, two = (written(recording, tmp_path / str(n), n_processes=n) for n in (1, 2))
     assert set(one) == set(two) == set(NAMES)
