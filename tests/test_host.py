@@ -470,12 +470,6 @@ def test_the_process_ends_with_the_app(tmp_path, way):
         until(lambda: gone(process_id), "the end of the model's process")
 
 
-@pytest.mark.parametrize("module", ["workbench.jobs.service", "workbench.jobs.worker"])
-def test_importing_it_imports_no_torch(module):
-    code = f"import sys, {module}; sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'nnsight')))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
 # The queue, on a process that follows a script
 
 
