@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: setup browser latex demo app test test-slow wheel check format profile-h200 benchmarks clean
+.PHONY: setup browser latex demo app test test-rest test-all test-slow wheel check format profile-h200 benchmarks clean
 
 setup: $(STAMP)
 
@@ -20,9 +20,18 @@ demo: setup  ## record the bundled corpus with the bundled model and write a rep
 app: setup  ## open the app on http://localhost:8501
 	$(BIN)/workbench app
 
-# A test is of one thread; files are dealt to as many processes as there are cores, four at most.
-test: setup browser latex
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+# A test is of one thread; tests are dealt to as many processes as there are cores, four at most, and one that has
+# nothing left takes half of another's: files stay together, and the longest is not waited for at the end.
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+
+test: setup browser latex  ## units, contracts, each family once, one journey in the browser: before every commit
+	$(PYTEST) -m 'not slow and not rest'
+
+test-rest: setup browser latex  ## the remainder: every combination, simulations, kills, the app page by page
+	$(PYTEST) -m 'rest and not slow'
+
+test-all: setup browser latex  ## both
+	$(PYTEST)
 
 test-slow: setup  ## what counts over thousands of data sets; minutes
 	$(BIN)/python -m pytest -m slow

@@ -30,7 +30,9 @@ MOST_PANELS = 6
 LEVEL = 0.95
 
 # Keys that are experts: rows of equal keys mean something only where experts are the same, or matched.
-_EXPERT_KEYS = {"expert", "other", "a", "b", "next_expert"}
+_EXPERT_KEYS = {"expert", "other", "expert_a", "expert_b", "next_expert"}
+# Of a pair of experts: here `a` and `b` are the recordings, whose values would take the place of the experts.
+_OF_A_PAIR = {"a": "expert_a", "b": "expert_b"}
 # Columns that are about one recording alone: ends of its intervals, ids, an `estimate` that the one here replaces.
 _ONE_ALONE = re.compile(r"(.*_)?(low|high)|top1|predicted|token|estimate")
 _DRAWN = r"permuted|shuffled|swapped|mixed|within_documents"
@@ -108,7 +110,7 @@ def compare(
     first = module.run(both.one, settings)
     settings = _pinned(settings, first)
     asked = _Asked(module, settings, both)
-    mine, theirs = module.tables(first), asked.tables_of_other(both.other)
+    mine, theirs = _tables(module, first), asked.tables_of_other(both.other)
     frames = {table: _Side(mine[table], theirs[table]) for table in mine if table in theirs}
     kept = {table: side for table, side in frames.items() if side.keys and len(side.both)}
     if not kept:
@@ -169,7 +171,7 @@ class _Asked:
         self.said: list[str] = []
 
     def tables_of(self, recording: Recording) -> dict[str, pd.DataFrame]:
-        return self._module.tables(self._module.run(recording, self._settings))
+        return _tables(self._module, self._module.run(recording, self._settings))
 
     def tables_of_other(self, recording: Recording, numbers: np.ndarray | None = None) -> dict[str, pd.DataFrame]:
         """The other's tables; those of experts after matching, where the models are different."""
@@ -206,6 +208,10 @@ class _Asked:
             for name, side in sides.items():
                 left[name].append(np.stack([side.values(mine[name]), side.values(theirs[name])]))
         return {name: np.stack(values) for name, values in left.items()}, ""
+
+
+def _tables(module: ModuleType, result: Any) -> dict[str, pd.DataFrame]:
+    return {name: table.rename(columns=_OF_A_PAIR) for name, table in module.tables(result).items()}
 
 
 def _some(recording: Recording, numbers: np.ndarray | None) -> Recording:

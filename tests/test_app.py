@@ -12,6 +12,7 @@ from rich.text import Text
 
 from tests.hosting import gone, until
 from tests.pages.browser import serving
+from tests.tiers import often
 from workbench.cli import app, main
 from workbench.errors import HostError
 
@@ -88,7 +89,7 @@ def test_no_help_loses_words_to_markup():
 # How it ends
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", often([signal.SIGKILL, signal.SIGTERM, signal.SIGINT], [signal.SIGKILL]))
 def test_however_the_command_ends_its_processes_end_with_it(tmp_path, recording, how):
     shutil.copytree(recording.path, tmp_path / "recordings" / "shared")
     with serving(tmp_path) as running:

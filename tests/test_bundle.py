@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import re
+import shutil
 import stat
 import subprocess
 import zipfile
@@ -51,6 +52,15 @@ def test_what_names_no_file_of_ours_stays_out(tmp_path):
     assert "includegraphics" not in finish(tmp_path)[0].read_text()
 
 
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Two results, to be copied."""
+    folder = tmp_path_factory.mktemp("bundle")
+    for name in ("one", "two"):
+        write(folder / name, f"echo {name}")
+    return folder
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -59,9 +69,8 @@ def test_what_names_no_file_of_ours_stays_out(tmp_path):
         {"sources": [{"model": 5, "digest": 5}]}, {"command": ["echo"]}, {"files": 5}, {"files": [5]}, None, 5,
     ],
 )  # fmt: skip
-def test_what_is_damaged_stays_out(tmp_path, change):
-    write(tmp_path / "one", "echo one")
-    write(tmp_path / "two", "echo two")
+def test_what_is_damaged_stays_out(tmp_path, two, change):
+    shutil.copytree(two, tmp_path, dirs_exist_ok=True)
     file = tmp_path / "one" / "provenance.json"
     stated = {**json.loads(file.read_text()), **change} if isinstance(change, dict) else change
     file.write_text(json.dumps(stated) if change is not None else "[" * 100_000)

@@ -62,6 +62,7 @@ def test_record_verify_list_and_analyze(inputs, tmp_path, monkeypatch, capsys):
     assert f"workbench analyze {out} expert_load" in script
 
 
+@pytest.mark.rest
 def test_what_reproduce_says_makes_the_same_files(inputs, tmp_path):
     out = tmp_path / "r"
     base = [sys.executable, "-m", "workbench.cli"]

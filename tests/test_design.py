@@ -134,7 +134,8 @@ def test_pages_compute_nothing():
 
 LIGHT = [
     "workbench", "workbench.cli.main", "workbench.recordings.importers.build", "workbench.jobs.service",
-    "workbench.efficiency.costs.comparison", "workbench.efficiency.measurements.measurement",
+    "workbench.jobs.worker", "workbench.models.diagram", "workbench.efficiency.costs.comparison",
+    "workbench.efficiency.measurements.measurement",
     *(name for name in MODULES if name.startswith("analyses")),
 ]  # fmt: skip
 

@@ -53,6 +53,7 @@ def test_the_sentences_hold_no_number():
     assert sentences("def _a():\n    f\"{span(x, '.2f')} of 7 {y:.3f}\"\n") == [" of 7 "]
 
 
+@pytest.mark.rest
 def test_the_numbers_are_the_analyses(told, recording):
     from analyses.domains import domain_load
     from analyses.structure import coactivation

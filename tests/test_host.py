@@ -145,6 +145,7 @@ def test_a_corpus_gives_the_recording_that_record_gives(host, data, tmp_path):
     assert again.load_s is None and again.run_s > 0, "it was in memory"
 
 
+@pytest.mark.rest
 def test_a_dense_parent_is_compared(host, data):
     recording = made(
         host,
@@ -244,6 +245,7 @@ def test_faults_of_model_corpus_and_folder_are_told_in_their_own_sentences(host,
 # Cancelling, killing, crashing
 
 
+@pytest.mark.rest
 def test_a_cancelled_recording_goes_on_to_the_same_tables(host, long):
     job_id = record_long(host, "cancelled")
     until(lambda: host.job(job_id).done_tokens > 80_000, "the first part")
@@ -287,6 +289,7 @@ def test_a_killed_process_fails_its_job_and_the_next_one_runs(host, long):
     assert made(host, next_id).digest == long.digest
 
 
+@pytest.mark.rest
 def test_killed_ten_times_and_begun_again_by_another_app_a_recording_ends_whole(data, one_thread, long):
     host = Host(data)
     job_id = record_long(host, "ten-times")
@@ -318,6 +321,7 @@ def test_killed_ten_times_and_begun_again_by_another_app_a_recording_ends_whole(
          "cancelled while the hub was being asked, so its process was ended."),
     ],
 )  # fmt: skip
+@pytest.mark.rest
 def test_what_nothing_can_interrupt_is_said_at_once_and_cancelled_with_its_process(
     data, monkeypatch, ask, phase, message
 ):
@@ -355,6 +359,7 @@ psutil.virtual_memory = virtual_memory
 """
 
 
+@pytest.mark.rest
 def test_an_unexpected_exception_is_a_sentence_and_a_traceback_in_the_log(data, tmp_path, monkeypatch):
     """The fault is planted where the free memory is read, in the model's process alone, while a file is there."""
     (tmp_path / "sitecustomize.py").write_text(FAULT)
@@ -380,6 +385,7 @@ def test_an_unexpected_exception_is_a_sentence_and_a_traceback_in_the_log(data, 
         host.stop()
 
 
+@pytest.mark.rest
 def test_a_second_host_on_the_same_folder_waits_its_turn(host, data, long):
     other = Host(data)
     try:
@@ -413,6 +419,7 @@ def test_a_process_that_does_not_stop_is_ended_after_the_grace(tmp_path, one_thr
     host.stop()
 
 
+@pytest.mark.rest
 def test_unload_releases_the_model_and_the_next_job_loads_it_again(host, data):
     model, small = str(data / "model"), str(data / "small.jsonl")
     made(host, host.record(model=model, corpus=small))
@@ -461,12 +468,6 @@ def test_the_process_ends_with_the_app(tmp_path, way):
             app.stdin.flush()
         app.wait(timeout=PATIENCE_S)
         until(lambda: gone(process_id), "the end of the model's process")
-
-
-@pytest.mark.parametrize("module", ["workbench.jobs.service", "workbench.jobs.worker"])
-def test_importing_it_imports_no_torch(module):
-    code = f"import sys, {module}; sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'nnsight')))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 # The queue, on a process that follows a script

@@ -16,6 +16,7 @@ import pytest
 from analyses.question import Question
 from tests.hostile import CANARY, HOSTILE
 from tests.hosting import ScriptedProcess
+from tests.tiers import often
 from workbench.capture.record import record
 from workbench.errors import WorkbenchError
 from workbench.export.files import Provenance, write_figure, write_result, write_table
@@ -97,8 +98,10 @@ def recording(tmp_path_factory) -> Recording:
     return record(loading.load("tiny-moe"), corpus, folder / "recording", check=False)
 
 
-@pytest.fixture(scope="module", params=["expert_load", "load_balance", "domain_load", "specialization", "expert_card",
-                                        "token_routing", "router_confidence"])  # fmt: skip
+@pytest.fixture(scope="module", params=often(
+    ["expert_load", "load_balance", "domain_load", "specialization", "expert_card", "token_routing",
+     "router_confidence"], ["domain_load", "expert_card", "token_routing"],
+))  # fmt: skip
 def result(request, recording):
     kinds = [kind for kind in HOSTILE if kind != "malformed"]
     document = f"{HOSTILE[kinds[0]][:200]} 0"

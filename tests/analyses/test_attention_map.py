@@ -81,6 +81,7 @@ def test_what_the_recording_knows_to_be_wrong_loads_no_model(recording, monkeypa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.rest
 def test_the_command_writes_figure_table_and_provenance(tmp_path):
     text = Document("one", "english", "us", "one", "The quick brown fox jumps over the lazy dog. The quick brown fox.")
     recording = record(load("tiny-moe"), Corpus("one", (text,)), tmp_path / "r")

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from analyses import catalogue
 from analyses.question import Question
 from analyses.settings import parse_settings
 from tests import tiny
+from tests.tiers import often
 from workbench.capture.record import record
 from workbench.errors import AnalysisError
 from workbench.figures.base import Spec
@@ -44,8 +46,22 @@ def run(name: str, recording: Recording, other: Recording):
 
 
 @pytest.fixture(scope="module")
-def results(recording, other):
-    return {name: run(name, recording, other) for name in NAMES}
+def result_of(recording, other):
+    """Of each analysis by its name: run when a test first wants it, and once."""
+    return cache(lambda name: run(name, recording, other))
+
+
+@pytest.fixture(scope="module")
+def recorded_again(moe, recording, tmp_path_factory) -> Recording:
+    """The same documents in other batches and shards, so in another order on disk."""
+    made = {"fields": recording.fields, "parent": tiny.dense(n_layers=3), "batch_tokens": 64, "shard_tokens": 300}
+    return record(moe, tiny.corpus(), tmp_path_factory.mktemp("again") / "r", **made)
+
+
+@pytest.fixture(scope="module")
+def without(moe, tmp_path_factory) -> Recording:
+    """A recording of nothing but log-probabilities."""
+    return record(moe, tiny.corpus(n_documents=10), tmp_path_factory.mktemp("without") / "r", fields=("logprob",))
 
 
 @pytest.fixture(scope="module")
@@ -76,22 +92,29 @@ def test_it_says_what_it_needs_and_how_it_is_set(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_tables_are_filled_and_figures_are_drawn_from_them(name, results):
-    module, result = catalogue.get(name), results[name]
+def test_tables_are_filled_and_figures_are_specified(name, result_of):
+    module, result = catalogue.get(name), result_of(name)
     tables, figures = module.tables(result), module.figures(result)
     assert tables and figures
     assert all(isinstance(table, pd.DataFrame) and len(table) for table in tables.values())
     for figure in figures.values():
         assert isinstance(figure, Spec)
         screen(figure)
-        for width in ("column", "text"):
-            paper(figure, width=width)
+
+
+@pytest.mark.rest
+@pytest.mark.parametrize("width", ["column", "text"])
+@pytest.mark.parametrize("name", NAMES)
+def test_figures_are_drawn_on_paper(name, width, result_of):
+    """Every kind of figure is, in every run, in tests/figures."""
+    for figure in catalogue.get(name).figures(result_of(name)).values():
+        paper(figure, width=width)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_table_in_bits_says_so_where_it_is_read_alone(name, results):
+def test_a_table_in_bits_says_so_where_it_is_read_alone(name, result_of):
     """Metrics return nats, and a CSV has no caption: a column `unit` names the columns in bits, or a row's measure."""
-    module, result = catalogue.get(name), results[name]
+    module, result = catalogue.get(name), result_of(name)
     tables, figures = module.tables(result), module.figures(result)
     stated = re.split(r"\n\s+(\w+): ", inspect.getdoc(module.Result))
     about = dict(zip(stated[1::2], stated[2::2], strict=True))
@@ -117,21 +140,19 @@ def test_a_table_in_bits_says_so_where_it_is_read_alone(name, results):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_second_run_gives_the_same_tables(name, results, recording, other):
+def test_a_second_run_gives_the_same_tables(name, result_of, recording, other):
     module = catalogue.get(name)
     again = module.tables(run(name, recording, other))
-    for table_name, table in module.tables(results[name]).items():
+    for table_name, table in module.tables(result_of(name)).items():
         pd.testing.assert_frame_equal(table, again[table_name])
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_order_of_documents_does_not_matter(name, moe, tmp_path, recording, other):
+def test_the_order_of_documents_does_not_matter(name, result_of, recorded_again, other):
     """Other batches and shards give other row orders on disk, and the same answers."""
     module = catalogue.get(name)
-    made = {"fields": recording.fields, "parent": tiny.dense(n_layers=3)}
-    again = record(moe, tiny.corpus(), tmp_path / "r", **made, batch_tokens=64, shard_tokens=300)
-    tables = module.tables(run(name, again, other))
-    for table_name, table in module.tables(run(name, recording, other)).items():
+    tables = module.tables(run(name, recorded_again, other))
+    for table_name, table in module.tables(result_of(name)).items():
         keys = [
             column for column in ("layer", "measure", "statistic", "domain", "position", "other") if column in table
         ]
@@ -151,16 +172,15 @@ def test_a_recording_without_routing_is_refused(name, dense_recording):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_field_that_was_not_recorded_is_named(name, moe, tmp_path):
-    without = record(moe, tiny.corpus(n_documents=10), tmp_path / "r", fields=("logprob",))
+def test_a_field_that_was_not_recorded_is_named(name, without):
     first = catalogue.get(name).NEEDS[0]
     with pytest.raises(AnalysisError, match=f"{name}: .* was recorded without {first}.*; .*--fields logprob,{first}"):
         run(name, without, without)
 
 
 @pytest.fixture(scope="module")
-def odd(moe, tmp_path_factory) -> dict[str, Recording]:
-    """Recordings of little text, and of routers that leave no choice or one."""
+def odd(moe, tmp_path_factory):
+    """Recordings of little text, and of routers that leave no choice or one, by kind: made when one is first asked."""
     folder = tmp_path_factory.mktemp("odd")
     texts = tiny.corpus(n_documents=16)
     one_domain = dataclasses.replace(
@@ -178,10 +198,8 @@ def odd(moe, tmp_path_factory) -> dict[str, Recording]:
         "no token twice": (moe, _texts([list(range(10 * i + 1, 10 * i + 11)) for i in range(16)])),
         "two documents of one token": (moe, _texts([[5], [7]])),
     }
-    return {
-        kind: record(model, corpus, folder / kind, fields=FIELDS, parent=tiny.dense(n_layers=3))
-        for kind, (model, corpus) in asked.items()
-    }
+    assert set(asked) == set(ODD)
+    return cache(lambda kind: record(*asked[kind], folder / kind, fields=FIELDS, parent=tiny.dense(n_layers=3)))
 
 
 def _texts(ids: list[list[int]]) -> Corpus:
@@ -194,12 +212,15 @@ ODD = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ODD)
+EXTREMES = ("one document", "no choice", "one token")  # the others lie between them
+
+
+@pytest.mark.parametrize("kind", often(ODD, EXTREMES))
 @pytest.mark.parametrize("name", NAMES)
 def test_odd_recordings_are_answered_or_refused_in_a_sentence(name, kind, odd):
     module = catalogue.get(name)
     try:
-        result = run(name, odd[kind], odd[kind])
+        result = run(name, odd(kind), odd(kind))
         tables, figures = module.tables(result), module.figures(result)
     except AnalysisError as error:
         assert str(error).startswith(f"{name}: ") and str(error).endswith(".")
@@ -242,13 +263,23 @@ def test_the_command_imports_no_torch(recording, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_written_is_what_the_tables_say(name, results, recording, other, tmp_path):
-    files, figures = Question(recording, name, against=next(iter(seconds(name, other)), None)).write(tmp_path)
-    assert set(figures) == set(catalogue.get(name).figures(results[name]))
-    for table_name, table in catalogue.get(name).tables(results[name]).items():
+def test_what_is_written_is_what_the_tables_say(name, result_of, recording, other, tmp_path):
+    tables = catalogue.get(name).tables(result_of(name))
+    against = next(iter(seconds(name, other)), None)
+    files, _ = Question(recording, name, against=against, only=list(tables)).write(tmp_path)
+    for table_name, table in tables.items():
         written = pd.read_csv(tmp_path / name / f"{table_name}.csv", keep_default_na=False, na_values=[""])
         assert list(written.columns) == list(table.columns)
         assert len(written) == len(table)
+    assert all(file.stat().st_size for file in files)
+
+
+@pytest.mark.parametrize("name", often(NAMES, ["expert_load"]))
+def test_every_figure_is_written(name, result_of, recording, other, tmp_path):
+    files, figures = Question(recording, name, against=next(iter(seconds(name, other)), None)).write(tmp_path)
+    expected = set(catalogue.get(name).figures(result_of(name)))
+    assert set(figures) == expected
+    assert {f"{figure}.{kind}" for figure in expected for kind in ("pdf", "svg", "png")} <= {f.name for f in files}
     assert all(file.stat().st_size for file in files)
 
 

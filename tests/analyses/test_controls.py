@@ -166,6 +166,7 @@ def test_two_recordings_have_no_controls(recording, stranger, again):
         compare(domain_load, recording, stranger, settings)
 
 
+@pytest.mark.rest
 def test_controls_on_the_command_line(recording, again, stranger, tmp_path):
     code = "from workbench.cli.main import main; main()"
 

@@ -13,6 +13,7 @@ from analyses import catalogue
 from analyses.measured import _cells, forced_routing, kernel_choice, latency_breakdown, throughput
 from analyses.question import Question
 from tests.efficiency.conftest import measurement, served  # noqa: F401  the fixtures
+from tests.tiers import often
 from workbench.efficiency.measurements.measurement import TABLES, Measurement, write_measurement
 from workbench.efficiency.profiling.profile import profile
 from workbench.efficiency.profiling.settings import Asked
@@ -77,11 +78,18 @@ def test_the_contract(name, asked_of):
     assert tables and figures and all(len(table) for table in tables.values())
     for figure in figures.values():
         screen(figure)
-        for width in ("column", "text"):
-            paper(figure, width=width)
 
 
+@pytest.mark.rest
+@pytest.mark.parametrize("width", ["column", "text"])
 @pytest.mark.parametrize("name", NAMES)
+def test_figures_are_drawn_on_paper(name, width, asked_of):
+    module = catalogue.get(name)
+    for figure in module.figures(module.run(asked_of)).values():
+        paper(figure, width=width)
+
+
+@pytest.mark.parametrize("name", often(NAMES, ["throughput"]))
 def test_they_are_written_with_both_models_in_their_provenance(name, asked_of, tmp_path):
     files, _ = Question(asked_of, name).write(tmp_path)
     assert all(file.stat().st_size for file in files)

@@ -21,6 +21,7 @@ def questions(recording: Recording) -> list[Question]:
     return [Question(recording, name, ["n_draws=19"] if name == "expert_load" else []) for name in NAMES]
 
 
+@pytest.mark.rest
 def test_two_processes_write_what_one_writes(recording, tmp_path):
     one, two = (written(recording, tmp_path / str(n), n_processes=n) for n in (1, 2))
     assert set(one) == set(two) == set(NAMES)

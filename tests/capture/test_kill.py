@@ -117,6 +117,7 @@ def tables(out: Path) -> list[pd.DataFrame]:
     ]
 
 
+@pytest.mark.rest
 def test_a_recording_killed_at_any_moment_resumes_to_the_same_tables(commands, inputs, tmp_path):
     print(f"seed of the moments: {SEED}")
     whole = tmp_path / "whole"

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.tiers import often
 from workbench.capture import routing, runner
 from workbench.capture.batching import make_plan
 from workbench.capture.generate import Generation
@@ -67,7 +68,13 @@ ROLLED = ("ids", "weights", "entropy", "margin", "topk_mass", "logsumexp", "shar
           "shared_share", "shared_projection", "shared_cosine")  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*(f"layer02.{name}" for name in ROLLED), "logprob", "predicted", "token"])
+@pytest.mark.parametrize(
+    "name",
+    often(
+        [*(f"layer02.{name}" for name in ROLLED), "logprob", "predicted", "token"],
+        ["layer02.ids", "layer02.logits", "layer02.contribution", "logprob"],
+    ),
+)
 def test_a_column_rolled_by_one_token_is_caught(moe, tmp_path, monkeypatch, name):
     columns_changed(monkeypatch, lambda tokens, _: tokens.__setitem__(name, np.roll(tokens[name], 1, axis=0)))
     with pytest.raises(
@@ -76,7 +83,7 @@ def test_a_column_rolled_by_one_token_is_caught(moe, tmp_path, monkeypatch, name
         record(moe, tiny.corpus(), tmp_path / "r", **SETTINGS)
 
 
-@pytest.mark.parametrize("name", ["ids", "weights", "entropy", "margin", "shared_gate", "contribution"])
+@pytest.mark.parametrize("name", often(["ids", "weights", "entropy", "margin", "shared_gate", "contribution"], ["ids"]))
 def test_a_rolled_column_of_written_text_is_caught(moe, tmp_path, monkeypatch, name):
     def roll(tokens, _):
         decoded, column = tokens["phase"] == 1, tokens[f"layer00.{name}"]
@@ -273,7 +280,7 @@ def test_attention_is_compared(moe, tmp_path):
 WINDOW = {"batch_tokens": 512, "shard_tokens": 1024}
 
 
-@pytest.mark.parametrize("name", ["entropy", "first", "local32", "distance"])
+@pytest.mark.parametrize("name", often(["entropy", "first", "local32", "distance"], ["entropy"]))
 def test_attention_of_the_token_before_is_caught(moe, tmp_path, monkeypatch, name):
     column = f"layer01.attention.{name}"
     columns_changed(monkeypatch, lambda tokens, _: tokens.__setitem__(column, np.roll(tokens[column], 1, axis=0)))
@@ -281,7 +288,9 @@ def test_attention_of_the_token_before_is_caught(moe, tmp_path, monkeypatch, nam
         record(moe, tiny.corpus(), tmp_path / "r", fields=ATTENTION)
 
 
-@pytest.mark.parametrize("name", ["entropy", "max_logit", "spread", "first.profile", "divergence", "keys90"])
+@pytest.mark.parametrize(
+    "name", often(["entropy", "max_logit", "spread", "first.profile", "divergence", "keys90"], ["first.profile"])
+)
 def test_attention_of_another_document_or_layer_is_caught(moe, tmp_path, monkeypatch, name):
     here, there = f"layer01.attention.{name}", f"layer02.attention.{name}"
     columns_changed(monkeypatch, lambda _, documents: documents.__setitem__(here, documents[there]))

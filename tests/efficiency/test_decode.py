@@ -6,6 +6,7 @@ import torch
 
 from tests import tiny
 from tests.families import shrunk
+from tests.tiers import often
 from workbench.efficiency.instruments.clock import Clock
 from workbench.efficiency.profiling import timed_run
 from workbench.efficiency.profiling.timed_run import Point
@@ -26,7 +27,7 @@ def generated(module, ids_BS: torch.Tensor, tokens: int) -> torch.Tensor:
     return whole[:, ids_BS.shape[1] :]
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", often(["eager", "sdpa"], ["sdpa"]))
 @pytest.mark.parametrize("kind", ["moe", "dense"])
 def test_it_writes_what_generate_writes(kind, attention):
     model = {"moe": tiny.moe, "dense": tiny.dense}[kind]()
@@ -36,7 +37,7 @@ def test_it_writes_what_generate_writes(kind, attention):
     assert torch.equal(done.ids_BN, generated(model.module, ids_BS, 12))
 
 
-@pytest.mark.parametrize("family", ["mixtral", "jamba", "gpt_oss", "deepseek_v3"])
+@pytest.mark.parametrize("family", often(["mixtral", "jamba", "gpt_oss", "deepseek_v3"], ["gpt_oss"]))
 def test_it_does_so_for_other_families(family):
     """Sliding windows, state-space layers, other caches: what the loop knows of a family is nothing."""
     model = shrunk.build(family)

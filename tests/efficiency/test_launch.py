@@ -9,6 +9,7 @@ import torch
 from tests import tiny
 from tests.efficiency.test_decode import prompts
 from tests.families import shrunk
+from tests.tiers import often
 from workbench.efficiency.profiling import launch, timed_run
 from workbench.efficiency.profiling.launch import Compiled, Graph
 from workbench.efficiency.profiling.profile import profile
@@ -16,7 +17,7 @@ from workbench.efficiency.profiling.settings import Asked
 from workbench.errors import MeasurementError
 
 
-@pytest.mark.parametrize("kind", ["moe", "dense"])
+@pytest.mark.parametrize("kind", often(["moe", "dense"], ["moe"]))
 def test_a_traced_step_writes_what_the_plain_one_writes(kind):
     """Traced and not compiled, which is where torch.compile can go wrong by our hand; twice, for a second cache."""
     model = {"moe": tiny.moe, "dense": tiny.dense}[kind]()
@@ -28,6 +29,7 @@ def test_a_traced_step_writes_what_the_plain_one_writes(kind):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, where its compiler is imported
+@pytest.mark.rest
 def test_a_compiled_step_writes_what_the_plain_one_writes():
     model = tiny.dense(n_layers=1)
     ids_BS = prompts()
@@ -105,7 +107,7 @@ def test_a_measurement_falls_back_to_eager_and_says_so(dense, tmp_path):
     assert found.manifest["left_out"] == ["decode graphs: a CUDA graph needs a CUDA GPU, and the model is on cpu"]
 
 
-@pytest.mark.parametrize("chunk", [1, 6, 7, 12, 100])
+@pytest.mark.parametrize("chunk", often([1, 6, 7, 12, 100], [1, 7]))
 @pytest.mark.parametrize("kind", ["moe", "dense"])
 def test_prompts_read_in_pieces_give_what_the_whole_gives(kind, chunk):
     model = {"moe": tiny.moe, "dense": tiny.dense}[kind]()

@@ -246,6 +246,7 @@ def test_what_was_changed_on_disk_is_found(tmp_path, measurement):
         other.verify()
 
 
+@pytest.mark.rest
 def test_the_command_measures_and_analyses_read_it(tmp_path, monkeypatch, capsys):
     tiny.moe().module.save_pretrained(tmp_path / "moe")
     tiny.dense().module.save_pretrained(tmp_path / "dense")
@@ -278,6 +279,7 @@ def test_the_command_says_no(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.rest
 def test_measuring_needs_no_nnsight():
     code = "import sys, workbench.efficiency.profiling.profile; sys.exit('nnsight' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -95,6 +95,7 @@ def test_the_second_go_begins_where_the_first_one_stopped(made, tmp_path, monkey
     assert made == ["moe-1", "killed", "dense", "moe-2"]
 
 
+@pytest.mark.rest
 def test_folders_that_hold_something_else_are_refused(made, tmp_path):
     run_programme(PAIR, tmp_path / "p", say=lambda line: None)
     other = Programme("pair", (replace(PAIR.pieces[0], words=("profile", "moe", "--rounds", "9")),))
@@ -184,6 +185,7 @@ def test_an_unknown_programme_lists_the_known_ones():
         read_programme("h300")
 
 
+@pytest.mark.rest
 def test_a_piece_that_fails_or_does_not_end_is_a_sentence(tmp_path, monkeypatch):
     bad = Programme("p", (Piece("a", ("profile", "no-such-model"), 60),))
     with pytest.raises(
@@ -197,6 +199,7 @@ def test_a_piece_that_fails_or_does_not_end_is_a_sentence(tmp_path, monkeypatch)
     assert not (tmp_path / "q" / "a" / "manifest.json").exists()
 
 
+@pytest.mark.rest
 def test_a_programme_that_was_killed_goes_on(tmp_path):
     """The whole command, in processes of its own: killed in its second piece, and run again."""
     sizes = "--device cpu --threads 1 --batch 1 --prompt-length 4 --output-length 3 --routing natural --no-parts"

@@ -291,6 +291,7 @@ def test_a_server_ends_with_who_started_it():
     assert process.wait(timeout=120) == 0
 
 
+@pytest.mark.rest
 def test_what_cannot_be_served_is_refused_and_what_a_server_said_is_told(tmp_path):
     with (
         pytest.raises(MeasurementError, match="--launch cannot serve 'nothing'.*tiny-dense, tiny-moe"),
@@ -332,6 +333,7 @@ def _servers(pid: int | None = None) -> list[psutil.Process]:
     return [each for each in children if "workbench.efficiency.serving.server_process" in " ".join(each.cmdline())]
 
 
+@pytest.mark.rest
 def test_the_whole_path_with_transformers_serve(tmp_path, monkeypatch, capsys):
     """The real server, both bundled models, one round: small, so that it is run every time."""
     out = tmp_path / "m"

@@ -27,22 +27,28 @@ SMALL: dict[str, Any] = {
     # attention
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 8, "sliding_window": 8,
     "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
-    "index_n_heads": 2, "index_head_dim": 8, "index_topk": 64,
+    "index_n_heads": 2, "index_head_dim": 8, "index_topk": 64, "o_lora_rank": 16, "rel_extent": 32,
+    "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 8,
     # feed-forward blocks and experts
     "intermediate_size": 48, "ffn_hidden_size": 48, "moe_intermediate_size": 16, "expert_ffn_hidden_size": 16,
-    "shared_expert_intermediate_size": 24, "moe_shared_expert_intermediate_size": 24, "shared_intermediate_size": 24,
+    "shared_expert_intermediate_size": 24, "shared_experts_intermediate_size": 24,
+    "moe_shared_expert_intermediate_size": 24, "shared_intermediate_size": 24,
     "num_experts": E, "num_local_experts": E, "n_routed_experts": E, "num_experts_per_tok": K, "top_k_experts": K,
     "moe_topk": K, "moe_top_k": K, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1, "num_dense_layers": 1,
     # state-space and linear attention
+    "linear_num_heads": 4, "linear_head_dim": 8,
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
     "mamba_d_state": 8, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_expand": 2, "mamba_num_heads": 8,
     "mamba_head_dim": 8, "mamba_dt_rank": 4, "ssm_state_size": 8, "n_groups": 2, "use_mamba_kernels": False,
 }  # fmt: skip
 
 _LATENT: dict[str, Any] = {"num_key_value_heads": 4}  # latent attention has as many key/value heads as heads
+_SLIDING = {name: SMALL[name] for name in (
+    "num_attention_heads", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+)} | {"head_dim": 16}  # fmt: skip
 _LAYER_TYPES = ["conv", "full_attention", "conv", "full_attention"]
 VALUES: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("axk1", "axk2", "deepseek_v3", "deepseek_v32", "dots3_note_text"), _LATENT),
+    **dict.fromkeys(("axk1", "axk2", "deepseek_v3", "deepseek_v32"), _LATENT),
     **dict.fromkeys(("glm4_moe_lite", "glm_moe_dsa"), _LATENT),
     "dbrx": {
         "n_layers": LAYERS, "d_model": 32, "n_heads": 4,
@@ -52,6 +58,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "deepseek_v2": {**_LATENT, "topk_method": "greedy"},
     "doge": {"is_moe": True, "num_experts": 16},
     "dots1": {"n_shared_experts": 1},
+    "dots3_note_text": {**_LATENT, "per_layer_config": {layer: {**_SLIDING, **_LATENT} for layer in (2, 3)}},
     "gemma4_text": {"enable_moe_block": True, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0},
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba", "attention"]},
     "jamba": {"attn_layer_offset": 2, "attn_layer_period": 4},

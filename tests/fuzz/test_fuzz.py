@@ -8,9 +8,10 @@ from tests.fuzz.kinds import SHARES
 from tests.fuzz.kinds.planted import PLANTED
 from tests.fuzz.trial import Trial
 from tests.fuzz.worker import Place
+from tests.tiers import often
 
-SHARE = 200
-"""Inputs in CI. `python -m tests.fuzz --inputs 10000` is the whole."""
+FEW, SHARE = 25, 200
+"""Inputs of every run, and of the rest. `python -m tests.fuzz --inputs 10000` is the whole."""
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,7 @@ def test_a_worker_that_hung_or_died_is_followed_by_another(planted):
     assert planted["accepted"].accepted == 1  # the last of them, behind a hang, a death and a want of memory
 
 
+@pytest.mark.rest
 def test_an_input_follows_from_seed_kind_and_number_alone(tmp_path):
     def notes(inputs, folder, *, jobs):
         place = Place(tmp_path / folder, seed=3)
@@ -79,8 +81,9 @@ def test_the_report_counts_inputs_and_distinct_failures_and_says_how_to_run_one_
     assert text.splitlines()[1].split()[:5] == ["planted", "13", "1", "1", "11"]
 
 
-def test_a_share_of_all_inputs_is_taken_or_refused_in_a_sentence(tmp_path):
+@pytest.mark.parametrize(("start", "stop"), often([(0, FEW), (FEW, SHARE)], [(0, FEW)]))
+def test_a_share_of_all_inputs_is_taken_or_refused_in_a_sentence(tmp_path, start, stop):
     names = [name for name, share in SHARES.items() if share]
-    outcomes = pool.run(command.dealt(names, SHARE), Place(tmp_path))
+    outcomes = pool.run(command.dealt(names, SHARE)[start:stop], Place(tmp_path))
     assert not any(outcome.failures for outcome in outcomes), command.report(outcomes, seed=0)
-    assert sum(1 for outcome in outcomes if outcome.accepted) > SHARE / 4  # not all is refused at the door
+    assert sum(1 for outcome in outcomes if outcome.accepted) > (stop - start) / 4  # not all is refused at the door

@@ -50,6 +50,7 @@ def test_a_ratio_has_the_interval_of_the_plain_jackknife():
 
 
 @pytest.mark.parametrize("per_domain", [24, 8])
+@pytest.mark.rest
 def test_the_value_of_a_pair_has_no_bias(per_domain):
     _, bias = pair_of_experts(per_domain, 2000)
     assert abs(bias) < 0.02

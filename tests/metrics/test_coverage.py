@@ -11,8 +11,14 @@ from tests.metrics import coverage
 from tests.metrics.permutations import SCHEMES
 
 SETS = [400, pytest.param(2000, marks=pytest.mark.slow)]
+OFTEN = coverage.AWAY  # a scenario is drawn once for all statistics; the others are of the rest
 CASES = [
-    pytest.param(scenario, promise, id=f"{scenario[0]}-{scenario[1]}-{promise.statistic}")
+    pytest.param(
+        scenario,
+        promise,
+        id=f"{scenario[0]}-{scenario[1]}-{promise.statistic}",
+        marks=() if scenario == OFTEN else pytest.mark.rest,
+    )
     for scenario, promises in coverage.PROMISES.items()
     for promise in promises
 ]

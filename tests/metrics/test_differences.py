@@ -16,6 +16,7 @@ def missed(scenario: str, *, n_sets: int, per_domain: int, least: float, most: f
 
 
 @pytest.mark.parametrize("scenario", ["sharper", "same"])
+@pytest.mark.rest
 def test_intervals_hold_the_difference_in_a_small_simulation(scenario):
     assert not missed(scenario, n_sets=200, per_domain=24, least=0.90, most=1.0)  # slack: 3 sd of a share
 
@@ -27,6 +28,7 @@ def test_intervals_hold_the_difference_as_often_as_they_say(scenario, per_domain
     assert not missed(scenario, n_sets=2000, per_domain=per_domain, least=0.915, most=1.0)
 
 
+@pytest.mark.rest
 def test_what_is_not_good_enough_and_why_it_is_not_used():
     """Without the correction, models whose documents differ unequally; and extremes, with it."""
     plain = pairs.coverage("sharper", n_sets=200, per_domain=8, corrected=False, block=200)

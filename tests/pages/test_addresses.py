@@ -8,6 +8,7 @@ from streamlit.testing.v1 import AppTest
 
 from tests.hostile import HOSTILE
 from tests.pages.test_pages import NAMES, PAGES, app, data, said
+from tests.tiers import often
 
 __all__ = ("app", "data")  # fixtures
 
@@ -100,6 +101,7 @@ def check(seed: int) -> None:
     assert app.title and not app.exception, (seed, page)
 
 
+@pytest.mark.rest
 def test_an_odd_address_is_a_page(app):
     for seed in range(25):
         check(seed)
@@ -111,7 +113,7 @@ def test_many_odd_addresses_are_pages(app):
         check(seed)
 
 
-@pytest.mark.parametrize("key", ["experts", "against", "recording", "name", "settings", "self"])
+@pytest.mark.parametrize("key", often(["experts", "against", "recording", "name", "settings", "self"], ["recording"]))
 def test_a_setting_of_any_name_leaves_the_page_whole(app, key):
     app.query_params["aside"] = f"of=shared&analysis=expert_load&names=load_map&set={key}%3Dsame"
     app.run()

@@ -43,6 +43,7 @@ def letters(text: str) -> str:
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize(("path", "title"), PAGES.items())
+@pytest.mark.rest
 def test_a_page_opens_without_an_error(chrome, app, path, title, dark):
     visitor = Visitor(chrome, app, dark=dark)
     visitor.open(path)
@@ -92,6 +93,7 @@ def test_prompt_to_tokens_to_expert_to_compare_to_the_bundle(visitor, app, tmp_p
     compiled(pdflatex, bundle)
 
 
+@pytest.mark.rest
 def test_an_address_shows_the_same_in_another_browser(chrome, app, visitor):
     visitor.open("/tokens?document=d7&layer=0")
     visitor.page.get_by_text("router entropy", exact=True).first.click()
@@ -118,6 +120,7 @@ def test_an_address_shows_the_same_in_another_browser(chrome, app, visitor):
     other.close()
 
 
+@pytest.mark.rest
 def test_a_click_on_the_map_chooses_the_expert_and_another_browser_sees_the_same(chrome, app, visitor):
     visitor.open("/utilization")
     visitor.click_mark("expert_load-load_map", 5.5 / 8, 0.75)  # the second of two MoE layers, 0 and 2
@@ -131,6 +134,7 @@ def test_a_click_on_the_map_chooses_the_expert_and_another_browser_sees_the_same
     other.close()
 
 
+@pytest.mark.rest
 def test_a_click_on_the_map_of_heads_chooses_the_head(visitor):
     visitor.open("/attention?statistic=first")
     visitor.click_mark("attention_heads-map", 2.5 / 4, 0.5)
@@ -139,6 +143,7 @@ def test_a_click_on_the_map_of_heads_chooses_the_head(visitor):
     assert visitor.save("attention_profile-head", "PDF").startswith(b"%PDF")
 
 
+@pytest.mark.rest
 def test_a_click_on_the_matrix_of_pairs_chooses_the_expert_and_leads_to_its_card(visitor):
     visitor.open("/structure?layer=2")
     visitor.click_mark("coactivation-pair_map", 3.5 / 8, 6.5 / 8)
@@ -161,6 +166,7 @@ def test_a_click_on_the_matrix_of_pairs_chooses_the_expert_and_leads_to_its_card
     assert visitor.save("pinned-expert_card-partners", "SVG").startswith(b"<?xml")
 
 
+@pytest.mark.rest
 def test_a_click_on_the_map_of_domains_chooses_the_expert_and_its_parts_follow(visitor):
     visitor.open("/specialization?layer=0")
     visitor.click_mark("domain_load-domain_map", 2.5 / 8, 0.5)
@@ -174,6 +180,7 @@ def test_a_click_on_the_map_of_domains_chooses_the_expert_and_its_parts_follow(v
     assert visitor.save("contribution-experts-table", "CSV").decode().startswith("layer,expert,contribution")
 
 
+@pytest.mark.rest
 def test_what_is_chosen_on_one_page_holds_on_the_others(visitor):
     visitor.open("/tokens?document=d7&layer=0&token=3")
     for name in ("Load balance", "Utilization", "Models", "Tokens"):
@@ -185,6 +192,7 @@ def test_what_is_chosen_on_one_page_holds_on_the_others(visitor):
     assert visitor.address().startswith("/?model")  # Back leads out of a page, not in circles
 
 
+@pytest.mark.rest
 def test_one_press_of_back_is_one_page_or_one_choice(visitor):
     """Also where a link says some of the choices of the page that it leads to, and where the visitor chose there."""
     visitor.open("/tokens?token=3&layer=0")
@@ -230,12 +238,14 @@ def test_one_press_of_back_is_one_page_or_one_choice(visitor):
         ("/?model=nothing-of-the-kind", "unknown model 'nothing-of-the-kind'"),
     ],
 )
+@pytest.mark.rest
 def test_an_address_that_names_nothing_is_a_sentence(visitor, address, sentence):
     visitor.open(address)
     visitor.page.get_by_test_id("stAlert").first.wait_for(timeout=60_000)
     assert sentence in visitor.heard()
 
 
+@pytest.mark.rest
 def test_a_table_is_saved_with_its_provenance(visitor):
     visitor.open("/load_balance?layer=2")
     table = visitor.save("load_balance-layers-table", "CSV").decode()
@@ -245,6 +255,7 @@ def test_a_table_is_saved_with_its_provenance(visitor):
     assert visitor.page.get_by_test_id("stElementToolbarButton").get_by_label("Download as CSV").count() == 0
 
 
+@pytest.mark.rest
 def test_two_recordings_are_compared_and_the_address_says_which(visitor, app):
     shutil.copytree(app.data / "recordings" / "shared", app.data / "recordings" / "again")
     try:
@@ -264,6 +275,7 @@ def test_two_recordings_are_compared_and_the_address_says_which(visitor, app):
         shutil.rmtree(app.data / "recordings" / "again")
 
 
+@pytest.mark.rest
 def test_an_upload_that_is_no_corpus_names_the_line(visitor, tmp_path):
     file = tmp_path / "broken.jsonl"
     file.write_text('{"text": "fine"}\n{"text": \n')
@@ -277,6 +289,7 @@ def test_an_upload_that_is_no_corpus_names_the_line(visitor, tmp_path):
     assert "line 2: not JSON" in visitor.heard()
 
 
+@pytest.mark.rest
 def test_a_corpus_is_cancelled_and_goes_on(visitor, app):
     visitor.open("/record")
     visitor.page.get_by_text("Corpus", exact=True).click()
@@ -295,6 +308,7 @@ def test_a_corpus_is_cancelled_and_goes_on(visitor, app):
     assert recording.n_documents == len(Corpus.read("demo").documents)
 
 
+@pytest.mark.rest
 def test_ten_visitors_record_at_once_and_each_gets_their_own(chrome, app):
     prompts = [f"Visitor {number} counts {number * 37} boats and {number * 101} bridges." for number in range(10)]
     visitors = [Visitor(chrome, app, width=900, height=700) for _ in prompts]
@@ -314,6 +328,7 @@ def test_ten_visitors_record_at_once_and_each_gets_their_own(chrome, app):
         visitor.close()
 
 
+@pytest.mark.rest
 def test_the_model_is_killed_and_the_app_lives_on(visitor, app):
     visitor.open("/record")
     visitor.page.get_by_text("Corpus", exact=True).click()
@@ -330,6 +345,7 @@ def test_the_model_is_killed_and_the_app_lives_on(visitor, app):
     assert letters(tokens_drawn(visitor)) == "Anditstillanswers."
 
 
+@pytest.mark.rest
 def test_what_the_app_took_with_it_goes_on_after_it_and_is_deleted_when_asked(chrome, tmp_path, recording):
     shutil.copytree(recording.path, tmp_path / "recordings" / "shared")
     arguments = {"model": "tiny-moe", "prompt": "Begun before.", "fields": ["routing", "logprob"], "check": False}
@@ -378,6 +394,7 @@ def test_it_answers_this_machine_only(app, host):
     assert (status == b"101") == (host == "127.0.0.1")
 
 
+@pytest.mark.rest
 def test_a_first_start_records_the_bundled_corpus_and_no_page_is_empty(chrome, tmp_path):
     with serving(tmp_path) as app:
         visitor = Visitor(chrome, app)

@@ -78,6 +78,7 @@ def test_what_no_address_can_say_is_kept_for_the_visit(app):
     assert not app.exception and len(app.subheader) == 1 and "roofline" in app.subheader[0].value
 
 
+@pytest.mark.rest
 def test_the_bundle_is_what_the_command_writes(app, data, tmp_path):
     """Its files are byte by byte those that its own reproduce.sh makes."""
     both = f"{ASIDE}|of=shared&analysis=expert_load&against=second&names=layers"

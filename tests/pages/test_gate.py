@@ -195,6 +195,7 @@ def test_a_session_keeps_one_file_and_a_visitor_uploads_so_much_in_an_hour(share
         assert upload(shared, bob, "f0", 1000)[0] == 204
 
 
+@pytest.mark.rest
 def test_on_ones_own_machine_a_session_keeps_one_file_too(local):
     with visiting(local, None) as me, little_more_memory(local):
         for n in range(29):

@@ -42,6 +42,7 @@ def refuse_scripts(visitor: Visitor) -> None:
     assert "that nobody foresaw" not in visitor.heard(), visitor.address()
 
 
+@pytest.mark.rest
 def test_hostile_text_passes_through_every_page_as_letters(visitor, corpus):
     before = strangers(visitor.app.data)
     record(visitor, MARKUP)

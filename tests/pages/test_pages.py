@@ -20,6 +20,7 @@ from streamlit.testing.v1 import AppTest
 from analyses import catalogue
 from tests.efficiency.conftest import measurement  # noqa: F401  the fixture
 from tests.hostile import HOSTILE
+from tests.tiers import often
 from workbench.errors import RecordingError
 from workbench.jobs.service import Host
 from workbench.recordings.fields import FIELDS
@@ -144,7 +145,7 @@ def test_no_page_writes_markup(file):
     assert not any(way in text for way in ("unsafe_allow", "st.html", "st.components", "components.v1", "unsafe_"))
 
 
-@pytest.mark.parametrize("page", EXPLORING)
+@pytest.mark.parametrize("page", often(EXPLORING, ["utilization"]))
 @pytest.mark.parametrize(
     ("address", "sentence"),
     [
@@ -167,9 +168,12 @@ def test_an_address_that_names_nothing_is_a_sentence(app, page, address, sentenc
 
 # An address cannot hold half a letter.
 ADDRESSED = {kind: text for kind, text in HOSTILE.items() if kind != "malformed"}
+ADDRESSED_OFTEN = ("markup", "traversal")
 
 
-@pytest.mark.parametrize("text", ADDRESSED.values(), ids=ADDRESSED)
+@pytest.mark.parametrize(
+    "text", often(ADDRESSED.values(), [ADDRESSED[kind] for kind in ADDRESSED_OFTEN]), ids=ADDRESSED
+)
 def test_hostile_text_in_the_address_is_a_sentence(app, text):
     """Every class of hostile text in every choice; `test_hostile_browser` sees to what a browser makes of it."""
     app.query_params["recording"] = text

@@ -73,6 +73,7 @@ inspect.getsource = getsource
 """
 
 
+@pytest.mark.rest
 def test_behind_a_proxy_each_is_known_and_limited_and_nobody_comes_past_it(chrome, tmp_path, recording, monkeypatch):
     import shutil
 
@@ -140,6 +141,7 @@ def provider() -> Iterator[str]:
         server.shutdown()
 
 
+@pytest.mark.rest
 def test_streamlits_log_in_leads_to_the_provider(chrome, tmp_path):
     with provider() as url:
         secrets = tmp_path / "secrets.toml"
