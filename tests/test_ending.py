@@ -84,23 +84,24 @@ def test_a_signal_undoes_what_was_begun_and_is_said_in_one_line(signum, status):
 
 WAITS = """
 import sys, time
-from analyses import _batch, _several
+from pathlib import Path
+from analyses import pool
+from analyses.question import Question
+from workbench.export.files import _replacing
 
 def slowly(*_, **__):
-    from pathlib import Path
-    from workbench.export import _replacing
     out = Path(sys.argv[2])
     with _replacing(out / "slow"):
         (out / f"at-{__import__('os').getpid()}").touch()
         time.sleep(600)
 
-_batch.analyze = slowly  # in each process, for each imports this file anew
+Question.write = slowly  # in each process, for each imports this file anew
 if __name__ == "__main__":
-    from workbench import ending
-    from workbench.recording import Recording
-    from pathlib import Path
-    asked = _several.Asked(Recording.open(sys.argv[1]), Path(sys.argv[2]))
-    ending.run(lambda: list(_several.run(asked, ["expert_load", "load_balance"], n_processes=2)),
+    from workbench.cli import ending
+    from workbench.recordings.recording import Recording
+    recording = Recording.open(sys.argv[1])
+    questions = [Question(recording, name) for name in ("expert_load", "load_balance")]
+    ending.run(lambda: list(pool.run(questions, Path(sys.argv[2]), n_processes=2)),
                say=lambda words: print(words, file=sys.stderr))
 """
 

@@ -30,7 +30,7 @@ def begun(tmp_path_factory):
     data = tmp_path_factory.mktemp("data")
     asked = iter(range(1000))
     with pytest.raises(Cancelled):
-        how = {"batch_tokens": 256, "shard_tokens": 512, "check": False}
+        how = {"batch_tokens": 256, "shard_tokens": 512, "check": False, "command": ("workbench", "record", "m", "a b")}
         record(tiny.moe(), tiny.corpus(), data / "recordings" / "begun", should_cancel=lambda: next(asked) > 4, **how)
     return data
 
@@ -153,7 +153,7 @@ def test_another_visitors_request_is_neither_resumed_nor_forgotten(scripted):
 def test_a_recording_of_the_command_line_says_how_it_goes_on(begun):
     (found,) = unfinished(begun)
     assert (found.name, found.title, found.arguments) == ("begun", "tiny-random-moe · random", {})
-    assert 0 < found.parts < found.of_parts and found.command
+    assert 0 < found.parts < found.of_parts and found.command == "workbench record m 'a b'"
     with pytest.raises(HostError, match="no unfinished recording 'begun'"):
         Host(begun).resume("begun")
     with pytest.raises(HostError, match="'begun' is nothing that was asked for here and never began"):

@@ -10,6 +10,7 @@ from workbench.errors import CorpusError, HostError
 from workbench.jobs import limits, queue
 from workbench.jobs.limits import Allowance, Limits, Rules, checked_upload, is_hub_id, rules_from_json, rules_to_json
 from workbench.jobs.service import Host
+from workbench.paths import BUNDLED
 
 LIMITS = Limits(jobs=2, jobs_per_minute=4, upload_bytes_per_hour=100, tokens_per_job=50)
 
@@ -91,7 +92,7 @@ def test_what_lies_below_the_roots_can_be_chosen(places):
     assert rules.local_models(places / "data") == [str(places / "allowed" / "given")]
     assert rules.local_corpora(places / "data") == [str(places / "allowed" / "given.jsonl")]
     assert Rules().local_models(places / "data") == Rules().local_corpora(places / "data") == []
-    assert Rules().local_models(limits.BUNDLED.parent) == []  # the bundled ones have names
+    assert Rules().local_models(BUNDLED) == []  # the bundled ones have names
 
 
 def test_without_the_hub_the_process_is_told_to_stay_offline(tmp_path, monkeypatch):

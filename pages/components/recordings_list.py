@@ -34,7 +34,10 @@ def unfinished() -> None:
                 row.button("Forget", key=f"forget {each.name}", on_click=_forget, args=(each.name,), type="tertiary")
         else:
             with row.popover("How to go on", type="tertiary"):
-                st.code(each.command, language="bash", wrap_lines=True)
+                if each.command:
+                    st.code(each.command, language="bash", wrap_lines=True)
+                else:
+                    st.caption("It was begun from Python: the same call of `wb.record` goes on with it.")
     if len(found) > _UNFINISHED_SHOWN:
         st.caption(f"And {len(found) - _UNFINISHED_SHOWN} more.")
 

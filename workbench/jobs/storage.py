@@ -43,7 +43,7 @@ class Unfinished:
         parts: Parts on disk.
         of_parts: Parts in all; 0 where it never began.
         arguments: Of `Host.record`; empty where the app did not ask for it.
-        command: What makes it go on, where the app did not ask for it.
+        command: What makes it go on, where the app did not ask for it; empty where Python did.
     """
 
     name: str
