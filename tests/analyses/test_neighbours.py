@@ -13,6 +13,7 @@ from analyses.read.controls import Controls
 from analyses.structure import activated, coverage, repetition, segment_consistency
 from tests.analyses.changed import interleaved, numbered, placeless
 from tests.importers import sources
+from tests.tiers import often
 from workbench.errors import AnalysisError
 from workbench.recordings.importers.build import import_trace
 from workbench.recordings.recording import Recording
@@ -34,7 +35,7 @@ def with_a_gap(document_T: np.ndarray, position_T: np.ndarray) -> np.ndarray:
     return np.where(position_T >= 5, position_T + 2, position_T)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", often(NAMES, ["coverage", "repetition", "segment_consistency"]))
 def test_the_order_of_rows_changes_nothing(name, recording, tmp_path):
     module = catalogue.get(name)
     other = [recording] if module.INPUT == "two recordings" else []

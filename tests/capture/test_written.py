@@ -215,7 +215,7 @@ def test_a_batch_that_comes_out_otherwise_the_second_time_is_caught(moe, short_c
         record(moe, short_corpus, tmp_path / "r", **MANY)
 
 
-@pytest.mark.parametrize("after", [7, 45, 80])
+@pytest.mark.parametrize("after", often([7, 45, 80], [45]))
 def test_an_interrupted_run_states_the_same(moe, short_corpus, of_many_batches, tmp_path, after):
     asked = iter([False] * after)
     with pytest.raises(Cancelled):

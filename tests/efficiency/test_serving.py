@@ -312,6 +312,7 @@ def test_what_cannot_be_served_is_refused_and_what_a_server_said_is_told(tmp_pat
     assert not _servers()
 
 
+@pytest.mark.rest
 def test_an_interrupt_ends_the_servers_and_leaves_nothing(tmp_path):
     out = tmp_path / "m"
     process = subprocess.Popen(
@@ -335,7 +336,7 @@ def _servers(pid: int | None = None) -> list[psutil.Process]:
 
 @pytest.mark.rest
 def test_the_whole_path_with_transformers_serve(tmp_path, monkeypatch, capsys):
-    """The real server, both bundled models, one round: small, so that it is run every time."""
+    """The real server, both bundled models, one round."""
     out = tmp_path / "m"
     status, said, wrong = command(
         monkeypatch, capsys, "serve-bench", "--launch", "--out", out, "--prompts", "unique", "--concurrency", "2",
