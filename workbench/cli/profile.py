@@ -5,7 +5,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import psutil
 import typer
@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from workbench.cli.words import Remembered, words_without
-from workbench.efficiency.measurements.measurement import Measurement
 from workbench.errors import MeasurementError
+
+if TYPE_CHECKING:
+    from workbench.efficiency.measurements.measurement import Measurement
 
 
 def register(app: typer.Typer) -> None:
@@ -105,7 +107,7 @@ def profile(
     _tell(measured, out, as_json=as_json)
 
 
-def _tell(measured: Measurement, out: Path, *, as_json: bool) -> None:
+def _tell(measured: "Measurement", out: Path, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(measured.manifest, indent=1))
         return
@@ -131,8 +133,9 @@ def _both_fit(model: str, against: str, *, device: str, dtype: str) -> bool:
 
 def _one_after_the_other(
     context: typer.Context, against: str, out: Path, *, rounds: int, limit_s: float
-) -> Measurement:
+) -> "Measurement":
     """A, B, A as a programme of three pieces beside the folder; what was stopped goes on."""
+    from workbench.efficiency.measurements.measurement import Measurement
     from workbench.efficiency.measurements.programme import Piece, Programme, run_programme
 
     of_both = ("against", "out", "rounds", "limit", "sequential", "as_json")
