@@ -444,7 +444,7 @@ def test_a_line_to_a_closed_process_is_nothing(tmp_path):
 APP = """
 import sys
 from pathlib import Path
-from workbench.host import Host
+from workbench.jobs.service import Host
 host = Host(Path(sys.argv[1]))
 job = host.inspect("tiny-moe")
 while host._worker is None:

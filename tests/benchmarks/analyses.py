@@ -18,9 +18,9 @@ from tests.benchmarks.synthetic import make
 
 MEASURED = """
 import json, resource, sys, time
-from importlib import import_module
-from workbench.recording import Recording
-module = import_module("analyses." + sys.argv[1])
+from analyses import catalogue
+from workbench.recordings.recording import Recording
+module = catalogue.get(sys.argv[1])
 recording = Recording.open(sys.argv[2])
 started = time.perf_counter()
 result = module.run(recording)
