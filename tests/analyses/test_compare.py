@@ -259,14 +259,10 @@ def test_two_are_asked_from_the_command_line(recording, other, tmp_path):
 
 
 @pytest.mark.rest
-def test_a_script_takes_two(recording, other, tmp_path):
-    words = [recording.path, "--against", other.path, "--out", tmp_path, "--experts", "same"]
-    done = subprocess.run(
-        [sys.executable, "-m", "analyses.comparison.differences", *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_an_analysis_of_two_is_asked_from_the_command_line(recording, other, tmp_path):
+    words = ["analyze", recording.path, "differences", "--against", other.path, "--out", tmp_path, "--experts", "same"]
+    command = [sys.executable, "-m", "workbench.cli", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert {"measures.csv", "agreement.csv", "loss.csv", "by_layer.pdf", "loss.pdf"} <= {
         file.name for file in (tmp_path / "differences").iterdir()
