@@ -9,6 +9,7 @@ CHECKOUT=$PWD
 WORK=$(mktemp -d)
 trap 'for each in ${SERVER:-} ${PID:-}; do kill "$each" 2>/dev/null || true; done; rm -rf "$WORK"' EXIT
 unset PYTHONPATH WORKBENCH_DATA
+OWN=$HOME  # where pip may be told which index to ask
 export OMP_NUM_THREADS=1  # the bundled model gains nothing from more
 export HOME="$WORK/home" MPLBACKEND=Agg PIP_DISABLE_PIP_VERSION_CHECK=1 HF_HUB_OFFLINE=1
 EMPTY="$WORK/an empty folder"
@@ -24,7 +25,7 @@ refused() {  # EXTRA, COMMAND…: ends with status 1 and one line that names the
 }
 installed() {  # ENVIRONMENT, EXTRAS: a fresh one; what is compiled is compiled when it is imported
     "$PYTHON" -m venv "$WORK/$1"
-    "$WORK/$1/bin/python" -m pip install --quiet --no-compile --constraint "$CHECKOUT/constraints.txt" "$WHEEL$2" \
+    HOME=$OWN "$WORK/$1/bin/python" -m pip install --quiet --no-compile --constraint "$CHECKOUT/constraints.txt" "$WHEEL$2" \
         >"$WORK/$1.log" 2>&1 || { cat "$WORK/$1.log"; fail "pip install of the wheel$2"; }
 }
 files_of() { (cd "$WORK/$1"/lib/python*/site-packages && find workbench analyses -type f ! -name '*.pyc' | sort); }
