@@ -18,9 +18,11 @@ _PATHS = {
     "os.chmod": 1, "os.chown": 1, "os.utime": 1,
 }  # fmt: skip
 _PROCESSES = ("subprocess.Popen", "os.fork", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "pty.spawn")
+_REMEMBERED = 200
 _LOCAL = ("127.0.0.1", "::1", "localhost", "0.0.0.0", "::", "", None)
 
 _allowed: tuple[str, ...] | None = None
+_earlier: tuple[str, ...] = ()  # of inputs before: a thread of an app that was stopped may end its work there
 _events: list[tuple[str, str]] = []
 _installed = False
 
@@ -36,9 +38,11 @@ def install() -> None:
 @contextlib.contextmanager
 def watch(*folders: Path) -> Iterator[None]:
     """Takes down what is written outside these folders while the block runs."""
-    global _allowed  # noqa: PLW0603
+    global _allowed, _earlier  # noqa: PLW0603
     _events.clear()
-    _allowed = (*(f"{folder.resolve()}" for folder in folders), *ALLOWED)
+    own = tuple(f"{folder.resolve()}" for folder in folders)
+    _allowed = (*own, *_earlier, *ALLOWED)
+    _earlier = (*_earlier[-_REMEMBERED:], *own)
     try:
         yield
     finally:
