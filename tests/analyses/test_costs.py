@@ -86,6 +86,11 @@ def test_the_command_asks_them_of_a_model(tmp_path):
     assert isinstance(ask("nobody").exception, ModelError)
 
 
+def test_the_command_says_that_a_recording_has_no_costs(recording):
+    refused = CliRunner().invoke(command_line(), ["analyze", str(recording.path), "roofline"]).exception
+    assert "roofline: it is asked of costs, not of a recording; run workbench analyze MODEL roofline" in str(refused)
+
+
 def test_the_map_is_the_roofline_and_its_crossings_lie_between(subject, answers):
     found = answers["crossover"].tables["map"]
     row = found[(found["batch"] == 32) & (found["context"] == 1024)].iloc[0]

@@ -63,6 +63,7 @@ def analyze(
     from analyses.question import Question
     from analyses.settings import parse_settings
     from workbench.recordings.recording import Recording
+    from workbench.recordings.schema import MANIFEST
 
     named = list(dict.fromkeys(names or []))
     if not named and not all_:
@@ -88,6 +89,7 @@ def analyze(
             f"--against {untrained}."
         )
     of_costs = bool(named) and all(catalogue.input_of(name) == "costs" for name in named)
+    of_costs = of_costs and not (Path(subject) / MANIFEST).is_file()  # of a recording the question says what it is not
     controls = {"ceiling": ceiling, "untrained": untrained}
     opened, other = _costs_of(subject, against) if of_costs else _recordings(subject, against)
     known = catalogue.names(*_inputs_of(opened))
